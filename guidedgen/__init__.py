@@ -1,0 +1,18 @@
+"""guidedgen: inference-time guidance of diffusion models, one experiment runner for many methods.
+
+Rooms, and who may import whom (held by tests/test_layers.py):
+
+    types, images, noise, cost     what everything else speaks: torch, numpy, pillow
+    process                        noise schedules, grids, formulas, step rules                <- types
+    models                         Stable Diffusion folders, the analytic Gaussian mixture     <- types, process, images, cost, zoo
+    methods                        one paper, one file                                         <- types, process, noise
+    zoo                            reward and metric networks, and where weights are found     <- types, images
+    rewards                        one scorer, one file                                        <- types, images
+    datasets                       a dataset is a sequence of Task                             <- types
+    metrics                        features -> statistics -> distance; per-image scores        <- types, images
+    lab                            the bundled world and its trained weights
+    store, tracker                 a run's folder; its mirror in W&B                           <- types, images
+    evaluate, config, experiment   put it together                                             <- all of these
+
+Importing guidedgen loads none of torch, diffusers and transformers.
+"""

@@ -1,0 +1,257 @@
+"""From a command line to checked config: every mistake is one line, found before anything heavy is imported or loaded.
+
+Hydra composes; this module answers what Hydra leaves open: near misses for keys and options, types and names of every
+constructor's options, targets limited to known packages, and the identity of a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import hashlib
+import importlib
+import inspect
+import json
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from guidedgen.types import BadValue, UsageError
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+TARGETS = ("guidedgen.",)  # whose code a config may call; `allow_targets` adds to it
+# What does not change a sample: where it is stored, how it is shown and judged.
+_NOT_IDENTITY = ("outputs", "study", "run", "tracker", "metrics", "zoo", "reference", "allow_targets")
+
+
+def preflight(arguments: Sequence[str], prepare: Callable[[DictConfig], object]) -> None:
+    """Checks a command line, every alternative of a sweep included; a wrong one ends the process with one line and exit code 2.
+
+    `prepare` builds what is cheap to build from a composed config and raises UsageError where it cannot.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    parser = get_args_parser()
+    parser.error = _refuse  # type: ignore[method-assign]
+    parsed = parser.parse_args(list(arguments))
+    if parsed.help or parsed.hydra_help or parsed.cfg or parsed.info or parsed.shell_completion:
+        return
+    try:
+        check(parsed, prepare)
+    except UsageError as error:
+        _refuse(str(error))
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"guidedgen: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def check(parsed: argparse.Namespace, prepare: Callable[[DictConfig], object]) -> None:
+    """Raises UsageError where a parsed command line is wrong."""
+    from hydra import compose, initialize_config_dir
+
+    folder = str(Path(parsed.config_dir).absolute()) if parsed.config_dir else None
+    search = [f"hydra.searchpath=[file://{folder}]"] if folder else []
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for overrides in _alternatives(parsed.overrides, multirun=parsed.multirun):
+            _check_names(overrides, search, [CONF, *([Path(folder)] if folder else [])])
+            try:
+                config = compose("config", overrides=[*search, *overrides])
+                OmegaConf.resolve(config)
+            except Exception as error:  # Hydra's and OmegaConf's errors have no common base
+                raise UsageError(f"{' '.join(overrides)}: {error}") from error
+            prepare(config)
+
+
+def _alternatives(overrides: Sequence[str], *, multirun: bool) -> Iterator[list[str]]:
+    """The plain command lines to check. A sweep is checked value by value, not in all combinations: they may be thousands."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise UsageError(f"{_first_bad(overrides)}: cannot be read as key=value; a text with spaces or commas needs two layers of "
+                         "quotes, as in 'dataset.prompt=\"a red circle, and a square\"'") from error  # fmt: skip
+    sweeps = [i for i, item in enumerate(parsed) if item.is_sweep_override()]
+    if sweeps and not multirun:
+        raise UsageError(f"{overrides[sweeps[0]]}: several values need -m (a sweep), or quotes if it is one text")
+    choices = {i: list(parsed[i].sweep_string_iterator()) for i in sweeps}
+    first = [f"{item.get_key_element()}={choices[i][0]}" if i in choices else overrides[i] for i, item in enumerate(parsed)]
+    yield first
+    for i, values in choices.items():
+        for value in values[1:]:
+            yield [*first[:i], f"{parsed[i].get_key_element()}={value}", *first[i + 1 :]]
+
+
+def _first_bad(overrides: Sequence[str]) -> str:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    for override in overrides:
+        try:
+            OverridesParser.create().parse_override(override)
+        except HydraException:
+            return override
+    return " ".join(overrides)
+
+
+def _check_names(overrides: Sequence[str], search: Sequence[str], folders: Sequence[Path]) -> None:
+    """Raises UsageError where a key or an option of a group does not exist, naming the nearest that do."""
+    from hydra import compose
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    groups = _groups(folders)
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    chosen = [o for o, item in zip(overrides, parsed, strict=True) if item.key_or_group in groups]
+    for item in parsed:
+        if item.key_or_group in groups and not item.is_delete():
+            options, value = groups[item.key_or_group], str(item.value())
+            if value not in options and item.value() is not None:
+                raise UsageError(f"{item.key_or_group}={value}: no such option{near(value, options)}; choose from {', '.join(options)}")
+    try:
+        keys = set(_keys(compose("config", overrides=[*search, *chosen])))
+    except Exception as error:
+        raise UsageError(f"{' '.join(chosen)}: {error}") from error
+    for item in parsed:
+        key = item.key_or_group
+        if key in groups or key in keys or key.startswith("hydra"):
+            continue
+        raise UsageError(f"{item.input_line}: there is no key {key!r}{near(key, [*keys, *groups])}")
+
+
+def _groups(folders: Sequence[Path]) -> dict[str, list[str]]:
+    """Config groups and their options."""
+    groups: dict[str, set[str]] = {}
+    for folder in folders:
+        for file in folder.rglob("*.yaml"):
+            group = file.parent.relative_to(folder).as_posix()
+            if group != "." and not group.startswith("hydra"):
+                groups.setdefault(group, set()).add(file.stem)
+    return {group: sorted(options) for group, options in groups.items()}
+
+
+def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in config:
+        yield f"{prefix}{key}"
+        child = config._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
+            yield from _keys(child, f"{prefix}{key}.")
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """ "; did you mean X?" where a known word is close, else nothing."""
+    close = difflib.get_close_matches(word, list(known), 1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def identity(config: DictConfig) -> str:
+    """Twelve hex digits that name what is sampled: a hash of the resolved config less storage, display and judgement."""
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    kept = {key: value for key, value in plain.items() if key not in _NOT_IDENTITY}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+# From a config node to an object
+
+
+def build(node: DictConfig, key: str, allow: Sequence[str] = ()) -> Any:
+    """The object a node with `_target_` describes, with every name and type checked first.
+
+    Raises:
+        UsageError: the target is not allowed or does not exist, an option is unknown, missing or of the wrong type or value.
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    check_node(node, key, allow)
+    try:
+        return instantiate(node)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, BadValue):
+            raise UsageError(f"{key}.{cause.name}={cause.value}: {cause.rule}") from error
+        if isinstance(cause, UsageError):
+            raise cause from error
+        raise (cause or error) from error
+
+
+def check_node(node: DictConfig, key: str, allow: Sequence[str] = ()) -> None:
+    """Raises UsageError where `build` would not get as far as calling the targets of the node and of those inside it."""
+    target = target_of(node, key, allow)
+    parameters = inspect.signature(target).parameters
+    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    for name in node:
+        if str(name).startswith("_"):
+            continue
+        if name not in parameters:
+            raise UsageError(f"{key}.{name}: {node['_target_']} has no such option{near(str(name), parameters)}")
+        value = node[name]
+        if isinstance(value, DictConfig) and "_target_" in value:
+            check_node(value, f"{key}.{name}", allow)
+        else:
+            _check_type(value, hints.get(str(name), Any), f"{key}.{name}")
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in node:
+            raise UsageError(f"{key}.{name}: missing; {node['_target_']} needs it")
+
+
+def target_of(node: DictConfig, key: str, allow: Sequence[str] = ()) -> Callable[..., Any]:
+    """The class or function a node names. Raises UsageError where it is not allowed or does not exist."""
+    path = str(node["_target_"])
+    prefixes = (*TARGETS, *allow)
+    if not path.startswith(prefixes):
+        raise UsageError(f"{key}._target_={path}: only {', '.join(prefixes)} may be called; add its package to allow_targets=[...]")
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"{key}._target_={path}: {error}") from error
+    if not callable(found):
+        raise UsageError(f"{key}._target_={path}: not a class or function")
+    return found  # type: ignore[no-any-return]
+
+
+def _check_type(value: Any, hint: Any, key: str) -> None:
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value)
+    if not _fits(value, hint):
+        if typing.get_origin(hint) is typing.Literal:
+            options = [str(option) for option in typing.get_args(hint)]
+            raise UsageError(f"{key}={value}: no such choice{near(str(value), options)}; choose from {', '.join(options)}")
+        raise UsageError(f"{key}={value}: expected {getattr(hint, '__name__', None) or hint}, got {type(value).__name__}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in arguments)
+    if origin is typing.Literal:
+        return value in arguments
+    if hint is type(None):
+        return value is None
+    if hint in (int, float):
+        return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
+    if hint in (str, bool):
+        return isinstance(value, hint)
+    if origin in (list, tuple, Sequence):
+        return isinstance(value, list)
+    return True  # a type that YAML cannot spell: the constructor's business
+
+
+def read(file: Path) -> DictConfig:
+    """A stored config. Raises UsageError where there is none that can be read."""
+    try:
+        config = OmegaConf.load(file)
+    except (OSError, OmegaConfBaseException, ValueError) as error:
+        raise UsageError(f"{file}: not a run's config ({error})") from error
+    assert isinstance(config, DictConfig)
+    return config

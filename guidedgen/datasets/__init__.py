@@ -1,0 +1,1 @@
+"""A dataset is a frozen dataclass with `tasks()`, a sequence of Task."""

@@ -1,0 +1,33 @@
+"""The lab's prompt sets, in the shape of T2I-CompBench's."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from itertools import islice
+
+from guidedgen.datasets.tasks import check_limit, make_tasks
+from guidedgen.lab.captions import CATEGORIES, prompts
+from guidedgen.types import BadValue, Task
+
+MOST = 300  # prompts per category, as in T2I-CompBench; some categories have fewer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lab:
+    """One category of `guidedgen.lab.captions`."""
+
+    category: str = "colour"
+    limit: int | None = 8
+
+    def __post_init__(self) -> None:
+        if self.category not in CATEGORIES:
+            close = difflib.get_close_matches(self.category, CATEGORIES, 1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise BadValue("category", self.category, f"{hint}choose from {', '.join(CATEGORIES)}")
+        check_limit(self.limit)
+
+    def tasks(self) -> Sequence[Task]:
+        most = MOST if self.limit is None else min(self.limit, MOST)
+        return make_tasks(islice(prompts(self.category), most), self.category)

@@ -1,0 +1,35 @@
+"""From prompts to tasks: names that are stable, unique and safe as file names."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+from guidedgen.types import BadValue, Task
+
+
+def make_tasks(prompts: Iterable[str], category: str = "") -> list[Task]:
+    """One task per prompt, surrounding white space aside.
+
+    An id is made of the prompt's first words and a hash of all of it, so it does not change with a limit or another order; a
+    prompt that comes again is another task, counted.
+    """
+    seen: Counter[str] = Counter()
+    tasks = []
+    for prompt in prompts:
+        prompt = prompt.strip()
+        words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].rstrip("-")
+        name = "-".join(part for part in (words, hashlib.sha256(prompt.encode()).hexdigest()[:8]) if part)
+        seen[name] += 1
+        if seen[name] > 1:
+            name += f"-{seen[name]}"
+        tasks.append(Task(id=name, prompt=prompt, category=category))
+    return tasks
+
+
+def check_limit(limit: int | None) -> None:
+    """Raises BadValue unless the limit is None or positive."""
+    if limit is not None and limit < 1:
+        raise BadValue("limit", limit, "must be at least 1, or null for all")

@@ -1,0 +1,164 @@
+"""From the images of a run, and of what it is measured against, to metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from guidedgen import images
+from guidedgen.metrics import summary
+from guidedgen.metrics.sets import SetMetric, extract
+from guidedgen.store import Record, RunFolder
+from guidedgen.types import Reward, Task, UsageError
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Images:
+    """A set of stored images: a run's, with their records, or any folder's."""
+
+    paths: Sequence[Path]
+    records: Sequence[Record] | None = None  # one per path
+
+    @staticmethod
+    def of_run(folder: RunFolder) -> Images:
+        """A run's images, ordered by name so that metrics do not depend on the order they were finished in."""
+        records = sorted(folder.records().values(), key=lambda record: record.name)
+        return Images(paths=[folder.path / record.image for record in records], records=records)
+
+    @staticmethod
+    def of_folder(folder: Path) -> Images:
+        """All images of a folder, not recursively."""
+        return Images(paths=sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def batches(self, size: int, device: str) -> Iterator[Tensor]:
+        """b 3 H W in [0, 1]; a batch ends early where the image size changes."""
+        batch: list[Tensor] = []
+        for path in self.paths:
+            image = images.read(path).to(device)
+            if batch and (len(batch) == size or image.shape != batch[0].shape):
+                yield torch.cat(batch)
+                batch = []
+            batch.append(image)
+        if batch:
+            yield torch.cat(batch)
+
+
+def check_reference(folder: Path) -> None:
+    """Raises UsageError unless the folder holds images, all of them readable."""
+    from PIL import Image, UnidentifiedImageError
+
+    if not folder.is_dir():
+        raise UsageError(f"reference={folder}: no such folder; give base, none, or a folder of images")
+    found = Images.of_folder(folder)
+    if not len(found):
+        raise UsageError(f"reference={folder}: holds no image ({', '.join(_SUFFIXES)})")
+    for path in found.paths:
+        try:
+            with Image.open(path) as picture:
+                picture.verify()
+        except (OSError, SyntaxError, UnidentifiedImageError) as error:
+            raise UsageError(f"reference={folder}: {path.name} is not a readable image ({error})") from error
+
+
+def evaluate(
+    own: Images,
+    reference: Images | None,
+    scorers: Mapping[str, Reward],
+    distances: Mapping[str, SetMetric],
+    *,
+    batch_size: int,
+    device: str,
+    guide: Sequence[str] = (),
+    title: str = "",
+) -> dict[str, Any]:
+    """Everything there is to say of a run's images, and of the reference's beside them.
+
+    `guide` names the networks that guided; a scorer or distance that shares one is marked `shares_guide`.
+    """
+    assert own.records is not None
+    metrics: dict[str, Any] = {"title": title, "samples": len(own), "prompts": len({r.task for r in own.records})}
+    metrics["scores"] = {}
+    for name, scorer in scorers.items():
+        ours = _by_prompt(own, name, scorer, batch_size, device)
+        entry = _score_entry(ours)
+        if reference is not None and reference.records is not None:
+            theirs = _by_prompt(reference, name, scorer, batch_size, device)
+            entry["base"] = _mean(theirs)
+            entry["win_rate"] = _win_rate(ours, theirs)
+        entry["shares_guide"] = bool(set(getattr(scorer, "networks", ())) & set(guide))
+        metrics["scores"][name] = entry
+    if reference is not None and len(reference):
+        metrics["reference_samples"] = len(reference)
+        metrics["distances"] = _distances(own, reference, distances, batch_size, device, guide)
+    metrics["cost"] = _cost(own.records)
+    if reference is not None and reference.records is not None:
+        metrics["base_cost"] = _cost(reference.records)
+    return metrics
+
+
+def _by_prompt(pictures: Images, name: str, scorer: Reward, batch_size: int, device: str) -> dict[str, list[float]]:
+    """Scores by task id, in order of seeds; read from the records where they hold this one, computed from the images otherwise."""
+    assert pictures.records is not None
+    values: list[float] = []
+    if all(name in record.scores for record in pictures.records):
+        values = [np.nan if (value := record.scores[name]) is None else value for record in pictures.records]
+    else:
+        tasks = [Task(id=record.task, prompt=record.prompt, category=record.category) for record in pictures.records]
+        with torch.no_grad():
+            for batch in pictures.batches(batch_size, device):
+                values += scorer(batch, tasks[len(values) : len(values) + len(batch)]).float().tolist()
+    grouped: dict[str, list[tuple[int, float]]] = {}
+    for record, value in zip(pictures.records, values, strict=True):
+        grouped.setdefault(record.task, []).append((record.seed, value))
+    by_prompt = {task: [value for _, value in sorted(pairs)] for task, pairs in grouped.items()}
+    return {task: scores for task, scores in by_prompt.items() if np.isfinite(scores).all()}  # where the scorer applies
+
+
+def _mean(scores: Mapping[str, Sequence[float]]) -> float | None:
+    return summary.expected_reward(scores) if scores else None
+
+
+def _score_entry(scores: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    if not scores:
+        return {"value": None, "prompts": 0}
+    low, high = summary.bootstrap_interval(summary.prompt_means(scores), seed=0)
+    return {"value": summary.expected_reward(scores), "low": low, "high": high, "prompts": len(scores)}
+
+
+def _win_rate(ours: Mapping[str, Sequence[float]], theirs: Mapping[str, Sequence[float]]) -> float | None:
+    both = {task: scores for task, scores in ours.items() if len(theirs.get(task, ())) == len(scores)}
+    return summary.win_rate(both, theirs) if both else None
+
+
+def _distances(
+    own: Images, reference: Images, distances: Mapping[str, SetMetric], batch_size: int, device: str, guide: Sequence[str]
+) -> dict[str, Any]:
+    """Each distance by name; features are extracted once per network."""
+    seen: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    found: dict[str, Any] = {}
+    for distance in distances.values():
+        network = distance.features.name
+        if network not in seen:
+            x, y = (extract(distance.features, pictures.batches(batch_size, device)) for pictures in (own, reference))
+            seen[network] = (x, y)
+        for name, value in distance(*seen[network]).items():
+            found[name] = {"value": value, "features": network, "shares_guide": network in guide}
+    return found
+
+
+def _cost(records: Sequence[Record]) -> dict[str, float]:
+    """Mean cost of a sample, and the highest memory."""
+    names = ("nfe", "nfe_backward", "decodes", "reward_calls", "seconds")
+    means = {name: float(np.mean([getattr(record, name) for record in records])) for name in names}
+    return {**means, "peak_memory_mib": max(record.peak_memory_mib for record in records)}

@@ -1,0 +1,340 @@
+"""One run from config to finished folder: build, sample in batches, judge, show, mirror."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from guidedgen import config, cost, evaluate, images, report
+from guidedgen.metrics.sets import SetMetric
+from guidedgen.models.stable_diffusion import StableDiffusion
+from guidedgen.noise import Noise
+from guidedgen.process.grid import Grid
+from guidedgen.store import Record, RunFolder, check_writable
+from guidedgen.tracker import Tracker
+from guidedgen.types import BadValue, Method, Problem, Reward, Sample, Scheduler, Stopped, Task, UsageError
+
+_COUNTS = ("seed", "samples_per_prompt", "batch_size")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """A checked run: everything is built, and no network is loaded yet."""
+
+    cfg: DictConfig  # resolved, with the device and dtype that `auto` stood for
+    run_id: str
+    folder: RunFolder
+    model: StableDiffusion
+    method: Method
+    reward: Reward | None
+    reward_name: str
+    scheduler: Scheduler
+    grid: Grid
+    samples: Sequence[Sample]
+    scorers: Mapping[str, Reward]  # the reward first, where there is one
+    distances: Mapping[str, SetMetric]
+    tracker: Tracker | None
+    base: Job | None  # the unguided run it is measured against
+    reference: Path | None  # a folder of images it is measured against instead
+
+    @property
+    def name(self) -> str:
+        """The run folder's name."""
+        return self.folder.path.name
+
+
+# From config to Job
+
+
+def prepare(cfg: DictConfig) -> Job:
+    """Builds and checks a run. Raises UsageError for whatever is wrong with it; loads no network."""
+    cfg = _settled(cfg)
+    check_writable(Path(cfg.outputs) / cfg.study, "outputs")
+    return _prepare(cfg)
+
+
+def _settled(cfg: DictConfig) -> DictConfig:
+    """A resolved copy in which device and dtype are real ones and the plain numbers are checked."""
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))
+    for key in _COUNTS:
+        if not isinstance(cfg[key], int) or isinstance(cfg[key], bool):
+            raise UsageError(f"{key}={cfg[key]}: expected a whole number")
+        if cfg[key] < (0 if key == "seed" else 1):
+            raise UsageError(f"{key}={cfg[key]}: must be at least {0 if key == 'seed' else 1}")
+    for key in ("fresh", "profile"):
+        if not isinstance(cfg.run[key], bool):
+            raise UsageError(f"run.{key}={cfg.run[key]}: expected true or false")
+    if not str(cfg.study) or "/" in str(cfg.study) or str(cfg.study).startswith("."):
+        raise UsageError(f"study={cfg.study}: expected a plain folder name")
+    cfg.device = _device(str(cfg.device))
+    if cfg.dtype == "auto":
+        cfg.dtype = "float32" if cfg.device == "cpu" else "float16"
+    try:
+        OmegaConf.resolve(cfg)
+        missing = sorted(OmegaConf.missing_keys(cfg))
+    except Exception as error:  # OmegaConf's many errors
+        raise UsageError(str(error)) from error
+    if missing:
+        raise UsageError(f"{missing[0]}: missing; give it as {missing[0]}=...")
+    return cfg
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        have = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise UsageError(f"device={name}: not on this machine; choose from auto, {', '.join(have)}") from error
+    return str(device)
+
+
+def _prepare(cfg: DictConfig) -> Job:
+    allow = tuple(cfg.allow_targets)
+    method = config.build(cfg.method, "method", allow)
+    scheduler = config.build(cfg.scheduler, "scheduler", allow)
+    _check_combination(cfg, method, scheduler, allow)
+    tasks = _tasks(cfg, allow)
+    model = config.build(cfg.model, "model", allow)
+    try:
+        grid = scheduler.grid(model.schedule)
+    except BadValue as error:
+        raise UsageError(f"scheduler.{error.name}={error.value}: {error.rule}") from error
+    model.check(tasks)
+    reward = config.build(cfg.reward, "reward", allow) if cfg.reward else None
+    reward_name = _module(cfg.reward) if cfg.reward else "none"
+    scorers = {reward_name: reward} if reward is not None else {}
+    scorers |= {str(name): config.build(node, f"metrics.scorers.{name}", allow) for name, node in cfg.metrics.scorers.items()}
+    distances = {str(name): config.build(node, f"metrics.distances.{name}", allow) for name, node in cfg.metrics.distances.items()}
+    tracker = config.build(cfg.tracker, "tracker", allow) if cfg.tracker else None
+
+    identity = _identity(cfg, guided=method.guided)
+    guided_by = reward_name if method.guided else "none"
+    name = "-".join([_module(cfg.method), guided_by, _module(cfg.dataset), cfg.model.name, identity])
+    is_base = not method.guided and _module(cfg.method) == "base"
+    base, reference = None, None
+    if cfg.reference == "base":
+        base = None if is_base else _prepare(_unguided(cfg))
+    elif cfg.reference != "none":
+        reference = Path(cfg.reference)
+        evaluate.check_reference(reference)
+    return Job(
+        cfg=cfg, run_id=identity, folder=RunFolder(Path(cfg.outputs) / cfg.study / name), model=model, method=method, reward=reward,
+        reward_name=reward_name, scheduler=scheduler, grid=grid, scorers=scorers, distances=distances, tracker=tracker, base=base,
+        reference=reference,
+        samples=[Sample(task=task, seed=cfg.seed + i) for task in tasks for i in range(cfg.samples_per_prompt)],
+    )  # fmt: skip
+
+
+def _module(node: DictConfig) -> str:
+    """The file a target lives in: one method, reward or dataset, one file."""
+    return str(node["_target_"]).split(".")[-2]
+
+
+def _tasks(cfg: DictConfig, allow: Sequence[str]) -> Sequence[Task]:
+    try:
+        return config.build(cfg.dataset, "dataset", allow).tasks()  # type: ignore[no-any-return]
+    except BadValue as error:
+        raise UsageError(f"dataset.{error.name}={error.value}: {error.rule}") from error
+
+
+def _check_combination(cfg: DictConfig, method: Any, scheduler: Scheduler, allow: Sequence[str]) -> None:
+    name = _module(cfg.method)
+    if method.guided and not cfg.reward:
+        raise UsageError(f"method={name} needs a reward: reward=aesthetic, clip_text or compressibility")
+    if method.differentiates and not config.target_of(cfg.reward, "reward", allow).differentiable:  # type: ignore[attr-defined]
+        raise UsageError(f"reward={_module(cfg.reward)} has no gradient and method={name} needs one; try method=code or another reward")
+    if method.needs_noise and not scheduler.stochastic:
+        raise UsageError(f"method={name} needs a stochastic scheduler: scheduler=ddpm, or scheduler=ddim scheduler.eta=1")
+
+
+def _identity(cfg: DictConfig, *, guided: bool) -> str:
+    """What is sampled; an unguided method samples the same whatever the reward it is then judged by."""
+    kept = cfg.copy()
+    if not guided:
+        kept.reward = None
+    return config.identity(kept)
+
+
+def _unguided(cfg: DictConfig) -> DictConfig:
+    base = cfg.copy()
+    base.method = OmegaConf.create({"_target_": "guidedgen.methods.base.Base"})
+    base.tracker = None
+    return base
+
+
+# Running it
+
+
+def main(cfg: DictConfig) -> None:
+    """Runs one config to its end. Leaves by SystemExit with 2 for a wrong config, 75 after a signal, 130 after Ctrl-C."""
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, _stop)
+    try:
+        run(prepare(cfg))
+    except UsageError as error:
+        print(f"guidedgen: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Stopped as stopped:
+        print(f"guidedgen: stopped by {stopped}; the same command goes on from here", file=sys.stderr)
+        sys.exit(75)
+    except KeyboardInterrupt:
+        print("guidedgen: interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def _stop(number: int, frame: object) -> None:
+    raise Stopped(signal.Signals(number).name)
+
+
+def run(job: Job) -> Mapping[str, Any]:
+    """Samples what is missing, judges, shows and mirrors; returns the metrics. A finished run only shows."""
+    started = time.perf_counter()
+    if job.folder.done and not job.cfg.run.fresh:
+        print(f"{job.folder.path}: already done (run.fresh=true starts anew)")
+        metrics = job.folder.read_json("metrics.json")
+        report.show(metrics)
+        return metrics
+    if job.base is not None and not job.base.folder.done:
+        _sample_all(job.base, "base")
+        job.base.folder.finish()
+    _sample_all(job, _module(job.cfg.method), fresh=job.cfg.run.fresh)
+    metrics = _judge(job)
+    job.folder.write_json("metrics.json", metrics)
+    if job.tracker is not None:
+        plain = OmegaConf.to_container(job.cfg, resolve=True)
+        assert isinstance(plain, dict)
+        job.tracker.log(
+            folder=job.folder.path, run_id=job.run_id, name=job.name, config={str(key): value for key, value in plain.items()},
+            records=list(job.folder.records().values()), metrics=metrics,
+        )  # fmt: skip
+    job.folder.finish()
+    report.show(metrics)
+    if job.cfg.run.profile:
+        report.show_profile(job.model.ledger, time.perf_counter() - started)
+    print(f"{job.folder.path}: {len(job.samples)} samples in {time.perf_counter() - started:.1f} s; grid: {job.folder.path}/images/grid.png")
+    return metrics
+
+
+def _judge(job: Job) -> dict[str, Any]:
+    """The metrics of a sampled job, its grid written on the way."""
+    own = evaluate.Images.of_run(job.folder)
+    reference = None
+    if job.base is not None:
+        reference = evaluate.Images.of_run(job.base.folder)
+    elif job.reference is not None:
+        reference = evaluate.Images.of_folder(job.reference)
+    guide = getattr(job.reward, "networks", ()) if job.method.guided else ()
+    metrics = evaluate.evaluate(
+        own, reference, job.scorers, job.distances, batch_size=job.cfg.batch_size, device=job.cfg.device, guide=guide,
+        title=job.name,
+    )  # fmt: skip
+    report.write_grid(job.folder.path / "images" / "grid.png", own, reference, next(iter(job.scorers), None))
+    return metrics
+
+
+def _sample_all(job: Job, label: str, *, fresh: bool = False) -> None:
+    """Samples every batch that is not finished. Batches are cut from the full list, so that a resumed run computes the same."""
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    job.folder.open(OmegaConf.to_yaml(job.cfg), _environment(job), fresh=fresh)
+    finished = job.folder.records().keys()
+    size = job.cfg.batch_size
+    batches = [job.samples[i : i + size] for i in range(0, len(job.samples), size)]
+    todo = [batch for batch in batches if any(sample.name not in finished for sample in batch)]
+    with report.progress(label, total=len(todo) * (len(job.grid) - 1)) as advance:
+        for batch in todo:
+            for sample, image, record, trace in _sample(job, batch, advance):
+                if sample.name not in finished:
+                    job.folder.save(sample, images.png(image), record, trace)
+
+
+def _sample(
+    job: Job, batch: Sequence[Sample], advance: Callable[[], None]
+) -> Iterator[tuple[Sample, Tensor, Record, list[dict[str, Any]]]]:
+    """Images (3 H W), records and traces of one batch."""
+    traces: list[list[dict[str, Any]]] = [[] for _ in batch]
+
+    def observe(event: str, step: int, values: Mapping[str, Any]) -> None:
+        if event == "step":
+            advance()
+            return
+        for i, trace in enumerate(traces):  # values are per sample along their first axis
+            trace.append({"event": event, "step": step, **{name: value[i].tolist() for name, value in values.items()}})
+
+    ledger = job.model.ledger
+    before, started = ledger.counts(), time.perf_counter()
+    if torch.device(job.cfg.device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    with torch.no_grad():  # methods that need gradients switch them on
+        x_0 = job.method(problem(job, batch), observe)
+        pictures = torch.cat([job.model.decode(rows) for rows in x_0.split(job.cfg.batch_size)])
+        pictures = images.to_bytes(pictures).float() / 255  # what is judged is what is stored
+    spent = {name: (value - before[name]) // len(batch) for name, value in ledger.counts().items()}
+    seconds = (time.perf_counter() - started) / len(batch)
+    scores = _scores(job, pictures, [sample.task for sample in batch])
+    for i, sample in enumerate(batch):
+        record = Record(
+            task=sample.task.id, prompt=sample.task.prompt, category=sample.task.category, seed=sample.seed,
+            image=f"images/{sample.name}.png", scores={name: values[i] for name, values in scores.items()},
+            seconds=round(seconds, 4), peak_memory_mib=round(cost.peak_memory_mib(job.cfg.device), 1), **spent,
+        )  # fmt: skip
+        yield sample, pictures[i], record, traces[i]
+
+
+def _scores(job: Job, pictures: Tensor, tasks: Sequence[Task]) -> dict[str, list[float]]:
+    with torch.no_grad(), job.model.ledger.timed("judge"):
+        return {name: scorer(pictures, tasks).float().tolist() for name, scorer in job.scorers.items()}
+
+
+def problem(job: Job, batch: Sequence[Sample]) -> Problem:
+    """What the method is given for a batch of samples."""
+    tasks = [sample.task for sample in batch]
+    keys = [f"{sample.seed}/{sample.task.id}" for sample in batch]
+
+    def score(x_0: Tensor) -> Tensor:
+        assert job.reward is not None
+        rows, n = x_0.flatten(0, 1), x_0.shape[1]
+        owners, size = [task for task in tasks for _ in range(n)], job.cfg.batch_size
+        values = []
+        for i in range(0, len(rows), size):
+            pictures = job.model.decode(rows[i : i + size])
+            with job.model.ledger.timed("reward"):
+                values.append(job.reward(pictures, owners[i : i + size]))
+            job.model.ledger.reward_calls += len(pictures)
+        return torch.cat(values).unflatten(0, x_0.shape[:2])
+
+    return Problem(
+        tasks=tasks, denoise=job.model.denoiser(tasks), scheduler=job.scheduler, grid=job.grid, latent_shape=job.model.latent_shape,
+        noise=Noise(keys, device=job.cfg.device), score=score,
+    )  # fmt: skip
+
+
+def _environment(job: Job) -> dict[str, Any]:
+    """What else numbers may depend on."""
+    packages = ("torch", "diffusers", "transformers", "open_clip_torch", "numpy", "pillow")
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=config.CONF, capture_output=True, text=True, check=False).stdout.strip()
+    device = torch.device(job.cfg.device)
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "commit": commit or None,
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+    }

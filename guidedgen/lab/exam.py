@@ -1,0 +1,409 @@
+"""Measures what is shipped: every figure of the model card on scenes and prompts that no training has seen, beside its bar.
+
+A figure's key is `PART/WHAT`; shares are in [0, 1], `psnr` in dB, `position` in px. The generator is examined as a user would
+run it, by diffusers' own pipeline, and judged by the scene classifier; its pictures go to a folder, to be looked at.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor, nn
+
+from guidedgen.images import to_pil
+from guidedgen.lab import captions, networks, taste
+from guidedgen.lab.captions import Description, Thing
+from guidedgen.lab.judge import Verdict, judge, verdict
+from guidedgen.lab.networks import WEIGHTS, AestheticHead, SceneClassifier
+from guidedgen.lab.render import render
+from guidedgen.lab.training import LATENT_SCALE, Part, Settings, generator_for
+from guidedgen.lab.world import SHAPES, Scenes, draw_scenes
+
+if TYPE_CHECKING:
+    import open_clip
+    from diffusers import AutoencoderKL, StableDiffusionPipeline
+    from tokenizers import Tokenizer
+
+# Figure -> the range it has to lie in. What has no bar is reported for information.
+BARS: dict[str, tuple[float, float]] = {
+    "vae/psnr": (30, math.inf),
+    "classifier/one object": (0.99, 1),
+    "classifier/two objects": (0.97, 1),
+    "classifier/texture": (0.95, 1),
+    "classifier/background": (0.99, 1),
+    "classifier/position": (0, 1),
+    **{
+        f"clip-{name}/{what}": (low, 1.0)
+        for name in networks.CLIPS
+        for what, low in {"retrieval": 0.85, "shape": 0.85, "swap": 0.75}.items()
+    },
+    "generator/single": (0.98, 1),
+    "generator/colour": (0.85, 1),
+    # What guidance is shown on must be neither hopeless nor solved already.
+    **{f"generator/{family}": (0.10, 0.75) for family in ("texture", "spatial", "three", "background", "unseen")},
+}
+
+# Part -> the shipped files it is examined from.
+PARTS = {
+    "vae": ("generator/vae/diffusion_pytorch_model.safetensors",),
+    "classifier": ("classifier.safetensors",),
+    "clip-guide": ("clip-guide.safetensors",),
+    "clip-judge": ("clip-judge.safetensors",),
+    "aesthetic": ("aesthetic.safetensors", "clip-guide.safetensors"),
+    "generator": ("generator/model_index.json", "classifier.safetensors"),
+}
+
+# Family of prompts -> number of pictures. There are 56 single objects, so each is drawn twice.
+NUMBERS = {
+    "single": 112, "colour": 128, "texture": 96, "spatial": 96, "three": 96, "background": 96, "unseen": 96,
+    "complex": 64, "shape": 64, "fine": 16,
+}  # fmt: skip
+
+
+def main(
+    device: str = "cpu",
+    *,
+    parts: Iterable[str] = tuple(PARTS),
+    numbers: Mapping[str, int] = NUMBERS,
+    seed: int = 0,
+    folder: Path = Path("outputs/lab/exam"),
+) -> dict[str, float]:
+    """Examines the shipped parts, prints the table, writes the generator's pictures to `folder`, and returns the figures.
+
+    `numbers` says how many pictures of which families the generator draws. Parts without weights are reported as absent.
+    """
+    console = Console()
+    results: dict[str, float] = {}
+    for part in parts:
+        missing = [name for name in PARTS[part] if not (WEIGHTS / name).exists()]
+        if missing:
+            console.print(f"{part}: absent, no {', '.join(missing)} in {WEIGHTS}")
+        else:
+            results |= _examine_shipped(part, device, numbers, seed, folder)
+    console.print(table(results))
+    return results
+
+
+def _examine_shipped(part: str, device: str, numbers: Mapping[str, int], seed: int, folder: Path) -> dict[str, float]:
+    if part == "vae":
+        return examine_vae(networks.load_vae().to(device), seed)
+    if part == "classifier":
+        return examine_classifier(networks.load_classifier().to(device), seed)
+    if part == "aesthetic":
+        return examine_aesthetic(networks.load_aesthetic().to(device), networks.load_clip("guide").to(device), seed)
+    if part == "generator":
+        classifier = networks.load_classifier().to(device)
+        return examine_generator(load_pipeline().to(device), classifier, seed, numbers=numbers, folder=folder)
+    name = part.removeprefix("clip-")
+    return examine_clip(name, networks.load_clip(name).to(device), networks.load_tokenizer(), seed)
+
+
+def load_pipeline() -> StableDiffusionPipeline:
+    """The shipped generator as diffusers loads it: fp32, DDIM, silent."""
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS / "generator", dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def passed(results: Mapping[str, float]) -> dict[str, bool]:
+    """Whether each figure that has a bar keeps it."""
+    return {key: BARS[key][0] <= value <= BARS[key][1] for key, value in results.items() if key in BARS}
+
+
+def table(results: Mapping[str, float]) -> Table:
+    """The figures, their bars, and pass or miss."""
+    columns = Table("figure", "value", "bar", "")
+    marks = {key: "[green]pass" if kept else "[red]miss" for key, kept in passed(results).items()}
+    for key, value in results.items():
+        columns.add_row(key, _number(key, value), _bar(key), marks.get(key, ""))
+    return columns
+
+
+def _number(key: str, value: float) -> str:
+    what = key.split("/")[1]
+    if what.startswith("psnr"):
+        return f"{value:.2f} dB"
+    if what == "position":
+        return f"{value:.2f} px"
+    if what in ("latent std", "pearson", "spearman"):
+        return f"{value:.3f}"
+    return f"{100 * value:.1f} %"
+
+
+def _bar(key: str) -> str:
+    if key not in BARS:
+        return ""
+    low, high = BARS[key]
+    if key == "classifier/position":
+        return f"<= {_number(key, high)}"
+    return f">= {_number(key, low)}" if high >= 1 else f"{_number(key, low)} to {_number(key, high)}"
+
+
+# The companions
+
+
+def _held_out(part: str, seed: int, n: int, counts: tuple[float, ...] = (0.42, 0.46, 0.12), textured: float = 0.45) -> Scenes:
+    """Scenes of the whole world from a random stream that training, whose keys start with its seed, never draws from."""
+    return draw_scenes(n, generator_for("exam", part, seed), counts=counts, textured=textured)
+
+
+@torch.no_grad()
+def examine_vae(vae: AutoencoderKL, seed: int = 0, n: int = 512) -> dict[str, float]:
+    """Reconstruction through the posterior's mean: the mean of the pictures' PSNR, and the PSNR of the mean squared error."""
+    errors, latents = [], []
+    for images in render(_held_out("vae", seed, n)).split(64):
+        latent = vae.encode(2 * images.to(vae.device) - 1).latent_dist.mean
+        decoded = (vae.decode(latent).sample / 2 + 0.5).clamp(0, 1).cpu()
+        errors.append((decoded - images).square().mean((1, 2, 3)))
+        latents.append(latent.cpu())
+    error = torch.cat(errors)
+    return {
+        "vae/psnr": float((-10 * error.log10()).mean()),
+        "vae/psnr, pooled": float(-10 * error.mean().log10()),
+        "vae/latent std": float(torch.cat(latents).std((0, 2, 3)).mean() * LATENT_SCALE),
+    }
+
+
+@torch.no_grad()
+def examine_classifier(classifier: SceneClassifier, seed: int = 0, n: int = 1024) -> dict[str, float]:
+    """n scenes each of one, two and three objects, all four textures equally likely.
+
+    `objects`: all of the scene's colours and shapes right and nothing else seen, as `judge` decides. Attributes and position
+    (mean distance between centres) are per object, read where the shape is, whether or not it was noticed.
+    """
+    device = next(classifier.parameters()).device
+    figures: dict[str, float] = {}
+    right: dict[str, list[Tensor]] = {"texture": [], "size": [], "position": [], "count": [], "background": []}
+    for count, name in enumerate(("one object", "two objects", "three objects")):
+        counts = tuple(float(i == count) for i in range(3))
+        scenes = _held_out(f"classifier/{name}", seed, n, counts, textured=0.75).to(device)
+        whole = []
+        for i in range(0, n, 256):
+            part = scenes[i : i + 256]
+            reading = classifier(render(part))
+            whole.append(verdict(reading, captions.describe(part)).objects)
+            rows, slots = part.present.nonzero().unbind(1)
+            kinds = part.shape[rows, slots]
+            right["texture"].append(reading.texture[rows, kinds].argmax(-1) == part.texture[rows, slots])
+            right["size"].append(reading.size[rows, kinds].argmax(-1) == part.size[rows, slots])
+            right["position"].append((reading.centre[rows, kinds] - part.centre[rows, slots]).norm(dim=-1))
+            right["count"].append(reading.count.argmax(-1) == part.count)
+            right["background"].append(reading.background.argmax(-1) == part.background)
+        figures[f"classifier/{name}"] = _mean(whole)
+    return figures | {f"classifier/{what}": _mean(values) for what, values in right.items()}
+
+
+def _mean(values: Sequence[Tensor]) -> float:
+    return float(torch.cat(list(values)).double().mean())
+
+
+@torch.no_grad()
+def examine_clip(name: str, clip: open_clip.model.CLIP, tokenizer: Tokenizer, seed: int = 0, n: int = 512) -> dict[str, float]:
+    """What a CLIP can tell apart.
+
+    `retrieval`: the picture's own full caption comes first among n different ones. `shape`: of single objects, "a star" and the
+    like against each other, over all shapes. `swap`: of two objects, the true caption against the one with their colours traded.
+    """
+    scenes = _distinct(_held_out(f"clip-{name}/retrieval", seed, 2 * n), n)
+    seen = _embed_images(clip, render(scenes))
+    read = _embed_texts(clip, tokenizer, [str(d) for d in captions.describe(scenes)])
+    retrieved = (seen @ read.T).argmax(1) == torch.arange(n, device=seen.device)
+
+    single = _held_out(f"clip-{name}/shape", seed, n, counts=(1.0, 0.0, 0.0))
+    kinds = _embed_texts(clip, tokenizer, [str(Thing(shape=shape)) for shape in SHAPES])
+    shape = (_embed_images(clip, render(single)) @ kinds.T).argmax(1).cpu() == single.shape[:, 0]
+
+    pairs = _held_out(f"clip-{name}/swap", seed, n, counts=(0.0, 1.0, 0.0))
+    true = captions.describe(pairs)
+    seen = _embed_images(clip, render(pairs))
+    score, swapped = (
+        (seen * _embed_texts(clip, tokenizer, [str(d) for d in said])).sum(1) for said in (true, [_swap_colours(d) for d in true])
+    )
+    figures = {"retrieval": retrieved, "shape": shape, "swap": score > swapped}
+    return {f"clip-{name}/{what}": _mean([right]) for what, right in figures.items()}
+
+
+def _distinct(scenes: Scenes, n: int) -> Scenes:
+    """The first n scenes that nobody would describe alike."""
+    first: dict[str, int] = {}
+    for i, description in enumerate(captions.describe(scenes)):
+        first.setdefault(str(description), i)
+    return scenes[torch.tensor(sorted(first.values())[:n])]
+
+
+def _swap_colours(description: Description) -> Description:
+    a, b = description.things
+    swapped = (Thing(b.colour, a.shape, a.texture, a.size), Thing(a.colour, b.shape, b.texture, b.size))
+    return Description(swapped, description.relation, description.background)
+
+
+def _embed_images(clip: open_clip.model.CLIP, images: Tensor) -> Tensor:
+    device = clip.logit_scale.device
+    return torch.cat([F.normalize(clip.encode_image(2 * chunk.to(device) - 1), dim=-1) for chunk in images.split(256)])
+
+
+def _embed_texts(clip: open_clip.model.CLIP, tokenizer: Tokenizer, texts: list[str]) -> Tensor:
+    ids = networks.tokenize(tokenizer, texts).to(clip.logit_scale.device)
+    return torch.cat([F.normalize(clip.encode_text(chunk), dim=-1) for chunk in ids.split(256)])
+
+
+@torch.no_grad()
+def examine_aesthetic(head: AestheticHead, guide: open_clip.model.CLIP, seed: int = 0, n: int = 1024) -> dict[str, float]:
+    """How the head's scores correlate with the formula it learned from."""
+    images = render(_held_out("aesthetic", seed, n))
+    pair = torch.stack([head(_embed_images(guide, images)).cpu(), taste.rate(images)]).double()
+    ranks = pair.argsort(1).argsort(1).double()
+    return {"aesthetic/pearson": float(torch.corrcoef(pair)[0, 1]), "aesthetic/spearman": float(torch.corrcoef(ranks)[0, 1])}
+
+
+# The generator
+
+
+def examine_generator(
+    pipe: StableDiffusionPipeline,
+    classifier: SceneClassifier,
+    seed: int = 0,
+    *,
+    numbers: Mapping[str, int] = NUMBERS,
+    folder: Path | None = None,
+    steps: int = 50,
+    guidance_scale: float = 5.0,
+    batch: int = 32,
+) -> dict[str, float]:
+    """Share of pictures that show all their prompt asks for, per family, and of each aspect that the family asks for.
+
+    With a folder, writes FAMILY.png there: each picture over its prompt, framed green where it was judged right and red elsewhere.
+    """
+    figures: dict[str, float] = {}
+    for family, number in numbers.items():
+        texts = list(itertools.islice(itertools.cycle(itertools.islice(captions.prompts(family, seed), number)), number))
+        descriptions = [said for text in texts if (said := captions.parse(text))]
+        drawn = []
+        for i in track(range(0, number, batch), family, transient=True):
+            noise = [generator_for("exam", "generator", seed, family, j) for j in range(i, min(i + batch, number))]
+            drawn.append(
+                pipe(
+                    texts[i : i + batch], generator=noise, num_inference_steps=steps, guidance_scale=guidance_scale,
+                    output_type="pt",
+                ).images
+            )  # fmt: skip
+        images = torch.cat(drawn)
+        found = judge(images, descriptions, classifier)
+        figures[f"generator/{family}"] = _mean([found.right])
+        figures |= {f"generator/{family}, {aspect}": share for aspect, share in _aspects(found, descriptions).items()}
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            grid(images, texts, found.right.tolist()).save(folder / f"{family}.png")
+    return figures
+
+
+def _aspects(found: Verdict, descriptions: Sequence[Description]) -> dict[str, float]:
+    """Shares of the aspects that were asked for, where that is more than the objects."""
+    first = descriptions[0]
+    asked = {
+        "textures": any(thing.texture for thing in first.things), "relation": bool(first.relation),
+        "background": bool(first.background),
+    }  # fmt: skip
+    names = [name for name, said in asked.items() if said]
+    return {name: _mean([getattr(found, name)]) for name in ["objects", *names] if names}
+
+
+def grid(images: Tensor, texts: Sequence[str], right: Sequence[bool], columns: int = 8) -> Image.Image:
+    """A sheet of images (b 3 H W in [0, 1]) at twice their size, framed by verdict, over their texts."""
+    side, frame, line = 2 * images.shape[-1], 4, 11
+    width, height = side + 4 * frame, side + 4 * frame + 5 * line
+    sheet = Image.new("RGB", (columns * width, -(-len(images) // columns) * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (picture, text, good) in enumerate(zip(to_pil(images), texts, right, strict=True)):
+        x, y = i % columns * width + frame, i // columns * height + frame
+        draw.rectangle((x, y, x + side + 2 * frame - 1, y + side + 2 * frame - 1), "limegreen" if good else "red")
+        sheet.paste(picture.resize((side, side), Image.Resampling.NEAREST), (x + frame, y + frame))
+        draw.multiline_text((x, y + side + 2 * frame), "\n".join(textwrap.wrap(text, width // 6)), "black", spacing=1)
+    return sheet
+
+
+# The model card
+
+_CARD = """\
+# The lab's networks
+
+Trained from nothing on rendered scenes by `scripts/train_lab.py`; nothing in them comes from other models or from photographs.
+Good for showing, testing and measuring guidance methods in seconds on a CPU; good for nothing else.
+
+## Data
+
+Scenes of one to three objects, 64 x 64 px, drawn by `guidedgen.lab.world` and `render` while training: 8 colours, 10 shapes,
+4 textures, 3 sizes, 3 backgrounds, 4 relations. Captions leave things out as people do (`captions.caption`).
+
+| split | what is in it | who sees it |
+| --- | --- | --- |
+| generator | 8 common shapes without one colour each: 56 of 64 colour-shape combinations | generator |
+| world | everything, with sparkle and crescent and the 8 other combinations | autoencoder, classifier, both CLIPs, aesthetic head |
+| unseen | objects of the 8 combinations alone | nobody in training: the family "unseen" of the exam |
+
+Figures below are on scenes from random streams that training does not use. The two CLIPs differ in architecture and initial
+weights: `clip-guide` may steer, `clip-judge` only judges. The aesthetic head is trained on noisy ratings of `taste`.
+
+## Networks and training
+
+AdamW (0.9, 0.99), gradients clipped to norm 1, warm-up, constant rate, linear decay over the last 40 % of the steps; shipped is
+the running average of the weights, in fp16. {settings}
+
+| part | network | parameters | steps | learning rate | weight decay | warm-up | average | seconds |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
+{parts}
+
+## Figures
+
+`python scripts/train_lab.py --evaluate` prints these. Generator: diffusers' StableDiffusionPipeline, DDIM, 50 steps, guidance
+scale 5, judged by the scene classifier (count, colours and shapes, and what else the prompt asks for). The families with an upper
+bar are the hard ones, for guidance to improve; the rates are those without guidance.
+
+| figure | value | bar | |
+| --- | --- | --- | --- |
+{figures}
+"""
+
+
+def card(results: Mapping[str, float], parts: Sequence[Part], settings: Settings, seconds: Mapping[str, float]) -> str:
+    """The text of the model card: figures as `main` returns them, the parts as trained, and how long each took."""
+    marks = {key: "pass" if kept else "miss" for key, kept in passed(results).items()}
+    figures = [f"| {key} | {_number(key, value)} | {_bar(key)} | {marks.get(key, '')} |" for key, value in results.items()]
+    rows = []
+    for part in parts:
+        kinds = part.network.values() if isinstance(part.network, nn.ModuleDict) else [part.network]
+        network = " + ".join(type(module).__name__ for module in kinds)
+        parameters = sum(p.numel() for p in part.network.parameters())
+        steps = max(1, round(part.steps * settings.scale))
+        took = f"{seconds[part.name]:.0f}" if part.name in seconds else ""
+        rows.append(
+            f"| {part.name} | {network} | {parameters / 1e6:.2f} M | {steps} | {part.lr:g} | {part.weight_decay:g} | {part.warm_up} "
+            f"| {part.average:g} | {took} |"
+        )
+    how = f"Seed {settings.seed}, {'bf16' if settings.bf16 else 'fp32'} on {settings.device}, scale {settings.scale:g}."
+    return _CARD.format(settings=how, parts="\n".join(rows), figures="\n".join(figures))
+
+
+def write_card(
+    results: Mapping[str, float],
+    path: Path,
+    *,
+    parts: Sequence[Part],
+    settings: Settings,
+    seconds: Mapping[str, float],
+) -> None:
+    """Writes `card` to a file."""
+    path.write_text(card(results, parts, settings, seconds), encoding="utf-8")

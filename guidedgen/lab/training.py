@@ -1,0 +1,368 @@
+"""Trains every network of the lab from nothing: one `Part` each, one loop for all of them.
+
+A part's data depends on (seed, part, step) alone, so a run that was stopped goes on exactly where it was. The learning rate
+warms up, stays, and falls linearly over the last 40 % of the steps; what is shipped is the running average of the weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from guidedgen.lab import captions, networks, taste
+from guidedgen.lab.render import render
+from guidedgen.lab.world import SIZE, SLOTS, Scenes, Split, draw_scenes, unseen_pair
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from rich.progress import Progress
+    from tokenizers import Tokenizer
+    from transformers import CLIPTextModel
+
+LATENT_SCALE = 0.18215  # SD's; the autoencoder is rescaled so that it is the right one here too
+_STORED_SCENES = 60_000  # encoded once for the generator; captions are drawn anew at every step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Where and how the training runs. The shipped weights: seed 0, scale 1, bf16 on a CPU."""
+
+    folder: Path  # checkpoints, one per part
+    device: str = "cpu"
+    bf16: bool = True
+    seed: int = 0
+    scale: float = 1.0  # on the number of steps of every part
+
+
+@dataclasses.dataclass(kw_only=True)
+class Part:
+    """A network and how it is trained. `loss(step, generator)` draws its own batch and returns named losses, "loss" first."""
+
+    name: str
+    network: nn.Module
+    loss: Callable[[int, torch.Generator], dict[str, Tensor]]
+    steps: int
+    lr: float
+    weight_decay: float = 0.01
+    warm_up: int = 100
+    average: float = 0.999
+
+
+def generator_for(*key: object) -> torch.Generator:
+    """A generator whose stream is a function of the key."""
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def _rng(generator: torch.Generator) -> random.Random:
+    """Python's random numbers as a function of a torch generator."""
+    return random.Random(int(torch.randint(2**62, (), generator=generator)))
+
+
+def fit(part: Part, settings: Settings, progress: Progress) -> nn.Module:
+    """Trains a part, or goes on with it, and returns its averaged network in evaluation mode on the CPU."""
+    steps = max(1, round(part.steps * settings.scale))
+    network = part.network.to(settings.device).train()
+    average = AveragedModel(
+        network,
+        avg_fn=lambda mean, new, seen: torch.lerp(new.float(), mean.float(), min(part.average, 1 - 1 / (float(seen) / 8 + 2))).to(mean.dtype),
+        use_buffers=True,
+    )
+    optimiser = torch.optim.AdamW(network.parameters(), lr=part.lr, betas=(0.9, 0.99), weight_decay=part.weight_decay)
+    state = {"network": network, "average": average, "optimiser": optimiser}
+    checkpoint = settings.folder / f"{part.name}.pt"
+    first = _resume(checkpoint, state)
+    task = progress.add_task(part.name, total=steps, completed=first, note="")
+    saved = shown = time.monotonic()
+    for step in range(first, steps):
+        decay = min(1.0, (steps - step) / (0.4 * steps))
+        for group in optimiser.param_groups:
+            group["lr"] = part.lr * min(1.0, (step + 1) / part.warm_up, max(decay, 0.02))
+        with torch.autocast(torch.device(settings.device).type, torch.bfloat16, enabled=settings.bf16):
+            losses = part.loss(step, generator_for(settings.seed, part.name, step))
+        optimiser.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimiser.step()
+        average.update_parameters(network)
+        now = time.monotonic()
+        if now - shown > 2 or step + 1 == steps:
+            note = " ".join(f"{name} {value.item():.4f}" for name, value in losses.items())
+            progress.update(task, completed=step + 1, note=note)
+            shown = now
+        if now - saved > 60 or step + 1 == steps:
+            _save(checkpoint, step + 1, state)
+            saved = now
+            if not progress.console.is_terminal:  # a log file gets a line a minute instead of a bar
+                note = " ".join(f"{name} {value.item():.4f}" for name, value in losses.items())
+                print(f"{part.name} {step + 1}/{steps} {note}", flush=True)
+    progress.update(task, completed=steps)
+    return average.module.cpu().eval()
+
+
+def _resume(checkpoint: Path, state: dict[str, nn.Module | torch.optim.Optimizer]) -> int:
+    if not checkpoint.exists():
+        return 0
+    stored = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    for name, holder in state.items():
+        holder.load_state_dict(stored[name])
+    return stored["step"]
+
+
+def _save(checkpoint: Path, step: int, state: dict[str, nn.Module | torch.optim.Optimizer]) -> None:
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    partial = checkpoint.with_suffix(".partial")
+    torch.save({"step": step, **{name: holder.state_dict() for name, holder in state.items()}}, partial)
+    partial.replace(checkpoint)
+
+
+# The autoencoder
+
+
+def build_vae() -> AutoencoderKL:
+    """An untrained AutoencoderKL, 64 x 64 px to 4 x 16 x 16 latents, 0.7 M parameters."""
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL(
+        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(16, 32, 64), layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=8,
+        sample_size=SIZE, scaling_factor=LATENT_SCALE,
+    )  # fmt: skip
+    with torch.no_grad():  # a small posterior from the start: at the usual 1 it drowns the code for the first thousand steps
+        vae.quant_conv.weight[4:] *= 0.1
+        vae.quant_conv.bias[4:] = -6.0
+    return vae
+
+
+def autoencoder(settings: Settings) -> Part:
+    """L1 + L2 + 1e-5 KL, first on crops centred on an object (three times faster than whole pictures), then on whole ones."""
+    vae = build_vae()
+    steps = 5600
+
+    def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        crops = step < 0.65 * steps * settings.scale
+        scenes = draw_scenes(16 if crops else 8, generator, split=Split.WORLD, clutter=0.1)
+        images = render(scenes)
+        if crops:
+            images = _crop(images, scenes.centre[:, 0], 32, generator)
+        images = 2 * images.to(settings.device) - 1
+        posterior = vae.encode(images).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(settings.device)
+        decoded = vae.decode(posterior.mean + posterior.std * noise).sample
+        error = decoded.float() - images
+        mse, kl = error.square().mean(), posterior.kl().mean() / posterior.mean[0].numel()
+        return {"loss": error.abs().mean() + mse + 1e-5 * kl, "psnr": 10 * torch.log10(4 / mse.detach())}
+
+    return Part(name="vae", network=vae, loss=loss, steps=steps, lr=2e-3, average=0.998)
+
+
+def _crop(images: Tensor, centre: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """Square crops (b 3 side side) around centres (b 2, px), off by up to 6 px."""
+    jitter = 12 * torch.rand(centre.shape, generator=generator) - 6
+    corner = (centre + jitter - side / 2).round().long().clamp(0, images.shape[-1] - side)
+    rows = corner[:, 1, None] + torch.arange(side)
+    columns = corner[:, 0, None] + torch.arange(side)
+    index = torch.arange(len(images))[:, None, None]
+    return images.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+def standardise(vae: AutoencoderKL, generator: torch.Generator) -> None:
+    """Rescales the latent channels, inside the 1x1 convolutions, to mean 0 and standard deviation 1 / LATENT_SCALE.
+
+    Decoded images stay what they were; SD's constant becomes right for this autoencoder.
+    """
+    latents = torch.cat([vae.encode(2 * render(draw_scenes(64, generator)) - 1).latent_dist.mean for _ in range(16)])
+    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    a = 1 / (LATENT_SCALE * std)
+    enc, dec = vae.quant_conv, vae.post_quant_conv
+    enc.weight[:4] *= a[:, None, None, None]
+    enc.bias[:4] = a * (enc.bias[:4] - mean)
+    enc.bias[4:] += 2 * a.log()
+    dec.bias += (dec.weight[:, :, 0, 0] * mean).sum(1)
+    dec.weight /= a[:, None, None]
+
+
+# The generator
+
+
+def build_text_encoder(tokenizer: Tokenizer) -> CLIPTextModel:
+    """An untrained CLIPTextModel, width 128, two layers, 0.5 M parameters."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    end = tokenizer.token_to_id("<|endoftext|>")
+    config = CLIPTextConfig(
+        vocab_size=tokenizer.get_vocab_size(), hidden_size=128, intermediate_size=512, num_hidden_layers=2,
+        num_attention_heads=4, max_position_embeddings=networks.MAX_TOKENS, projection_dim=128, hidden_act="quick_gelu",
+        bos_token_id=tokenizer.token_to_id("<|startoftext|>"), eos_token_id=end, pad_token_id=end,
+    )  # fmt: skip
+    return CLIPTextModel(config)
+
+
+def build_unet() -> UNet2DConditionModel:
+    """An untrained UNet2DConditionModel on 4 x 16 x 16 latents, cross-attention at 8 x 8, 2.5 M parameters."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(64, 96),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=128, attention_head_dim=4, norm_num_groups=16,
+    )  # fmt: skip
+
+
+def alphas_cumprod() -> Tensor:
+    """SD's noise schedule: 1000 steps, betas from 0.00085 to 0.012, linear in their square root."""
+    return (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()).cumprod(0).float()
+
+
+def generator(settings: Settings, vae: AutoencoderKL, tokenizer: Tokenizer) -> Part:
+    """UNet and text encoder together, by noise prediction with min-SNR weights (Hang et al. 2023, gamma 5)."""
+    from diffusers.models.attention_processor import AttnProcessor
+
+    scenes, latents = _stored_latents(settings, vae)
+    descriptions = captions.describe(scenes)
+    network = nn.ModuleDict({"unet": build_unet(), "text": build_text_encoder(tokenizer)})
+    if settings.device == "cpu":  # fused attention's backward in bf16 takes 40 % of a step on a CPU
+        network["unet"].set_attn_processor(AttnProcessor())
+        network["text"].set_attn_implementation("eager")
+    alpha_bar = alphas_cumprod().to(settings.device)
+
+    def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        chosen = torch.randint(len(latents), (32,), generator=generator)
+        rng = _rng(generator)
+        texts = ["" if rng.random() < 0.1 else captions.caption(descriptions[i], rng) for i in chosen.tolist()]
+        ids = networks.tokenize(tokenizer, texts).to(settings.device)
+        x_0 = latents[chosen].to(settings.device).float() * LATENT_SCALE
+        noise = torch.randn(x_0.shape, generator=generator).to(settings.device)
+        t = torch.randint(1000, (len(x_0),), generator=generator).to(settings.device)
+        a = alpha_bar[t]
+        x_t = a.sqrt()[:, None, None, None] * x_0 + (1 - a).sqrt()[:, None, None, None] * noise
+        embedding = network["text"](ids).last_hidden_state
+        eps = network["unet"](x_t, t, embedding).sample.float()
+        error = (eps - noise).square().mean((1, 2, 3))
+        snr = a / (1 - a)
+        return {"loss": (error * snr.clamp(max=5) / snr).mean(), "mse": error.mean().detach()}
+
+    return Part(name="generator", network=network, loss=loss, steps=15_000, lr=1e-3, warm_up=200)
+
+
+@torch.no_grad()
+def _stored_latents(settings: Settings, vae: AutoencoderKL) -> tuple[Scenes, Tensor]:
+    """The generator's scenes and their latents (n 4 16 16, bf16); encoded once and kept beside the checkpoints."""
+    draw = generator_for(settings.seed, "latents")
+    count = max(512, round(_STORED_SCENES * min(1.0, settings.scale)))
+    scenes = draw_scenes(count, draw, split=Split.GENERATOR)
+    assert not unseen_pair(scenes.colour, scenes.shape)[scenes.present].any()
+    file = settings.folder / "latents.pt"
+    if file.exists():
+        latents = torch.load(file, weights_only=True)
+        if len(latents) == count:
+            return scenes, latents
+    vae = vae.to(settings.device)
+    batches = [scenes[i : i + 64] for i in range(0, count, 64)]
+    latents = torch.cat([vae.encode((2 * render(b) - 1).to(settings.device)).latent_dist.mean.bfloat16().cpu() for b in batches])
+    torch.save(latents, file)
+    return scenes, latents
+
+
+# The companions
+
+
+def _photographed(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Images as a generator might blur, shift in brightness and spoil them; a third stay clean."""
+    b = len(images)
+    kind = torch.rand(b, 1, 1, 1, generator=generator)
+    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    images = torch.where(kind < 0.33, torch.lerp(images, blurred, torch.rand(b, 1, 1, 1, generator=generator)), images)
+    noise = torch.randn(images.shape, generator=generator) * 0.05 * torch.rand(b, 1, 1, 1, generator=generator)
+    shift = 0.06 * (2 * torch.rand(b, 3, 1, 1, generator=generator) - 1)
+    return torch.where(kind < 0.66, (images + noise + shift).clamp(0, 1), images)
+
+
+def classifier(settings: Settings) -> Part:
+    """All heads on rendered scenes of the whole world, a quarter of them cluttered; where a shape repeats, only `count` learns."""
+    network = networks.SceneClassifier()
+
+    def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        del step
+        scenes = draw_scenes(64, generator, counts=(0.3, 0.45, 0.25), clutter=0.25, textured=0.65)
+        images = _photographed(render(scenes), generator).to(settings.device)
+        scenes = scenes.to(settings.device)
+        reading = network(images)
+        present = scenes.present
+        rows, slots = present.nonzero().unbind(1)
+        kinds = scenes.shape[rows, slots]
+        there = torch.zeros_like(reading.shape).index_put_((rows, kinds), torch.ones(len(rows), device=rows.device), accumulate=True)
+        once = there[rows, kinds] == 1
+        rows, slots, kinds = rows[once], slots[once], kinds[once]
+        losses = {
+            "shape": F.binary_cross_entropy_with_logits(reading.shape, (there > 0).float()) * 4,
+            "colour": F.cross_entropy(reading.colour[rows, kinds], scenes.colour[rows, slots]),
+            "texture": F.cross_entropy(reading.texture[rows, kinds], scenes.texture[rows, slots]),
+            "size": 0.3 * F.cross_entropy(reading.size[rows, kinds], scenes.size[rows, slots]),
+            "centre": 0.3 * F.smooth_l1_loss(reading.centre[rows, kinds], scenes.centre[rows, slots]),
+            "count": F.cross_entropy(reading.count, scenes.count),
+            "background": F.cross_entropy(reading.background, scenes.background),
+        }
+        return {"loss": torch.stack(list(losses.values())).sum()} | {k: v.detach() for k, v in losses.items()}
+
+    return Part(name="classifier", network=network, loss=loss, steps=3600, lr=2e-3, average=0.995)
+
+
+def clip(settings: Settings, name: str, tokenizer: Tokenizer) -> Part:
+    """Contrastive training on captions and, as extra negatives for the images, captions false in one point."""
+    network = networks.build_clip(name, tokenizer.get_vocab_size())
+
+    def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        scenes = draw_scenes(128, generator, counts=(0.35, 0.5, 0.15))
+        images = _photographed(render(scenes), generator).to(settings.device)
+        rng = _rng(generator)
+        texts, wrong = [], []
+        for description in captions.describe(scenes):
+            while (said := captions.parse(captions.caption(description, rng))) is None or _vague(said):
+                continue
+            texts.append(str(said))
+            wrong.append(str(captions.corrupt(said, rng)))
+        ids = networks.tokenize(tokenizer, texts + wrong).to(settings.device)
+        seen = F.normalize(network.encode_image(2 * images - 1).float(), dim=-1)
+        read = F.normalize(network.encode_text(ids).float(), dim=-1)
+        logits = network.logit_scale.exp().clamp(max=100) * seen @ read.T
+        target = torch.arange(len(images), device=images.device)
+        forward, backward = F.cross_entropy(logits, target), F.cross_entropy(logits[:, : len(images)].T, target)
+        right = (logits.argmax(1) == target).float().mean()
+        return {"loss": (forward + backward) / 2, "top-1": right.detach()}
+
+    return Part(name=f"clip-{name}", network=network, loss=loss, steps=1500, lr=1e-3, weight_decay=0.05, average=0.99)
+
+
+def _vague(said: captions.Description) -> bool:
+    """Whether there is nothing in it that could be made false."""
+    return not (said.relation or said.background) and not any(t.colour or t.shape or t.texture for t in said.things)
+
+
+def aesthetic(settings: Settings, guide: nn.Module) -> Part:
+    """The head on the guide CLIP's embeddings, from ratings of `taste` with a rater's noise of one point on ten."""
+    head = networks.AestheticHead(networks.CLIP_DIM)
+    guide = guide.to(settings.device)
+
+    def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        del step
+        images = _photographed(render(draw_scenes(128, generator, clutter=0.1)), generator)
+        ratings = taste.rate(images) + torch.randn(len(images), generator=generator)
+        with torch.no_grad():
+            embedding = F.normalize(guide.encode_image(2 * images.to(settings.device) - 1).float(), dim=-1)
+        return {"loss": F.mse_loss(head(embedding).float(), ratings.clamp(1, 10).to(settings.device))}
+
+    with torch.no_grad():
+        head.layers["7"].bias.fill_(5.0)
+    return Part(name="aesthetic", network=head, loss=loss, steps=1500, lr=1e-3, average=0.99)

@@ -1,0 +1,30 @@
+"""Plain sampling: what every method is compared with, and equals at its null setting.
+
+Cost: 2T rows; one decode, of the finished image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import pairwise
+from typing import ClassVar
+
+from torch import Tensor
+
+from guidedgen.types import Observer, Problem, ignore
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Base:
+    """The scheduler's chain from x_T to x_0."""
+
+    guided: ClassVar[bool] = False
+    differentiates: ClassVar[bool] = False
+    needs_noise: ClassVar[bool] = False
+
+    def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
+        x_t = problem.start()
+        for i, (t, s) in enumerate(pairwise(problem.grid)):
+            x_t = problem.step(x_t, problem.denoise(x_t, t), t, s)
+            observe("step", i, {})
+        return x_t[:, 0]

@@ -1,0 +1,39 @@
+"""Best of N: N independent samples, the one with the highest reward is kept.
+
+Cost: 2NT rows, N decodes and reward calls. Null setting: N = 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import pairwise
+from typing import ClassVar
+
+from torch import Tensor
+
+from guidedgen.methods.selection import best, pick
+from guidedgen.types import BadValue, Observer, Problem, ignore
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BestOfN:
+    """`num_particles` samples from independent noise, particle 0 being the unguided sample."""
+
+    guided: ClassVar[bool] = True
+    differentiates: ClassVar[bool] = False
+    needs_noise: ClassVar[bool] = False
+
+    num_particles: int = 4
+
+    def __post_init__(self) -> None:
+        if self.num_particles < 1:
+            raise BadValue("num_particles", self.num_particles, "must be at least 1")
+
+    def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
+        x_t = problem.start(self.num_particles)
+        for i, (t, s) in enumerate(pairwise(problem.grid)):
+            x_t = problem.step(x_t, problem.denoise(x_t, t), t, s)
+            observe("step", i, {})
+        scores = problem.score(x_t)
+        observe("select", len(problem.grid) - 2, {"scores": scores})
+        return pick(x_t, best(scores))[:, 0]

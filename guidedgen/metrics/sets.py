@@ -1,0 +1,104 @@
+"""Metrics of a generated set against a reference set: a feature network, and a distance between what it sees.
+
+A caller runs `extract` once per feature network and set, then every metric on the same arrays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from guidedgen import images
+from guidedgen.metrics import frechet, kernel
+from guidedgen.metrics.features import Array, as_pair
+from guidedgen.types import Features
+
+
+class SetMetric(Protocol):
+    """A distance between two sets of images; lower is nearer."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in a report."""
+
+    @property
+    def features(self) -> Features:
+        """The network whose outputs `__call__` takes; its name belongs beside every value, since other features are another metric."""
+
+    def __call__(self, x: Array, y: Array) -> dict[str, float]:
+        """Features of the generated (n d) and the reference set (m d) -> finite values by name; undefined ones are left out."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fid:
+    """Fréchet distance, {"fid"}; nothing below 2 images a set."""
+
+    features: Features
+    name: str = "fid"
+
+    def __call__(self, x: Array, y: Array) -> dict[str, float]:
+        """Features n d, m d -> {"fid"}."""
+        x, y = as_pair(x, y)
+        return {"fid": frechet.frechet_distance(x, y)} if _both(x, y, 2) else {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kid:
+    """Unbiased kernel distance over the full sets, {"kid"}; nothing below 2 images a set."""
+
+    features: Features
+    name: str = "kid"
+
+    def __call__(self, x: Array, y: Array) -> dict[str, float]:
+        """Features n d, m d -> {"kid"}."""
+        x, y = as_pair(x, y)
+        return {"kid": kernel.kid(x, y)} if _both(x, y, 2) else {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cmmd:
+    """CLIP-MMD, {"cmmd", "cmmd_unbiased"}; the features are CLIP image embeddings of unit length.
+
+    The unbiased value is left out below 2 images a set.
+    """
+
+    features: Features
+    name: str = "cmmd"
+
+    def __call__(self, x: Array, y: Array) -> dict[str, float]:
+        """Embeddings n d, m d -> values. ValueError where they are not of unit length, for which the kernel's width is chosen."""
+        x, y = as_pair(x, y)
+        for embeddings in (x, y):
+            if np.abs(np.linalg.norm(embeddings, axis=1) - 1).max(initial=0) > 1e-2:
+                raise ValueError(f"{self.name}: expected embeddings of unit length from {self.features.name}")
+        values = {"cmmd": kernel.cmmd(x, y)}
+        if _both(x, y, 2):
+            values["cmmd_unbiased"] = kernel.cmmd_unbiased(x, y)
+        return values
+
+
+def extract(features: Features, batches: Iterable[Tensor], *, device: torch.device | str | None = None) -> Array:
+    """Features n d, float64, of batches of images (each b 3 H W in [0, 1]); without gradients, images moved to `device` if given.
+
+    Batches may differ in size of images and in b. ValueError where there is no image, or the network does not return b d.
+    """
+    rows = []
+    with torch.no_grad():
+        for batch in batches:
+            pixels = images.check(batch, "extract") if device is None else images.check(batch, "extract").to(device)
+            output = features(pixels)
+            if output.ndim != 2 or len(output) != len(batch):
+                raise ValueError(f"{features.name}: expected features {len(batch)} d, got {tuple(output.shape)}")
+            rows.append(output.cpu().double().numpy())  # moved first: not every device has float64
+    if not rows:
+        raise ValueError(f"{features.name}: no images to extract features from")
+    return np.concatenate(rows)
+
+
+def _both(x: Array, y: Array, count: int) -> bool:
+    return min(len(x), len(y)) >= count

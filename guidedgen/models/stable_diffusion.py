@@ -1,0 +1,219 @@
+"""Any Stable Diffusion 1.x or 2.x folder in diffusers' layout; the only importer of diffusers.
+
+Nothing is hard-wired: latent size, text length, schedule and prediction type are read from the folder's configs. Networks are
+frozen and load at first use, after every option has been checked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from guidedgen import images
+from guidedgen.cost import Ledger
+from guidedgen.process.formulas import classifier_free, eps_from_v
+from guidedgen.process.grid import NoiseSchedule, Point
+from guidedgen.types import BadValue, Task, UsageError
+from guidedgen.zoo.files import locate, locate_lab
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+_FILES = ("*/config.json", "*/*.safetensors", "scheduler/*.json", "tokenizer/*", "model_index.json")
+_REQUIRED = (
+    "unet/config.json", "unet/*.safetensors", "vae/config.json", "vae/*.safetensors", "text_encoder/config.json",
+    "text_encoder/*.safetensors", "tokenizer/*", "scheduler/scheduler_config.json",
+)  # fmt: skip
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+_Network = TypeVar("_Network", bound=torch.nn.Module)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StableDiffusion:
+    """A text-to-image latent diffusion model.
+
+    `path` is a folder, a repository of the hub, or "lab" for the bundled model. With `guidance_scale` 1 the empty prompt is never evaluated. A prompt longer
+    than the text encoder reads is an error unless `truncate_prompts`, which cuts it as diffusers does.
+    """
+
+    path: str
+    name: str
+    device: str = "cpu"
+    dtype: str = "float32"
+    guidance_scale: float = 7.5
+    negative_prompt: str = ""
+    truncate_prompts: bool = False
+    batch_size: int = 8  # latent rows per network call; a guidance pair is one row here
+    ledger: Ledger = dataclasses.field(default_factory=Ledger)
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _DTYPES:
+            raise BadValue("dtype", self.dtype, f"choose from {', '.join(_DTYPES)}")
+        if self.guidance_scale < 0:
+            raise BadValue("guidance_scale", self.guidance_scale, "must be at least 0 (1 is no guidance)")
+        if self.prediction not in ("epsilon", "v_prediction"):
+            raise UsageError(f"model.path={self.path}: prediction_type {self.prediction!r} is not supported (epsilon, v_prediction)")
+
+    # What the folder says of itself
+
+    @functools.cached_property
+    def folder(self) -> Path:
+        """Where the files are on this machine. Raises UsageError where they cannot be had."""
+        if self.path == "lab":
+            return locate_lab("generator/model_index.json", key="model.path=lab", part="generator").parent
+        return locate(self.path, key="model.path", files=_FILES, required=_REQUIRED)
+
+    def _config(self, part: str, name: str = "config.json") -> dict[str, Any]:
+        try:
+            return json.loads((self.folder / part / name).read_text())
+        except (OSError, ValueError) as error:
+            raise UsageError(f"model.path={self.path}: cannot read {part}/{name} ({error})") from error
+
+    @functools.cached_property
+    def schedule(self) -> NoiseSchedule:
+        """The noise levels the model was trained on."""
+        c = self._config("scheduler", "scheduler_config.json")
+        return NoiseSchedule.from_betas(c["beta_start"], c["beta_end"], c["num_train_timesteps"], c["beta_schedule"])
+
+    @property
+    def prediction(self) -> str:
+        """What the UNet predicts: "epsilon" or "v_prediction"."""
+        return self._config("scheduler", "scheduler_config.json").get("prediction_type", "epsilon")
+
+    @functools.cached_property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """c h w."""
+        unet = self._config("unet")
+        side = unet["sample_size"]
+        return (unet["in_channels"], side, side)
+
+    @property
+    def image_size(self) -> int:
+        """Pixels per side."""
+        return self.latent_shape[1] * 2 ** (len(self._config("vae")["block_out_channels"]) - 1)
+
+    @functools.cached_property
+    def max_tokens(self) -> int:
+        """Tokens per prompt, start and end included."""
+        return self._config("text_encoder")["max_position_embeddings"]
+
+    # Networks
+
+    def _network(self, load: Callable[..., _Network], part: str) -> _Network:
+        network = load(self.folder / part, dtype=_DTYPES[self.dtype], use_safetensors=True, local_files_only=True)
+        return network.to(self.device).eval().requires_grad_(False)
+
+    @functools.cached_property
+    def unet(self) -> UNet2DConditionModel:
+        """The denoising network."""
+        from diffusers import UNet2DConditionModel
+
+        return self._network(UNet2DConditionModel.from_pretrained, "unet")
+
+    @functools.cached_property
+    def vae(self) -> AutoencoderKL:
+        """The autoencoder."""
+        from diffusers import AutoencoderKL
+
+        return self._network(AutoencoderKL.from_pretrained, "vae")
+
+    @functools.cached_property
+    def text_encoder(self) -> CLIPTextModel:
+        """The text encoder."""
+        from transformers import CLIPTextModel
+
+        return self._network(CLIPTextModel.from_pretrained, "text_encoder")
+
+    @functools.cached_property
+    def tokenizer(self) -> CLIPTokenizer:
+        """The tokenizer."""
+        from transformers import CLIPTokenizer
+
+        return CLIPTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
+
+    # Use
+
+    def check(self, tasks: Sequence[Task]) -> None:
+        """Raises UsageError where a prompt is longer than the text encoder reads; needs the tokenizer only."""
+        if self.truncate_prompts:
+            return
+        room = self.max_tokens - 2
+        for task in tasks:
+            # Every word is a token or more: no need to load the tokenizer to refuse a very long prompt.
+            tokens = len(task.prompt.split())
+            if tokens <= room:
+                tokens = len(self.tokenizer(task.prompt, add_special_tokens=False).input_ids)
+            if tokens > room:
+                raise UsageError(
+                    f"prompt of {tokens} tokens or more ({task.prompt[:40]!r}...): model={self.name} reads {room}; "
+                    "shorten it or set model.truncate_prompts=true"
+                )
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Text embeddings: b l d."""
+        length = self.max_tokens
+        ids = self.tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+        with self.ledger.timed("text"):
+            return self.text_encoder(ids.to(self.device)).last_hidden_state
+
+    def denoiser(self, tasks: Sequence[Task]) -> PromptedDenoiser:
+        """The denoiser of these tasks."""
+        cond = self.encode_prompts([task.prompt for task in tasks])
+        uncond = self.encode_prompts([self.negative_prompt])
+        return PromptedDenoiser(model=self, cond=cond, uncond=uncond)
+
+    def decode(self, x_0: Tensor) -> Tensor:
+        """Latents (b c h w) to images (b 3 H W) in [0, 1]; differentiable."""
+        with self.ledger.timed("decode"):
+            self.ledger.decodes += len(x_0)
+            scaled = (x_0 / self.vae.config.scaling_factor).to(self.vae.dtype)
+            return images.from_model(self.vae.decode(scaled).sample.float())
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Images (b 3 H W) in [0, 1] to latents (b c h w), the mean of the posterior; differentiable."""
+        with self.ledger.timed("encode"):
+            posterior = self.vae.encode(images.to_model(pictures).to(self.vae.dtype)).latent_dist
+            return posterior.mean.float() * self.vae.config.scaling_factor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptedDenoiser:
+    """eps_hat(x_t, t | prompt) for b prompts; any number of particles each."""
+
+    model: StableDiffusion
+    cond: Tensor  # b l d
+    uncond: Tensor  # 1 l d
+
+    def __call__(self, x_t: Tensor, t: Point) -> Tensor:
+        """b n c h w -> b n c h w, in calls of at most `batch_size` rows."""
+        b, n = x_t.shape[:2]
+        rows, owner = x_t.flatten(0, 1), torch.arange(b * n, device=x_t.device) // n
+        size = self.model.batch_size
+        parts = [self._predict(rows[i : i + size], self.cond[owner[i : i + size]], t) for i in range(0, b * n, size)]
+        return torch.cat(parts).unflatten(0, (b, n))
+
+    def _predict(self, x_t: Tensor, cond: Tensor, t: Point) -> Tensor:
+        w = self.model.guidance_scale
+        if w == 1:
+            return self._network(x_t, cond, t)
+        both = self._network(torch.cat([x_t, x_t]), torch.cat([self.uncond.expand_as(cond), cond]), t)
+        uncond, cond_eps = both.chunk(2)
+        return classifier_free(uncond, cond_eps, w)
+
+    def _network(self, x_t: Tensor, embedding: Tensor, t: Point) -> Tensor:
+        model = self.model
+        with model.ledger.timed("denoise"):
+            time = torch.full((len(x_t),), t.t, device=x_t.device)
+            predicted = model.unet(x_t.to(model.unet.dtype), time, embedding).sample.to(x_t.dtype)
+        model.ledger.nfe += len(x_t)
+        model.ledger.count_backward(predicted, len(x_t))
+        return eps_from_v(x_t, predicted, t) if model.prediction == "v_prediction" else predicted

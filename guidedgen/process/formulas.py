@@ -1,0 +1,71 @@
+"""The algebra of x_t = alpha x_0 + sigma eps and v = alpha eps - sigma x_0, with alpha^2 + sigma^2 = 1, and the step of DDIM.
+
+All take tensors of any one shape and Points, and are differentiable.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from guidedgen.process.grid import Point
+
+
+def add_noise(x_0: Tensor, eps: Tensor, t: Point) -> Tensor:
+    """x_t."""
+    return t.alpha * x_0 + t.sigma * eps
+
+
+def x0_from_eps(x_t: Tensor, eps: Tensor, t: Point) -> Tensor:
+    """x_0, or its Tweedie estimate E[x_0 | x_t] where eps is a prediction."""
+    return (x_t - t.sigma * eps) / t.alpha
+
+
+def eps_from_x0(x_t: Tensor, x_0: Tensor, t: Point) -> Tensor:
+    """eps; t.sigma must not be 0."""
+    return (x_t - t.alpha * x_0) / t.sigma
+
+
+def v_from_eps(x_t: Tensor, eps: Tensor, t: Point) -> Tensor:
+    """v (Salimans & Ho 2022, arXiv:2202.00512, appendix D)."""
+    return (eps - t.sigma * x_t) / t.alpha
+
+
+def eps_from_v(x_t: Tensor, v: Tensor, t: Point) -> Tensor:
+    """eps from the velocity."""
+    return t.alpha * v + t.sigma * x_t
+
+
+def x0_from_v(x_t: Tensor, v: Tensor, t: Point) -> Tensor:
+    """x_0 from the velocity."""
+    return t.alpha * x_t - t.sigma * v
+
+
+def classifier_free(uncond: Tensor, cond: Tensor, guidance_scale: float) -> Tensor:
+    """u + w (c - u) (Ho & Salimans 2022, in SD's convention: w = 1 is no guidance)."""
+    return uncond + guidance_scale * (cond - uncond)
+
+
+def posterior_variance(t: Point, s: Point) -> float:
+    """Variance of q(x_s | x_t, x_0) (Ho et al. 2020, Eq. 7): (sigma_s / sigma_t)^2 (1 - (alpha_t / alpha_s)^2)."""
+    return (s.sigma / t.sigma) ** 2 * (1 - (t.alpha / s.alpha) ** 2)
+
+
+def ddim_step(x_t: Tensor, eps: Tensor, t: Point, s: Point, *, eta: float = 0.0, noise: Tensor | None = None) -> Tensor:
+    """x_s (Song et al. 2021, arXiv:2010.02502, Eq. 12), with the noise's share eta of the posterior deviation (Eq. 16)."""
+    std = eta * math.sqrt(posterior_variance(t, s))
+    x_s = s.alpha * x0_from_eps(x_t, eps, t) + math.sqrt(max(s.sigma**2 - std**2, 0.0)) * eps
+    if std == 0:
+        return x_s
+    if noise is None:
+        raise ValueError("a stochastic step needs noise")
+    return x_s + std * noise
+
+
+def ddpm_step(x_t: Tensor, eps: Tensor, t: Point, s: Point, *, noise: Tensor) -> Tensor:
+    """x_s drawn from q(x_s | x_t, x_0 = its estimate) (Ho et al. 2020, arXiv:2006.11239, Eqs. 6 and 7)."""
+    variance = posterior_variance(t, s)
+    keep = t.alpha / s.alpha * (s.sigma / t.sigma) ** 2  # weight of x_t
+    renew = s.alpha * (1 - (t.alpha / s.alpha) ** 2) / t.sigma**2  # weight of x_0
+    return renew * x0_from_eps(x_t, eps, t) + keep * x_t + math.sqrt(variance) * noise

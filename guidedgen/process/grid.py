@@ -1,0 +1,76 @@
+"""Where a chain stands: points of the noise schedule, and the grid of points a sampler walks through."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from guidedgen.types import BadValue
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A time of the process, x_t = alpha x_0 + sigma eps with alpha^2 + sigma^2 = 1. `t` is what the network is told, 0 to 999."""
+
+    t: float
+    alpha: float
+    sigma: float
+
+
+Grid = tuple[Point, ...]  # from the noisiest to the last; S steps are S + 1 points
+
+
+# How S steps are spread over the trained ones; names and rounding as in diffusers (Lin et al. 2024, table 2).
+Spacing = Literal["leading", "trailing", "linspace"]
+# The point after the last network call: SD's first trained noise level, or no noise at all.
+End = Literal["first", "clean"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoiseSchedule:
+    """The trained noise levels: the cumulative product of alpha at every trained step, in float64."""
+
+    alphas_cumprod: Tensor
+
+    @staticmethod
+    def from_betas(start: float, end: float, steps: int, shape: str) -> NoiseSchedule:
+        """`shape` is diffusers' beta_schedule, "linear" or "scaled_linear". Raises ValueError for any other."""
+        if shape == "scaled_linear":
+            betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square()
+        elif shape == "linear":
+            betas = torch.linspace(start, end, steps, dtype=torch.float64)
+        else:
+            raise ValueError(f"beta_schedule {shape!r}: only linear and scaled_linear are known")
+        return NoiseSchedule(alphas_cumprod=(1 - betas).cumprod(0))
+
+    def __len__(self) -> int:
+        return len(self.alphas_cumprod)
+
+    def at(self, t: float) -> Point:
+        """The point at time t, 0 <= t <= steps - 1; log(alpha_bar) is interpolated linearly between trained steps."""
+        low = min(int(t), len(self) - 2)
+        a, b = self.alphas_cumprod[low : low + 2].log().tolist()
+        log_alpha_bar = a + (t - low) * (b - a)
+        return Point(float(t), math.exp(log_alpha_bar / 2), math.sqrt(-math.expm1(log_alpha_bar)))
+
+
+def timesteps(trained: int, num_steps: int, spacing: Spacing, offset: int = 0) -> list[int]:
+    """S decreasing times of a process trained with `trained` steps; `offset` shifts the leading ones (SD: 1)."""
+    if not 1 <= num_steps <= trained:
+        raise BadValue("num_steps", num_steps, f"must be from 1 to {trained}")
+    if spacing == "leading":
+        return [i * (trained // num_steps) + offset for i in reversed(range(num_steps))]
+    if spacing == "trailing":
+        return [round(trained - i * trained / num_steps) - 1 for i in range(num_steps)]
+    return torch.linspace(0, trained - 1, num_steps, dtype=torch.float64).round().long().flip(0).tolist()
+
+
+def make_grid(schedule: NoiseSchedule, times: Sequence[int], end: End) -> Grid:
+    """The points at these times and the end point."""
+    last = schedule.at(0) if end == "first" else Point(0.0, 1.0, 0.0)
+    return (*(schedule.at(t) for t in times), last)

@@ -1,0 +1,91 @@
+"""Mirrors a finished run to Weights & Biases. The run's folder is the record; losing the mirror loses nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from guidedgen.store import Record
+from guidedgen.types import BadValue
+
+
+class Tracker(Protocol):
+    """Where runs are mirrored."""
+
+    def log(
+        self, *, folder: Path, run_id: str, name: str, config: Mapping[str, Any], records: Sequence[Record], metrics: Mapping[str, Any]
+    ) -> None:
+        """Mirrors one finished run."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wandb:
+    """The real client. Offline by default; it never asks for a key, and a failure of it is a warning."""
+
+    project: str = "guidedgen"
+    entity: str | None = None
+    mode: Literal["offline", "online", "disabled"] = "offline"
+
+    def __post_init__(self) -> None:
+        if not self.project or any(c in self.project for c in "/\\#?%:"):
+            raise BadValue("project", self.project, "must not be empty or hold any of / \\ # ? % :")
+
+    def log(
+        self, *, folder: Path, run_id: str, name: str, config: Mapping[str, Any], records: Sequence[Record], metrics: Mapping[str, Any]
+    ) -> None:
+        """Logs config, a table of images with prompt, seed and scores, and the metrics as summary; the id is the run's hash."""
+        if self.mode == "disabled":
+            return
+        try:
+            self._log(folder, run_id, name, config, records, metrics)
+        except Exception as error:  # whatever the client or its server does must not cost the run
+            warnings.warn(f"wandb: {error}; the run is whole in {folder}", RuntimeWarning, stacklevel=2)
+
+    def _log(
+        self, folder: Path, run_id: str, name: str, config: Mapping[str, Any], records: Sequence[Record], metrics: Mapping[str, Any]
+    ) -> None:
+        import wandb
+
+        settings = wandb.Settings(silent=True, init_timeout=30, console="off", disable_git=True, x_disable_stats=True)
+        with wandb.init(
+            project=self.project, entity=self.entity, name=name, id=run_id, resume="allow", mode=self._mode(), dir=str(folder),
+            reinit="finish_previous", config=dict(config), settings=settings,
+        ) as run:  # fmt: skip
+            scores = sorted({score for record in records for score in record.scores})
+            table = wandb.Table(columns=["image", "prompt", "seed", *scores])
+            for record in records:
+                values = [record.scores.get(score) for score in scores]
+                table.add_data(wandb.Image(str(folder / record.image)), record.prompt, record.seed, *values)
+            run.log({"samples": table})
+            run.summary.update(dict(_flat(metrics)))
+
+    def _mode(self) -> Literal["offline", "online"]:
+        """Online only where it cannot end in a prompt for a key."""
+        if self.mode == "online" and not _has_key():
+            print("wandb: tracker.mode=online, but no key is set (wandb login, or WANDB_API_KEY); going offline", file=sys.stderr)
+            return "offline"
+        return "online" if self.mode == "online" else "offline"
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    import wandb
+
+    return bool(wandb.api.api_key)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested metrics as `outer/inner` pairs; what is not a number or a text is left out."""
+    pairs: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            pairs += _flat(value, f"{prefix}{key}/")
+        elif isinstance(value, (int, float, str)):
+            pairs.append((f"{prefix}{key}", value))
+    return pairs

@@ -1,0 +1,146 @@
+"""What the rooms exchange: tasks, problems, records, and the protocols that config swaps.
+
+Shapes are written as in einops: `b` samples, `n` particles per sample, `c h w` latent channels and size, `H W` pixels,
+`d` features. Latents inside a method are always `b n c h w`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from guidedgen.noise import Noise
+    from guidedgen.process.grid import Grid, NoiseSchedule, Point
+
+
+class UsageError(Exception):
+    """A wrong key, value or combination: one line that names the key, the value and the way out. Exit code 2."""
+
+
+class BadValue(ValueError):
+    """An option's value breaks its rule; whoever knows the option's full key turns this into a UsageError."""
+
+    def __init__(self, name: str, value: object, rule: str) -> None:
+        super().__init__(f"{name}={value!r}: {rule}")
+        self.name, self.value, self.rule = name, value, rule
+
+
+class Stopped(BaseException):
+    """A signal asked the run to stop; what was finished is saved. Exit code 75."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """One thing to draw. `id` is unique in its dataset, stable under limits and order, and safe as a file name."""
+
+    id: str
+    prompt: str
+    category: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One image to make: a task and the user-level seed of this image."""
+
+    task: Task
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """File name without suffix; unique in a run."""
+        return f"{self.task.id}-{self.seed}"
+
+
+class Scheduler(Protocol):
+    """The noise grid and the step rule. Pure: no hidden state."""
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether a step draws noise."""
+
+    def grid(self, schedule: NoiseSchedule) -> Grid:
+        """The points from the noisiest to the last."""
+
+    def step(self, x_t: Tensor, eps: Tensor, t: Point, s: Point, noise: Tensor | None) -> Tensor:
+        """x_s from x_t (any shape) and the noise predicted at t; `noise` is standard normal, unread if not stochastic."""
+
+
+class Denoiser(Protocol):
+    """eps_hat(x_t, t | prompt), classifier-free guidance inside as one batched call."""
+
+    def __call__(self, x_t: Tensor, t: Point) -> Tensor:
+        """b n c h w -> b n c h w; row i is conditioned on the i-th task."""
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Scores images; higher is better."""
+
+    differentiable: bool  # whether gradients reach the pixels
+
+    def __call__(self, images: Tensor, tasks: Sequence[Task]) -> Tensor:
+        """b 3 H W in [0, 1], one task per image -> b."""
+
+
+class Clip(Protocol):
+    """A CLIP. `name` tells which, so that a report can mark a metric that shares its network with the guidance."""
+
+    name: str
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """b 3 H W in [0, 1] -> b d of unit length, differentiable."""
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """-> b d of unit length."""
+
+
+class Features(Protocol):
+    """An image feature network for distances between sets."""
+
+    name: str
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """b 3 H W in [0, 1] -> b d."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Everything a method may use for b samples; rows are counted where they are computed."""
+
+    tasks: Sequence[Task]  # b
+    denoise: Denoiser
+    scheduler: Scheduler
+    grid: Grid
+    noise: Noise  # b generators
+    latent_shape: tuple[int, int, int]  # c h w
+    score: Callable[[Tensor], Tensor]  # x_0 (b n c h w) -> rewards (b n): decode and reward, chunked
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def start(self, particles: int = 1) -> Tensor:
+        """x_T: b particles c h w, standard normal."""
+        return self.noise.draw(particles, self.latent_shape)
+
+    def step(self, x_t: Tensor, eps: Tensor, t: Point, s: Point) -> Tensor:
+        """x_s by the scheduler's rule, with fresh noise for every particle where it draws any."""
+        noise = self.noise.draw(x_t.shape[1], self.latent_shape) if self.scheduler.stochastic else None
+        return self.scheduler.step(x_t, eps, t, s, noise)
+
+
+Observer = Callable[[str, int, Mapping[str, Any]], None]
+
+
+def ignore(event: str, step: int, values: Mapping[str, Any]) -> None:
+    """The observer that does not look."""
+
+
+class Method(Protocol):
+    """A guidance method."""
+
+    def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
+        """-> x_0: b c h w, one latent per sample. `observe(event, step, values)` is told about progress and traces."""

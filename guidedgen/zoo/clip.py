@@ -1,0 +1,157 @@
+"""CLIPs: any of transformers' CLIPModel, and the two of the lab.
+
+Both take images in [0, 1] of any size and prepare them as OpenAI's CLIP does, on tensors, so that gradients reach the pixels:
+bicubic antialiased resize of the shorter side, centre crop, normalisation. Pillow, which the released code uses, also rounds the
+resized image to 8 bits; that is the only difference for square images.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from guidedgen import images as pictures
+from guidedgen.types import UsageError
+from guidedgen.zoo.files import locate, locate_lab
+
+if TYPE_CHECKING:
+    import open_clip
+    from transformers import CLIPModel, CLIPTokenizer
+
+
+class HubClip:
+    """A CLIP in transformers' format: types.Clip.
+
+    `name` labels the network in reports; `path` is a folder or a hub name; `key` is its config key, for messages. `weights` names
+    the file that is read (its shards count as well): "pytorch_model.bin", for repositories that have nothing else, is read with
+    torch's `weights_only` unpickler. Raises UsageError where something is missing or the folder holds another kind of model.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        path: str | Path,
+        device: torch.device | str = "cpu",
+        weights: str = "model.safetensors",
+        revision: str = "main",
+        key: str = "clip.path",
+    ) -> None:
+        stem, dot, kind = weights.rpartition(".")
+        files = ("*.json", "*.txt", weights, f"{stem}-*{dot}{kind}")
+        required = ("config.json", f"{stem}*{dot}{kind}")
+        self.name = name
+        self.device = torch.device(device)
+        self.folder = locate(path, key=key, files=files, required=required, revision=revision)
+        self._safetensors = kind == "safetensors"
+        config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        if config.get("model_type") != "clip":
+            raise UsageError(f"{key}={path}: holds a model of type {config.get('model_type')}; a clip is needed")
+        self.dim: int = config.get("projection_dim", 512)  # CLIPConfig's default, which a config may leave out
+
+    @property
+    def network(self) -> CLIPModel:
+        """The frozen network, loaded at first use."""
+        return _load_hub(self.folder, self._safetensors, self.device)
+
+    @property
+    def _config(self) -> Any:
+        return self.network.config
+
+    @functools.cached_property
+    def _tokenizer(self) -> CLIPTokenizer:
+        from transformers import CLIPTokenizer
+
+        return CLIPTokenizer.from_pretrained(self.folder, local_files_only=True)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """b 3 H W in [0, 1] -> b d of unit length, differentiable."""
+        pixels = pictures.check(images, self.name).to(self.device, self.network.dtype)
+        pixels = pictures.resize(pixels, self._config.vision_config.image_size)
+        pixels = pictures.normalise(pixels, pictures.CLIP_MEAN, pictures.CLIP_STD)
+        return _unit(self.network.get_image_features(pixel_values=pixels).pooler_output)
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """-> b d of unit length. Longer texts are cut to the model's length, the end token kept (clip.tokenize's truncate=True).
+
+        All rows are padded to the model's length, so that a text's embedding does not depend on its neighbours' lengths.
+        """
+        length = self._config.text_config.max_position_embeddings
+        tokens = self._tokenizer(list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        return _unit(self.network.get_text_features(**tokens.to(self.device)).pooler_output)
+
+
+class LabClip:
+    """A CLIP of the lab, "lab-guide" or "lab-judge": types.Clip. Images are brought to 64 px; texts are cut at 40 tokens.
+
+    Raises UsageError where the name is another one, or the weights are missing.
+    """
+
+    def __init__(self, *, name: str, device: torch.device | str = "cpu", key: str = "clip.name") -> None:
+        from guidedgen.lab.networks import CLIP_DIM, CLIPS
+
+        choices = [f"lab-{which}" for which in CLIPS]
+        if name not in choices:
+            raise UsageError(f"{key}={name}: no such CLIP; choices: {', '.join(choices)}")
+        self.name = name
+        self.device = torch.device(device)
+        self.dim: int = CLIP_DIM
+        self._which = name.removeprefix("lab-")
+        locate_lab(f"clip-{self._which}.safetensors", key=f"{key}={name}", part=f"clip-{self._which}")
+        locate_lab("generator/tokenizer/tokenizer.json", key=f"{key}={name}", part="generator")
+
+    @property
+    def network(self) -> open_clip.model.CLIP:
+        """The frozen network, loaded at first use."""
+        return _load_lab(self._which, self.device)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """b 3 H W in [0, 1] -> b d of unit length, differentiable."""
+        from guidedgen.lab.world import SIZE
+
+        pixels = pictures.resize(pictures.check(images, self.name).to(self.device, torch.float32), SIZE)
+        return self.network.encode_image(pictures.to_model(pixels), normalize=True)
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """-> b d of unit length."""
+        from guidedgen.lab.networks import load_tokenizer, tokenize
+
+        return self.network.encode_text(tokenize(load_tokenizer(), list(texts)).to(self.device), normalize=True)
+
+
+def _unit(embedding: Tensor) -> Tensor:
+    return embedding / embedding.norm(dim=-1, keepdim=True)
+
+
+# Loading may first happen inside inference mode, whose tensors could never be differentiated through afterwards.
+@functools.cache
+@torch.inference_mode(False)
+def _load_hub(folder: Path, safetensors: bool, device: torch.device) -> CLIPModel:
+    from transformers import CLIPModel
+
+    loaded: Any = CLIPModel.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        local_files_only=True,
+        use_safetensors=safetensors,
+        weights_only=True,
+        output_loading_info=True,
+    )
+    network, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise UsageError(f"{folder}: the weights lack {len(missing)} tensors of a CLIP, {missing[0]} first; fetch them again")
+    return network.eval().requires_grad_(False).to(device)
+
+
+@functools.cache
+@torch.inference_mode(False)
+def _load_lab(which: str, device: torch.device) -> open_clip.model.CLIP:
+    from guidedgen.lab.networks import load_clip
+
+    return load_clip(which).to(device)

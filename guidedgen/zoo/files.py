@@ -1,0 +1,161 @@
+"""Finds weights: a local path, the local hub cache, the hub; in this order, and never more than the files asked for.
+
+The cache comes first so that a run does not change when a repository does. No pickled object is read: safetensors, or state
+dicts through torch's `weights_only` unpickler.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from guidedgen.types import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+SAFE = ("*.safetensors", "*.json", "*.txt")
+
+
+def locate(
+    name_or_path: str | Path, *, key: str, files: Sequence[str] = SAFE, required: Sequence[str] = (), revision: str = "main"
+) -> Path:
+    """The folder of a local model, or of the snapshot of a hub repository, which is downloaded where needed.
+
+    `files` are the patterns that are downloaded (as in fnmatch: `*` matches `/` too). Each glob pattern of `required` must match a
+    file. `key` is the config key of the name, for messages. Raises UsageError: not there, offline, incomplete, no such name.
+    """
+    name = str(name_or_path)
+    folder = Path(name).expanduser()
+    if folder.is_file():
+        raise UsageError(f"{key}={name}: is a file; a folder or a hub name (org/name) is needed")
+    if not folder.is_dir():
+        _check_name(name, key)
+        folder = _snapshot(name, key, files, required, revision)
+    if missing := _missing(folder, required):
+        raise UsageError(f"{key}={name}: has no {missing} (looked in {folder})")
+    return folder
+
+
+def locate_file(repo_or_path: str | Path, filename: str, *, key: str, sha256: str | None = None, revision: str = "main") -> Path:
+    """One file: `repo_or_path` is the file itself, a folder that holds `filename`, or a hub repository that does.
+
+    Raises UsageError as `locate` does, and where the content's SHA-256 (hexadecimal) is not `sha256`.
+    """
+    name = str(repo_or_path)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        path = path / filename
+        if not path.is_file():
+            raise UsageError(f"{key}={name}: has no {filename}")
+    elif not path.is_file():
+        _check_name(name, key)
+        path = _hub_file(name, filename, key, revision)
+    if sha256 is not None:
+        with path.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != sha256.lower():
+            raise UsageError(f"{key}={name}: {path.name} has SHA-256 {found}, expected {sha256.lower()}; fetch it again")
+    return path
+
+
+def locate_lab(filename: str, *, key: str, part: str) -> Path:
+    """A file of the weights that come with the lab. `part` is its name in `scripts/train_lab.py`. Raises UsageError."""
+    from guidedgen.lab.networks import WEIGHTS
+
+    path = WEIGHTS / filename
+    if not path.is_file():
+        raise UsageError(f"{key}: {path} is missing; make it with: python scripts/train_lab.py --parts {part}")
+    return path
+
+
+def read_state(path: Path, *, key: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """The state dict in a safetensors file, or in a file of torch.save that holds tensors only.
+
+    Raises UsageError where the file is neither. On the device "meta", shapes are read and numbers are not.
+    """
+    import pickle
+
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return {name: tensor.to(device) for name, tensor in load_file(path).items()}
+        state = torch.load(path, map_location=device, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
+        raise UsageError(
+            f"{key}={path}: not a state dict of tensors ({type(error).__name__}); pickled objects are refused"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UsageError(f"{key}={path}: not a state dict of tensors")
+    return state
+
+
+def _check_name(name: str, key: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        if name.startswith((".", "/", "~")):
+            raise HFValidationError
+        validate_repo_id(name)
+    except HFValidationError:
+        raise UsageError(f"{key}={name}: no such path, and not a hub name (org/name)") from None
+
+
+def _missing(folder: Path, required: Sequence[str]) -> str:
+    """The first pattern that no existing file matches (a cache holds links, which may dangle), or an empty string."""
+    return next((pattern for pattern in required if not any(path.exists() for path in folder.glob(pattern))), "")
+
+
+def _snapshot(name: str, key: str, files: Sequence[str], required: Sequence[str], revision: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    patterns = list(files)
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=True))
+        if not _missing(folder, required):
+            return folder
+    except LocalEntryNotFoundError:  # nothing cached, or a download was interrupted
+        pass
+    wanted = ", ".join(patterns)
+    return Path(_download(lambda: snapshot_download(name, revision=revision, allow_patterns=patterns), name, wanted, key, revision))
+
+
+def _hub_file(name: str, filename: str, key: str, revision: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, filename, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return Path(_download(lambda: hf_hub_download(name, filename, revision=revision), name, filename, key, revision))
+
+
+def _download(fetch: Callable[[], str], name: str, wanted: str, key: str, revision: str) -> str:
+    from huggingface_hub import constants, errors
+
+    if constants.is_offline_mode():
+        raise UsageError(f"{key}={name}: not on this machine and the hub is offline; fetch it with: python scripts/fetch.py {name}")
+    try:
+        return fetch()
+    except errors.GatedRepoError as error:
+        raise UsageError(f"{key}={name}: its authors ask you to accept terms on the hub, then: hf auth login") from error
+    except errors.RepositoryNotFoundError as error:
+        raise UsageError(f"{key}={name}: no such path, and no such public repository at {constants.ENDPOINT}") from error
+    except errors.RevisionNotFoundError as error:
+        raise UsageError(f"{key}={name}: has no revision {revision}") from error
+    except errors.RemoteEntryNotFoundError as error:
+        raise UsageError(f"{key}={name}: has no {wanted} at {constants.ENDPOINT}") from error
+    except Exception as error:  # whatever a network throws; the cause stays chained, the user gets one line
+        reason = (str(error).splitlines() or [""])[0]
+        raise UsageError(
+            f"{key}={name}: download from {constants.ENDPOINT} failed ({type(error).__name__}: {reason}); "
+            f"try again with: python scripts/fetch.py {name}"
+        ) from error

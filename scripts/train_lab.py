@@ -1,0 +1,55 @@
+"""Trains the bundled lab from nothing, or measures what is shipped.
+
+    python scripts/train_lab.py                        everything, with what can run at once running at once
+    python scripts/train_lab.py --parts vae classifier  only these
+    python scripts/train_lab.py --evaluate              the figures of the model card, from the shipped weights
+
+A run that was stopped goes on where it was. Checkpoints: outputs/lab; shipped weights: guidedgen/lab/weights.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+# Spinning OpenMP threads make a shared machine several times slower; the variable must be set before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+PARTS = ("vae", "generator", "classifier", "clip-guide", "clip-judge", "aesthetic")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="in this order; default: all")
+    parser.add_argument("--folder", type=Path, default=Path("outputs/lab"), help="checkpoints (default: outputs/lab)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on the number of steps (default: 1)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
+    parser.add_argument("--evaluate", action="store_true", help="measure the shipped weights and train nothing")
+    arguments = parser.parse_args()
+
+    import torch
+
+    from guidedgen.lab import exam, shipping, training
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    if arguments.evaluate:
+        exam.main(arguments.device)
+        return
+    settings = training.Settings(
+        folder=arguments.folder,
+        device=arguments.device,
+        bf16=arguments.precision == "bf16",
+        seed=arguments.seed,
+        scale=arguments.scale,
+    )
+    shipping.train(arguments.parts, settings)
+
+
+if __name__ == "__main__":
+    main()
