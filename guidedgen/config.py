@@ -38,7 +38,7 @@ def preflight(arguments: Sequence[str], prepare: Callable[[DictConfig], object])
     from hydra._internal.utils import get_args_parser
 
     parser = get_args_parser()
-    parser.error = _refuse  # type: ignore[method-assign]
+    parser.error = _refuse  # type: ignore[method-assign, assignment]
     parsed = parser.parse_args(list(arguments))
     if parsed.help or parsed.hydra_help or parsed.cfg or parsed.info or parsed.shell_completion:
         return
@@ -64,7 +64,6 @@ def check(parsed: argparse.Namespace, prepare: Callable[[DictConfig], object]) -
             _check_names(overrides, search, [CONF, *([Path(folder)] if folder else [])])
             try:
                 config = compose("config", overrides=[*search, *overrides])
-                OmegaConf.resolve(config)
             except Exception as error:  # Hydra's and OmegaConf's errors have no common base
                 raise UsageError(f"{' '.join(overrides)}: {error}") from error
             prepare(config)
@@ -115,7 +114,9 @@ def _check_names(overrides: Sequence[str], search: Sequence[str], folders: Seque
         if item.key_or_group in groups and not item.is_delete():
             options, value = groups[item.key_or_group], str(item.value())
             if value not in options and item.value() is not None:
-                raise UsageError(f"{item.key_or_group}={value}: no such option{near(value, options)}; choose from {', '.join(options)}")
+                raise UsageError(
+                    f"{item.key_or_group}={value}: no such option{near(value, options)}; choose from {', '.join(options)}"
+                )
     try:
         keys = set(_keys(compose("config", overrides=[*search, *chosen])))
     except Exception as error:
@@ -189,16 +190,16 @@ def check_node(node: DictConfig, key: str, allow: Sequence[str] = ()) -> None:
     target = target_of(node, key, allow)
     parameters = inspect.signature(target).parameters
     hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    for name in node:
-        if str(name).startswith("_"):
+    for name in map(str, node):
+        if name.startswith("_"):
             continue
         if name not in parameters:
-            raise UsageError(f"{key}.{name}: {node['_target_']} has no such option{near(str(name), parameters)}")
+            raise UsageError(f"{key}.{name}: {node['_target_']} has no such option{near(name, parameters)}")
         value = node[name]
         if isinstance(value, DictConfig) and "_target_" in value:
             check_node(value, f"{key}.{name}", allow)
         else:
-            _check_type(value, hints.get(str(name), Any), f"{key}.{name}")
+            _check_type(value, hints.get(name, Any), f"{key}.{name}")
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in node:
             raise UsageError(f"{key}.{name}: missing; {node['_target_']} needs it")
@@ -217,7 +218,7 @@ def target_of(node: DictConfig, key: str, allow: Sequence[str] = ()) -> Callable
         raise UsageError(f"{key}._target_={path}: {error}") from error
     if not callable(found):
         raise UsageError(f"{key}._target_={path}: not a class or function")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _check_type(value: Any, hint: Any, key: str) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import resource
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 
 import torch
@@ -28,7 +28,7 @@ class Ledger:
     nfe_backward: int = 0
     decodes: int = 0
     reward_calls: int = 0
-    seconds: Counter[str] = dataclasses.field(default_factory=Counter)
+    seconds: dict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
 
     @contextlib.contextmanager
     def timed(self, kind: str) -> Iterator[None]:
@@ -44,7 +44,7 @@ class Ledger:
     def count_backward(self, output: Tensor, rows: int) -> None:
         """Counts `rows` once the gradient of a network's output is taken."""
         if output.requires_grad:
-            output.register_hook(lambda gradient: self._took(rows))
+            output.register_hook(lambda _gradient: self._took(rows))
 
     def _took(self, rows: int) -> None:
         self.nfe_backward += rows

@@ -81,19 +81,21 @@ def evaluate(
     device: str,
     guide: Sequence[str] = (),
     title: str = "",
+    recompute: bool = False,
 ) -> dict[str, Any]:
     """Everything there is to say of a run's images, and of the reference's beside them.
 
-    `guide` names the networks that guided; a scorer or distance that shares one is marked `shares_guide`.
+    `guide` names the networks that guided; a scorer or distance that shares one is marked `shares_guide`. Scores are read from
+    the records where they hold them, unless `recompute`.
     """
     assert own.records is not None
     metrics: dict[str, Any] = {"title": title, "samples": len(own), "prompts": len({r.task for r in own.records})}
     metrics["scores"] = {}
     for name, scorer in scorers.items():
-        ours = _by_prompt(own, name, scorer, batch_size, device)
+        ours = _by_prompt(own, name, scorer, batch_size, device, recompute)
         entry = _score_entry(ours)
         if reference is not None and reference.records is not None:
-            theirs = _by_prompt(reference, name, scorer, batch_size, device)
+            theirs = _by_prompt(reference, name, scorer, batch_size, device, recompute)
             entry["base"] = _mean(theirs)
             entry["win_rate"] = _win_rate(ours, theirs)
         entry["shares_guide"] = bool(set(getattr(scorer, "networks", ())) & set(guide))
@@ -107,11 +109,13 @@ def evaluate(
     return metrics
 
 
-def _by_prompt(pictures: Images, name: str, scorer: Reward, batch_size: int, device: str) -> dict[str, list[float]]:
-    """Scores by task id, in order of seeds; read from the records where they hold this one, computed from the images otherwise."""
+def _by_prompt(
+    pictures: Images, name: str, scorer: Reward, batch_size: int, device: str, recompute: bool
+) -> dict[str, list[float]]:
+    """Scores by task id, in order of seeds; prompts the scorer does not apply to are left out."""
     assert pictures.records is not None
     values: list[float] = []
-    if all(name in record.scores for record in pictures.records):
+    if not recompute and all(name in record.scores for record in pictures.records):
         values = [np.nan if (value := record.scores[name]) is None else value for record in pictures.records]
     else:
         tasks = [Task(id=record.task, prompt=record.prompt, category=record.category) for record in pictures.records]
@@ -122,7 +126,7 @@ def _by_prompt(pictures: Images, name: str, scorer: Reward, batch_size: int, dev
     for record, value in zip(pictures.records, values, strict=True):
         grouped.setdefault(record.task, []).append((record.seed, value))
     by_prompt = {task: [value for _, value in sorted(pairs)] for task, pairs in grouped.items()}
-    return {task: scores for task, scores in by_prompt.items() if np.isfinite(scores).all()}  # where the scorer applies
+    return {task: scores for task, scores in by_prompt.items() if np.isfinite(scores).all()}
 
 
 def _mean(scores: Mapping[str, Sequence[float]]) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.metadata
 import os
@@ -25,7 +26,7 @@ from guidedgen.noise import Noise
 from guidedgen.process.grid import Grid
 from guidedgen.store import Record, RunFolder, check_writable
 from guidedgen.tracker import Tracker
-from guidedgen.types import BadValue, Method, Problem, Reward, Sample, Scheduler, Stopped, Task, UsageError
+from guidedgen.types import BadValue, Problem, Reward, Sample, Scheduler, Stopped, Task, UsageError
 
 _COUNTS = ("seed", "samples_per_prompt", "batch_size")
 
@@ -38,7 +39,7 @@ class Job:
     run_id: str
     folder: RunFolder
     model: StableDiffusion
-    method: Method
+    method: Any  # a Method, with the class attributes that say what it needs
     reward: Reward | None
     reward_name: str
     scheduler: Scheduler
@@ -68,7 +69,7 @@ def prepare(cfg: DictConfig) -> Job:
 
 def _settled(cfg: DictConfig) -> DictConfig:
     """A resolved copy in which device and dtype are real ones and the plain numbers are checked."""
-    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))
+    cfg = copy.deepcopy(cfg)
     for key in _COUNTS:
         if not isinstance(cfg[key], int) or isinstance(cfg[key], bool):
             raise UsageError(f"{key}={cfg[key]}: expected a whole number")
@@ -148,7 +149,7 @@ def _module(node: DictConfig) -> str:
 
 def _tasks(cfg: DictConfig, allow: Sequence[str]) -> Sequence[Task]:
     try:
-        return config.build(cfg.dataset, "dataset", allow).tasks()  # type: ignore[no-any-return]
+        return config.build(cfg.dataset, "dataset", allow).tasks()
     except BadValue as error:
         raise UsageError(f"dataset.{error.name}={error.value}: {error.rule}") from error
 
@@ -158,7 +159,9 @@ def _check_combination(cfg: DictConfig, method: Any, scheduler: Scheduler, allow
     if method.guided and not cfg.reward:
         raise UsageError(f"method={name} needs a reward: reward=aesthetic, clip_text or compressibility")
     if method.differentiates and not config.target_of(cfg.reward, "reward", allow).differentiable:  # type: ignore[attr-defined]
-        raise UsageError(f"reward={_module(cfg.reward)} has no gradient and method={name} needs one; try method=code or another reward")
+        raise UsageError(
+            f"reward={_module(cfg.reward)} has no gradient and method={name} needs one; try method=code or another reward"
+        )
     if method.needs_noise and not scheduler.stochastic:
         raise UsageError(f"method={name} needs a stochastic scheduler: scheduler=ddpm, or scheduler=ddim scheduler.eta=1")
 
@@ -198,7 +201,7 @@ def main(cfg: DictConfig) -> None:
         sys.exit(130)
 
 
-def _stop(number: int, frame: object) -> None:
+def _stop(number: int, _frame: object) -> None:
     raise Stopped(signal.Signals(number).name)
 
 
@@ -227,11 +230,30 @@ def run(job: Job) -> Mapping[str, Any]:
     report.show(metrics)
     if job.cfg.run.profile:
         report.show_profile(job.model.ledger, time.perf_counter() - started)
-    print(f"{job.folder.path}: {len(job.samples)} samples in {time.perf_counter() - started:.1f} s; grid: {job.folder.path}/images/grid.png")
+    print(f"{len(job.samples)} samples in {time.perf_counter() - started:.1f} s: {job.folder.path}/images/grid.png")
     return metrics
 
 
-def _judge(job: Job) -> dict[str, Any]:
+def judge_again(folder: Path, overrides: Sequence[str] = ()) -> Mapping[str, Any]:
+    """Judges a stored run anew, from its images and with `metrics=...` or any dotted key changed; rewrites metrics.json."""
+    cfg = config.read(folder / "config.yaml")
+    cfg.outputs, cfg.study = str(folder.absolute().parent.parent), folder.absolute().parent.name
+    for override in overrides:
+        key, _, value = override.partition("=")
+        file = config.CONF / key / f"{value}.yaml"
+        try:
+            OmegaConf.update(
+                cfg, key, OmegaConf.load(file) if file.exists() else OmegaConf.create(f"x: {value}").x, force_add=False
+            )
+        except Exception as error:  # OmegaConf's many errors
+            raise UsageError(f"{override}: {error}") from error
+    job = dataclasses.replace(prepare(cfg), folder=RunFolder(folder))
+    metrics = _judge(job, recompute=True)
+    job.folder.write_json("metrics.json", metrics)
+    return metrics
+
+
+def _judge(job: Job, *, recompute: bool = False) -> dict[str, Any]:
     """The metrics of a sampled job, its grid written on the way."""
     own = evaluate.Images.of_run(job.folder)
     reference = None
@@ -242,7 +264,7 @@ def _judge(job: Job) -> dict[str, Any]:
     guide = getattr(job.reward, "networks", ()) if job.method.guided else ()
     metrics = evaluate.evaluate(
         own, reference, job.scorers, job.distances, batch_size=job.cfg.batch_size, device=job.cfg.device, guide=guide,
-        title=job.name,
+        title=job.name, recompute=recompute,
     )  # fmt: skip
     report.write_grid(job.folder.path / "images" / "grid.png", own, reference, next(iter(job.scorers), None))
     return metrics
@@ -256,6 +278,8 @@ def _sample_all(job: Job, label: str, *, fresh: bool = False) -> None:
     size = job.cfg.batch_size
     batches = [job.samples[i : i + size] for i in range(0, len(job.samples), size)]
     todo = [batch for batch in batches if any(sample.name not in finished for sample in batch)]
+    if todo:
+        job.model.load()
     with report.progress(label, total=len(todo) * (len(job.grid) - 1)) as advance:
         for batch in todo:
             for sample, image, record, trace in _sample(job, batch, advance):
@@ -327,7 +351,9 @@ def problem(job: Job, batch: Sequence[Sample]) -> Problem:
 def _environment(job: Job) -> dict[str, Any]:
     """What else numbers may depend on."""
     packages = ("torch", "diffusers", "transformers", "open_clip_torch", "numpy", "pillow")
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=config.CONF, capture_output=True, text=True, check=False).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=config.CONF, capture_output=True, text=True, check=False
+    ).stdout.strip()
     device = torch.device(job.cfg.device)
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],

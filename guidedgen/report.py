@@ -76,8 +76,8 @@ def show(metrics: Mapping[str, Any]) -> None:
 def show_profile(ledger: Ledger, wall: float) -> None:
     """Prints where the wall time went."""
     table = Table("", "seconds", "share", title="profile", title_justify="left")
-    inside = sum(ledger.seconds[kind] for kind in _NETWORKS)
-    for kind in _NETWORKS:
+    inside = sum(ledger.seconds[kind] for kind in ("load", *_NETWORKS))
+    for kind in ("load", *_NETWORKS):
         table.add_row(kind, f"{ledger.seconds[kind]:.2f}", f"{100 * ledger.seconds[kind] / wall:.1f} %")
     table.add_row("elsewhere", f"{wall - inside:.2f}", f"{100 * (1 - inside / wall):.1f} %")
     Console().print(table)
@@ -90,7 +90,9 @@ def _number(value: float | None) -> str:
 def write_grid(file: Path, own: Images, reference: Images | None, score: str | None) -> None:
     """Same prompt and seed in one column, the base above the run's, the score under each; the first images only."""
     assert own.records is not None
-    base = {r.name: (p, r) for p, r in zip(reference.paths, reference.records, strict=True)} if reference and reference.records else {}
+    base = (
+        {r.name: (p, r) for p, r in zip(reference.paths, reference.records, strict=True)} if reference and reference.records else {}
+    )
     chosen = list(zip(own.paths, own.records, strict=True))[:_COLUMNS]
     rows = [("this run", chosen)]
     if base:

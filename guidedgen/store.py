@@ -1,9 +1,9 @@
 """A run's folder: written so that a kill at any moment loses at most the samples in flight, and read back.
 
-    config.yaml        resolved config            records.jsonl  one line per finished sample
-    environment.json   versions, device, command  trace.jsonl    what methods told on the way
-    images/NAME.png    one per sample             metrics.json   how the set fares
-                                                  DONE           written last
+config.yaml        resolved config            records.jsonl  one line per finished sample
+environment.json   versions, device, command  trace.jsonl    what methods told on the way
+images/NAME.png    one per sample             metrics.json   how the set fares
+                                              DONE           written last
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class RunFolder:
     def read_json(self, name: str) -> dict[str, Any]:
         """Reads a JSON file of the run; empty where there is none."""
         try:
-            return json.loads((self.path / name).read_text())  # type: ignore[no-any-return]
+            return json.loads((self.path / name).read_text())
         except FileNotFoundError:
             return {}
 

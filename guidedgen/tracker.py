@@ -18,7 +18,14 @@ class Tracker(Protocol):
     """Where runs are mirrored."""
 
     def log(
-        self, *, folder: Path, run_id: str, name: str, config: Mapping[str, Any], records: Sequence[Record], metrics: Mapping[str, Any]
+        self,
+        *,
+        folder: Path,
+        run_id: str,
+        name: str,
+        config: Mapping[str, Any],
+        records: Sequence[Record],
+        metrics: Mapping[str, Any],
     ) -> None:
         """Mirrors one finished run."""
 
@@ -36,7 +43,14 @@ class Wandb:
             raise BadValue("project", self.project, "must not be empty or hold any of / \\ # ? % :")
 
     def log(
-        self, *, folder: Path, run_id: str, name: str, config: Mapping[str, Any], records: Sequence[Record], metrics: Mapping[str, Any]
+        self,
+        *,
+        folder: Path,
+        run_id: str,
+        name: str,
+        config: Mapping[str, Any],
+        records: Sequence[Record],
+        metrics: Mapping[str, Any],
     ) -> None:
         """Logs config, a table of images with prompt, seed and scores, and the metrics as summary; the id is the run's hash."""
         if self.mode == "disabled":

@@ -7,6 +7,7 @@ The grammar, in full: `THING`, `THING RELATION THING`, `THING and THING`, `THING
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -139,12 +140,13 @@ def corrupt(description: Description, rng: random.Random) -> Description:
         values = [getattr(thing, name) for thing in things]
         for i, j in ((0, 1), (1, 2), (0, 2)):
             if j < len(things) and values[i] != values[j]:
-                choices += [lambda i=i, j=j, name=name: _swap(description, i, j, name)] * 2
+                choices += [functools.partial(_swap, description, i, j, name)] * 2
         for i, value in enumerate(values):
             if value is not None:
-                choices.append(lambda i=i, name=name: _replace(description, i, name, rng))
+                choices.append(functools.partial(_replace, description, i, name, rng))
     if description.relation:
-        choices += [lambda: dataclasses.replace(description, relation=_OPPOSITE[description.relation])] * 2
+        opposite = _OPPOSITE[description.relation]
+        choices += [lambda: dataclasses.replace(description, relation=opposite)] * 2
     if description.background:
         others = [b for b in _BACKGROUNDS if b != description.background]
         choices.append(lambda: dataclasses.replace(description, background=rng.choice(others)))

@@ -164,7 +164,7 @@ def _held_out(part: str, seed: int, n: int, counts: tuple[float, ...] = (0.42, 0
 def examine_vae(vae: AutoencoderKL, seed: int = 0, n: int = 512) -> dict[str, float]:
     """Reconstruction through the posterior's mean: the mean of the pictures' PSNR, and the PSNR of the mean squared error."""
     errors, latents = [], []
-    for images in render(_held_out("vae", seed, n)).split(64):
+    for images in torch.split(render(_held_out("vae", seed, n)), 64):
         latent = vae.encode(2 * images.to(vae.device) - 1).latent_dist.mean
         decoded = (vae.decode(latent).sample / 2 + 0.5).clamp(0, 1).cpu()
         errors.append((decoded - images).square().mean((1, 2, 3)))
@@ -252,12 +252,12 @@ def _swap_colours(description: Description) -> Description:
 
 def _embed_images(clip: open_clip.model.CLIP, images: Tensor) -> Tensor:
     device = clip.logit_scale.device
-    return torch.cat([F.normalize(clip.encode_image(2 * chunk.to(device) - 1), dim=-1) for chunk in images.split(256)])
+    return torch.cat([F.normalize(clip.encode_image(2 * chunk.to(device) - 1), dim=-1) for chunk in torch.split(images, 256)])
 
 
 def _embed_texts(clip: open_clip.model.CLIP, tokenizer: Tokenizer, texts: list[str]) -> Tensor:
     ids = networks.tokenize(tokenizer, texts).to(clip.logit_scale.device)
-    return torch.cat([F.normalize(clip.encode_text(chunk), dim=-1) for chunk in ids.split(256)])
+    return torch.cat([F.normalize(clip.encode_text(chunk), dim=-1) for chunk in torch.split(ids, 256)])
 
 
 @torch.no_grad()
@@ -390,8 +390,8 @@ def card(results: Mapping[str, float], parts: Sequence[Part], settings: Settings
         steps = max(1, round(part.steps * settings.scale))
         took = f"{seconds[part.name]:.0f}" if part.name in seconds else ""
         rows.append(
-            f"| {part.name} | {network} | {parameters / 1e6:.2f} M | {steps} | {part.lr:g} | {part.weight_decay:g} | {part.warm_up} "
-            f"| {part.average:g} | {took} |"
+            f"| {part.name} | {network} | {parameters / 1e6:.2f} M | {steps} | {part.lr:g} | {part.weight_decay:g} "
+            f"| {part.warm_up} | {part.average:g} | {took} |"
         )
     how = f"Seed {settings.seed}, {'bf16' if settings.bf16 else 'fp32'} on {settings.device}, scale {settings.scale:g}."
     return _CARD.format(settings=how, parts="\n".join(rows), figures="\n".join(figures))

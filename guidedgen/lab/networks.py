@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 WEIGHTS = Path(__file__).parent / "weights"
+_Network = TypeVar("_Network", bound=nn.Module)
 MAX_TOKENS = 40  # of captions, start and end included; the longest scene of three fits
 CLIP_DIM = 128
 
@@ -56,9 +59,13 @@ def train_tokenizer() -> Tokenizer:
 
 
 def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
-    import json
-
     return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
+
+
+def _end(tokenizer: Tokenizer) -> int:
+    end = tokenizer.token_to_id("<|endoftext|>")
+    assert end is not None
+    return end
 
 
 @functools.cache
@@ -71,7 +78,7 @@ def load_tokenizer() -> Tokenizer:
 
 def tokenize(tokenizer: Tokenizer, texts: list[str]) -> Tensor:
     """Token ids (b MAX_TOKENS), cut to length with the end token kept and padded with it."""
-    end = tokenizer.token_to_id("<|endoftext|>")
+    end = _end(tokenizer)
     rows = []
     for encoding in tokenizer.encode_batch(texts):
         ids = encoding.ids[:MAX_TOKENS]
@@ -153,9 +160,7 @@ class SceneClassifier(nn.Module):
         centre = torch.stack([(grid.sum(-2) * axis).sum(-1), (grid.sum(-1) * axis).sum(-1)], -1)
         pooled = torch.cat([coarse.mean((2, 3)), coarse.amax((2, 3))], 1)
         count, background = self.scene(pooled).float().split([SLOTS + 1, len(BACKGROUNDS)], -1)
-        return Reading(
-            shape=present, colour=colour, texture=texture, size=size, centre=centre, count=count, background=background
-        )
+        return Reading(shape=present, colour=colour, texture=texture, size=size, centre=centre, count=count, background=background)
 
 
 # Two different CLIPs: `guide` may steer, `judge` only judges. Both read 64 x 64 pixels.
@@ -184,7 +189,7 @@ class AestheticHead(nn.Module):
     def __init__(self, dim: int = 768) -> None:
         super().__init__()
         widths = [dim, 1024, 128, 64, 16, 1]
-        linear = [nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+        linear = [nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
         self.layers = nn.ModuleDict(dict(zip("02467", linear, strict=True)))
 
     def forward(self, embedding: Tensor) -> Tensor:
@@ -201,7 +206,7 @@ def load_vae() -> AutoencoderKL:
     return AutoencoderKL.from_pretrained(WEIGHTS / "generator" / "vae").float().eval().requires_grad_(False)
 
 
-def _load(network: nn.Module, name: str) -> nn.Module:
+def _load(network: _Network, name: str) -> _Network:
     from safetensors.torch import load_file
 
     network.load_state_dict(load_file(WEIGHTS / f"{name}.safetensors"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -12,6 +13,9 @@ from torch import nn
 from guidedgen.lab import networks, training
 from guidedgen.lab.networks import WEIGHTS
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 
 def train(parts: Sequence[str], settings: training.Settings) -> None:
     """Trains parts (names of `scripts/train_lab.py`) and ships each as soon as it is done.
@@ -19,7 +23,13 @@ def train(parts: Sequence[str], settings: training.Settings) -> None:
     The generator needs the shipped autoencoder, the aesthetic head the shipped guide CLIP.
     """
     settings.folder.mkdir(parents=True, exist_ok=True)
-    columns = (TextColumn("{task.description:10}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    columns = (
+        TextColumn("{task.description:10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     tokenizer = networks.train_tokenizer()
     ship_tokenizer(tokenizer)
     with Progress(*columns) as progress:
@@ -54,15 +64,15 @@ def save(network: nn.Module, name: str) -> None:
     save_file({key: value.contiguous() for key, value in state.items()}, WEIGHTS / f"{name}.safetensors")
 
 
-def ship(network: nn.Module, folder: str) -> None:
+def ship(network: Any, folder: str) -> None:
     """Writes a diffusers or transformers network as the folder its own `from_pretrained` reads, in fp16."""
     network.half().save_pretrained(WEIGHTS / folder, safe_serialization=True)
     config = WEIGHTS / folder / "config.json"
-    # transformers loads in the dtype the config names, diffusers in fp32: name fp32, or the pipeline's parts would not fit together.
+    # transformers loads in the dtype the config names, diffusers in fp32: name fp32, or the parts would not fit together.
     config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
 
 
-def ship_tokenizer(tokenizer: networks.Tokenizer) -> None:
+def ship_tokenizer(tokenizer: Tokenizer) -> None:
     """Writes the tokenizer as transformers' CLIPTokenizer reads it."""
     from transformers import CLIPTokenizer
 

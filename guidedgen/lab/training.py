@@ -10,9 +10,9 @@ import dataclasses
 import hashlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +21,16 @@ from torch.optim.swa_utils import AveragedModel
 
 from guidedgen.lab import captions, networks, taste
 from guidedgen.lab.render import render
-from guidedgen.lab.world import SIZE, SLOTS, Scenes, Split, draw_scenes, unseen_pair
+from guidedgen.lab.world import SIZE, Scenes, Split, draw_scenes, unseen_pair
 
 if TYPE_CHECKING:
+    import open_clip
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from rich.progress import Progress
     from tokenizers import Tokenizer
     from transformers import CLIPTextModel
+
+_Stateful = nn.Module | torch.optim.Optimizer
 
 LATENT_SCALE = 0.18215  # SD's; the autoencoder is rescaled so that it is the right one here too
 _STORED_SCENES = 60_000  # encoded once for the generator; captions are drawn anew at every step
@@ -49,7 +52,7 @@ class Part:
     """A network and how it is trained. `loss(step, generator)` draws its own batch and returns named losses, "loss" first."""
 
     name: str
-    network: nn.Module
+    network: Any  # an nn.Module
     loss: Callable[[int, torch.Generator], dict[str, Tensor]]
     steps: int
     lr: float
@@ -69,17 +72,19 @@ def _rng(generator: torch.Generator) -> random.Random:
     return random.Random(int(torch.randint(2**62, (), generator=generator)))
 
 
-def fit(part: Part, settings: Settings, progress: Progress) -> nn.Module:
+def fit(part: Part, settings: Settings, progress: Progress) -> Any:
     """Trains a part, or goes on with it, and returns its averaged network in evaluation mode on the CPU."""
     steps = max(1, round(part.steps * settings.scale))
     network = part.network.to(settings.device).train()
     average = AveragedModel(
         network,
-        avg_fn=lambda mean, new, seen: torch.lerp(new.float(), mean.float(), min(part.average, 1 - 1 / (float(seen) / 8 + 2))).to(mean.dtype),
+        avg_fn=lambda mean, new, seen: torch.lerp(new.float(), mean.float(), min(part.average, 1 - 1 / (float(seen) / 8 + 2))).to(
+            mean.dtype
+        ),
         use_buffers=True,
     )
     optimiser = torch.optim.AdamW(network.parameters(), lr=part.lr, betas=(0.9, 0.99), weight_decay=part.weight_decay)
-    state = {"network": network, "average": average, "optimiser": optimiser}
+    state: dict[str, _Stateful] = {"network": network, "average": average, "optimiser": optimiser}
     checkpoint = settings.folder / f"{part.name}.pt"
     first = _resume(checkpoint, state)
     task = progress.add_task(part.name, total=steps, completed=first, note="")
@@ -110,7 +115,7 @@ def fit(part: Part, settings: Settings, progress: Progress) -> nn.Module:
     return average.module.cpu().eval()
 
 
-def _resume(checkpoint: Path, state: dict[str, nn.Module | torch.optim.Optimizer]) -> int:
+def _resume(checkpoint: Path, state: Mapping[str, _Stateful]) -> int:
     if not checkpoint.exists():
         return 0
     stored = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -119,7 +124,7 @@ def _resume(checkpoint: Path, state: dict[str, nn.Module | torch.optim.Optimizer
     return stored["step"]
 
 
-def _save(checkpoint: Path, step: int, state: dict[str, nn.Module | torch.optim.Optimizer]) -> None:
+def _save(checkpoint: Path, step: int, state: Mapping[str, _Stateful]) -> None:
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     partial = checkpoint.with_suffix(".partial")
     torch.save({"step": step, **{name: holder.state_dict() for name, holder in state.items()}}, partial)
@@ -231,13 +236,14 @@ def generator(settings: Settings, vae: AutoencoderKL, tokenizer: Tokenizer) -> P
 
     scenes, latents = _stored_latents(settings, vae)
     descriptions = captions.describe(scenes)
-    network = nn.ModuleDict({"unet": build_unet(), "text": build_text_encoder(tokenizer)})
+    network: Any = nn.ModuleDict({"unet": build_unet(), "text": build_text_encoder(tokenizer)})
     if settings.device == "cpu":  # fused attention's backward in bf16 takes 40 % of a step on a CPU
         network["unet"].set_attn_processor(AttnProcessor())
         network["text"].set_attn_implementation("eager")
     alpha_bar = alphas_cumprod().to(settings.device)
 
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        del step
         chosen = torch.randint(len(latents), (32,), generator=generator)
         rng = _rng(generator)
         texts = ["" if rng.random() < 0.1 else captions.caption(descriptions[i], rng) for i in chosen.tolist()]
@@ -302,7 +308,9 @@ def classifier(settings: Settings) -> Part:
         present = scenes.present
         rows, slots = present.nonzero().unbind(1)
         kinds = scenes.shape[rows, slots]
-        there = torch.zeros_like(reading.shape).index_put_((rows, kinds), torch.ones(len(rows), device=rows.device), accumulate=True)
+        there = torch.zeros_like(reading.shape).index_put_(
+            (rows, kinds), torch.ones(len(rows), device=rows.device), accumulate=True
+        )
         once = there[rows, kinds] == 1
         rows, slots, kinds = rows[once], slots[once], kinds[once]
         losses = {
@@ -324,6 +332,7 @@ def clip(settings: Settings, name: str, tokenizer: Tokenizer) -> Part:
     network = networks.build_clip(name, tokenizer.get_vocab_size())
 
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        del step
         scenes = draw_scenes(128, generator, counts=(0.35, 0.5, 0.15))
         images = _photographed(render(scenes), generator).to(settings.device)
         rng = _rng(generator)
@@ -350,7 +359,7 @@ def _vague(said: captions.Description) -> bool:
     return not (said.relation or said.background) and not any(t.colour or t.shape or t.texture for t in said.things)
 
 
-def aesthetic(settings: Settings, guide: nn.Module) -> Part:
+def aesthetic(settings: Settings, guide: open_clip.model.CLIP) -> Part:
     """The head on the guide CLIP's embeddings, from ratings of `taste` with a rater's noise of one point on ten."""
     head = networks.AestheticHead(networks.CLIP_DIM)
     guide = guide.to(settings.device)

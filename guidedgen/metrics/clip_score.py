@@ -4,7 +4,8 @@
     torchmetrics    100 cos per image, then max(mean, 0); prompt as it is (torchmetrics CLIPScore)
     t2i_compbench   cos per image, then mean; prompt as it is (T2I-CompBench, CLIP_similarity)
 
-hessel and t2i_compbench use CLIP ViT-B/32, torchmetrics ViT-L/14 by default: the convention is the formula, the network is an argument.
+hessel and t2i_compbench use CLIP ViT-B/32, torchmetrics ViT-L/14 by default: the convention is
+the formula, the network is an argument.
 """
 
 from __future__ import annotations

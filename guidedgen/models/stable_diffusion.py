@@ -40,8 +40,8 @@ _Network = TypeVar("_Network", bound=torch.nn.Module)
 class StableDiffusion:
     """A text-to-image latent diffusion model.
 
-    `path` is a folder, a repository of the hub, or "lab" for the bundled model. With `guidance_scale` 1 the empty prompt is never evaluated. A prompt longer
-    than the text encoder reads is an error unless `truncate_prompts`, which cuts it as diffusers does.
+    `path` is a folder, a repository of the hub, or "lab" for the bundled model. With `guidance_scale` 1 the empty prompt is never
+    evaluated. A prompt longer than the text encoder reads is an error unless `truncate_prompts`, which cuts it as diffusers does.
     """
 
     path: str
@@ -60,7 +60,9 @@ class StableDiffusion:
         if self.guidance_scale < 0:
             raise BadValue("guidance_scale", self.guidance_scale, "must be at least 0 (1 is no guidance)")
         if self.prediction not in ("epsilon", "v_prediction"):
-            raise UsageError(f"model.path={self.path}: prediction_type {self.prediction!r} is not supported (epsilon, v_prediction)")
+            raise UsageError(
+                f"model.path={self.path}: prediction_type {self.prediction!r} is not supported (epsilon, v_prediction)"
+            )
 
     # What the folder says of itself
 
@@ -106,6 +108,17 @@ class StableDiffusion:
         return self._config("text_encoder")["max_position_embeddings"]
 
     # Networks
+
+    def load(self) -> None:
+        """Loads what is not loaded yet."""
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
+
+        diffusers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
+        with self.ledger.timed("load"):
+            for network in (self.text_encoder, self.unet, self.vae):
+                assert not network.training
 
     def _network(self, load: Callable[..., _Network], part: str) -> _Network:
         network = load(self.folder / part, dtype=_DTYPES[self.dtype], use_safetensors=True, local_files_only=True)

@@ -17,23 +17,23 @@ import torch
 from torch import Tensor, nn
 
 from guidedgen.types import UsageError
-from guidedgen.zoo.files import locate_file, locate_lab, read_state
+from guidedgen.zoo.files import DOWNLOADS, locate_download, locate_file, locate_lab, read_state
 
-FILE = "sac+logos+ava1-l14-linearMSE.pth"
-SHA256 = "21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0"  # of FILE
+FILE, _, SHA256 = DOWNLOADS["aesthetic"]
 
 
 class LaionHead:
     """A LAION head, v2 or v1 by what the file holds. `dim` is the width of the embedding it takes.
 
-    `path` is the file, a folder or a hub repository that holds `filename`. Raises UsageError where it is missing, has another
+    `path` is the file, a folder or a hub repository that holds `filename`, or None for what `scripts/fetch.py aesthetic` brings.
+    Raises UsageError where it is missing, has another
     SHA-256 than the one given, or holds another architecture (as ava+logos-l14-reluMSE.pth does); numbers are read at first use.
     """
 
     def __init__(
         self,
         *,
-        path: str | Path,
+        path: str | Path | None = None,
         device: torch.device | str = "cpu",
         filename: str = FILE,
         sha256: str | None = None,
@@ -42,6 +42,8 @@ class LaionHead:
     ) -> None:
         self.name = name
         self.device = torch.device(device)
+        if path is None:
+            path, sha256 = locate_download("aesthetic", key=key), SHA256
         self.file = locate_file(path, filename, key=key, sha256=sha256)
         self._key = key
         self.dim: int = _build(self._read("meta"), f"{key}={path}")[1]

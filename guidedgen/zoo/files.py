@@ -19,6 +19,20 @@ if TYPE_CHECKING:
 
 SAFE = ("*.safetensors", "*.json", "*.txt")
 
+# Files that are not on the hub: file name, URL, SHA-256 or its first digits.
+DOWNLOADS = {
+    "aesthetic": (
+        "sac+logos+ava1-l14-linearMSE.pth",
+        "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/sac%2Blogos%2Bava1-l14-linearMSE.pth",
+        "21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0",
+    ),
+    "inception": (
+        "weights-inception-2015-12-05-6726825d.pth",
+        "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+        "6726825d",
+    ),
+}
+
 
 def locate(
     name_or_path: str | Path, *, key: str, files: Sequence[str] = SAFE, required: Sequence[str] = (), revision: str = "main"
@@ -62,6 +76,21 @@ def locate_file(repo_or_path: str | Path, filename: str, *, key: str, sha256: st
     return path
 
 
+def locate_download(name: str, *, key: str) -> Path:
+    """A file of DOWNLOADS in torch.hub's cache, where `python scripts/fetch.py NAME` puts it. Raises UsageError where it is not."""
+    path = download_path(name)
+    if not path.is_file():
+        raise UsageError(f"{key}: {path} is missing; fetch it with: python scripts/fetch.py {name}")
+    return path
+
+
+def download_path(name: str) -> Path:
+    """Where a file of DOWNLOADS is kept: torch.hub's cache, which other packages share."""
+    import torch
+
+    return Path(torch.hub.get_dir(), "checkpoints", DOWNLOADS[name][0])
+
+
 def locate_lab(filename: str, *, key: str, part: str) -> Path:
     """A file of the weights that come with the lab. `part` is its name in `scripts/train_lab.py`. Raises UsageError."""
     from guidedgen.lab.networks import WEIGHTS
@@ -98,7 +127,7 @@ def read_state(path: Path, *, key: str, device: torch.device | str = "cpu") -> d
 
 def _check_name(name: str, key: str) -> None:
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils._validators import validate_repo_id
 
     try:
         if name.startswith((".", "/", "~")):

@@ -13,20 +13,21 @@ from torch import Tensor
 
 from guidedgen import images as pictures
 from guidedgen.types import Clip, UsageError
-from guidedgen.zoo.files import locate_file, locate_lab, read_state
+from guidedgen.zoo.files import DOWNLOADS, locate_download, locate_file, locate_lab, read_state
 
 if TYPE_CHECKING:
     from torch import nn
 
     from guidedgen.lab.networks import SceneClassifier
 
-FILE = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's release v0.2.0; pytorch-fid's pt_inception file is the same
+FILE = DOWNLOADS["inception"][0]  # torch-fidelity's release v0.2.0; pytorch-fid's pt_inception file is the same
 
 
 class Inception:
     """The TensorFlow Inception of 2015-12-05 that FID is defined on, through torch-fidelity: types.Features, 2048 wide.
 
-    `path` is the weights file, a folder or hub repository that holds it, or None for torch.hub's cache. Images are rounded to 8
+    `path` is the weights file, a folder or hub repository that holds it, or None for what `scripts/fetch.py inception`
+    brings. Images are rounded to 8
     bits and brought to 299 px by TensorFlow 1's bilinear resize without antialiasing, so no gradient passes. Raises UsageError
     where torch-fidelity or the file is missing.
     """
@@ -44,9 +45,7 @@ class Inception:
         if importlib.util.find_spec("torch_fidelity") is None:
             raise UsageError(f"{key}: Inception features need torch-fidelity; install it with: pip install torch-fidelity")
         if path is None:
-            path = Path(torch.hub.get_dir(), "checkpoints", FILE)
-            if not path.is_file():
-                raise UsageError(f"{key}=null: {path} is missing; give the path of {FILE}")
+            path = locate_download("inception", key=key)
         self.device = torch.device(device)
         self.file = locate_file(path, FILE, key=key, sha256=sha256)
         self._key = key

@@ -31,7 +31,8 @@ def _take(category: str, n: int = 100, seed: int = 0) -> list[Description]:
 
 
 def _unseen(thing: Thing) -> bool:
-    assert thing.colour and thing.shape
+    assert thing.colour
+    assert thing.shape
     colour, shape = torch.tensor(list(COLOURS).index(thing.colour)), torch.tensor(COMMON_SHAPES.index(thing.shape))
     return bool(unseen_pair(colour, shape))
 
@@ -75,7 +76,8 @@ def test_captions_leave_out_but_never_lie() -> None:
     for description in _descriptions(1000):
         text = caption(description, rng)
         said = parse(text)
-        assert said is not None and said.background in (None, description.background)
+        assert said is not None
+        assert said.background in (None, description.background)
         order = itertools.permutations(description.things, len(said.things))
         matches = [things for things in order if all(map(_says, said.things, things))]
         assert matches
@@ -88,7 +90,9 @@ def test_captions_leave_out_but_never_lie() -> None:
             )
         words.append(len(text.split()) / len(str(description).split()))
         full += text == str(description)
-    assert min(words) < 0.5 and max(words) == 1 and 0 < full < 500
+    assert min(words) < 0.5
+    assert max(words) == 1
+    assert 0 < full < 500
 
 
 def test_a_corrupted_description_is_wrong_in_one_aspect() -> None:
@@ -114,7 +118,8 @@ def test_a_corrupted_description_is_wrong_in_one_aspect() -> None:
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_prompts_are_distinct_and_a_function_of_the_seed(category: str) -> None:
     first, again, other = (list(itertools.islice(prompts(category, seed), 120)) for seed in (0, 0, 1))
-    assert first == again and first != other
+    assert first == again
+    assert first != other
     assert len(set(first)) == len(first)
 
 
@@ -159,8 +164,10 @@ def test_what_a_category_asks_for(category: str) -> None:
     for d in _take(category):
         textures = [t.texture for t in d.things if t.texture]
         assert (len(d.things), len(textures), bool(d.relation), bool(d.background)) == PLANS[category]
-        assert len(set(textures)) == len(textures) and "solid" not in textures
+        assert len(set(textures)) == len(textures)
+        assert "solid" not in textures
         colours, shapes = {t.colour for t in d.things}, {t.shape for t in d.things}
-        assert None not in colours | shapes and len(shapes) == len(d.things)
+        assert None not in colours | shapes
+        assert len(shapes) == len(d.things)
         assert len(colours) == (1 if category == "shape" else len(d.things))
         assert (shapes <= set(FINE_SHAPES)) == (category == "fine")

@@ -15,12 +15,17 @@ from guidedgen.lab.world import SHAPES, SLOTS, draw_scenes
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+SHIPPED = networks.WEIGHTS / "generator" / "tokenizer"
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> "Tokenizer":
-    return networks.train_tokenizer()
+@pytest.fixture(scope="module", params=["trained", "shipped"])
+def tokenizer(request: pytest.FixtureRequest) -> "Tokenizer":
+    if request.param == "trained":
+        return networks.train_tokenizer()
+    if not SHIPPED.exists():
+        pytest.skip("no tokenizer is shipped")
+    return networks.load_tokenizer()
 
 
 def _texts() -> list[str]:
@@ -46,43 +51,43 @@ def test_other_text_falls_back_to_pieces_of_itself(tokenizer: "Tokenizer") -> No
 
 def test_ids_are_in_the_order_of_openai_clip(tokenizer: "Tokenizer") -> None:
     size = tokenizer.get_vocab_size()
-    tokens = [tokenizer.id_to_token(i) for i in range(size)]
+    tokens = [tokenizer.id_to_token(i) or "" for i in range(size)]
     assert all(len(t) == 1 for t in tokens[:256])
     assert tokens[256:512] == [t + "</w>" for t in tokens[:256]]
     assert all(len(t.removesuffix("</w>")) > 1 for t in tokens[512:-2])
     assert tokens[-2:] == [START, END]  # the end has the highest id: open_clip finds it by argmax
 
 
-def test_training_the_tokenizer_again_gives_the_same(tokenizer: "Tokenizer") -> None:
-    assert networks.train_tokenizer().to_str() == tokenizer.to_str()
+def test_training_the_tokenizer_again_gives_the_same() -> None:
+    """Parts are trained in processes of their own, and each trains the tokenizer: their ids have to agree."""
+    assert len({networks.train_tokenizer().to_str() for _ in range(8)}) == 1
 
 
 def test_tokenize_pads_and_cuts_with_the_end_token(tokenizer: "Tokenizer") -> None:
     end = tokenizer.token_to_id(END)
     short, empty, long = networks.tokenize(tokenizer, ["a red circle", "", "a red circle and " * 30])
     assert short.shape == empty.shape == long.shape == (networks.MAX_TOKENS,)
-    assert (short[4:] == end).all() and (empty[1:] == end).all()
-    assert long[-1] == end and (long[:-1] != end).all()
+    assert (short[4:] == end).all()
+    assert (empty[1:] == end).all()
+    assert long[-1] == end
+    assert (long[:-1] != end).all()
     assert short[0] == empty[0] == long[0] == tokenizer.token_to_id(START)
 
 
 def test_every_caption_fits(tokenizer: "Tokenizer") -> None:
-    ids = networks.tokenize(tokenizer, _texts())
-    assert (ids[:, -2] == tokenizer.token_to_id(END)).all()
+    last = networks.tokenize(tokenizer, _texts())[:, -2]
+    assert set(last.tolist()) == {tokenizer.token_to_id(END)}
 
 
-def test_transformers_reads_the_shipped_tokenizer_alike(tokenizer: "Tokenizer") -> None:
-    folder = networks.WEIGHTS / "generator" / "tokenizer"
-    if not folder.exists():
-        pytest.skip("no tokenizer is shipped")
+@pytest.mark.skipif(not SHIPPED.exists(), reason="no tokenizer is shipped")
+def test_transformers_reads_the_shipped_tokenizer_alike() -> None:
     from transformers import CLIPTokenizer
 
-    clip = CLIPTokenizer.from_pretrained(folder)
+    clip = CLIPTokenizer.from_pretrained(SHIPPED)
     assert clip.model_max_length == networks.MAX_TOKENS
     texts = [*_texts(), "", "A Zebra, two hearts?", "a photograph of an astronaut riding a horse", "a red circle and " * 30]
     ids = clip(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
     assert torch.equal(ids, networks.tokenize(networks.load_tokenizer(), texts))
-    assert networks.load_tokenizer().get_vocab() == tokenizer.get_vocab()  # what is shipped is what training makes
 
 
 def test_the_classifier_reads_every_shape_everywhere() -> None:
@@ -90,8 +95,10 @@ def test_the_classifier_reads_every_shape_everywhere() -> None:
     with torch.no_grad():
         reading = network(torch.rand(2, 3, 64, 64))
         features = network.features(torch.rand(2, 3, 64, 64))
-    assert reading.shape.shape == (2, len(SHAPES)) and reading.count.shape == (2, SLOTS + 1)
-    assert reading.centre.min() >= 0 and reading.centre.max() <= 64
+    assert reading.shape.shape == (2, len(SHAPES))
+    assert reading.count.shape == (2, SLOTS + 1)
+    assert reading.centre.min() >= 0
+    assert reading.centre.max() <= 64
     assert features.shape == (2, 120)
 
 

@@ -58,10 +58,10 @@ def test_areas(shape: str, centre: tuple[float, float]) -> None:
 
 def test_the_crescent_is_a_disc_less_a_disc() -> None:
     """The lens of discs of radius 1 and 0.86, 0.52 apart, is cut from the first."""
-    r, R, d = 0.86, 1.0, 0.52
-    a, b = (d * d + r * r - R * R) / (2 * d * r), (d * d + R * R - r * r) / (2 * d * R)
-    kite = 0.5 * math.sqrt((-d + r + R) * (d + r - R) * (d - r + R) * (d + r + R))
-    lens = r * r * math.acos(a) + R * R * math.acos(b) - kite
+    r, d = 0.86, 0.52
+    a, b = (d * d + r * r - 1) / (2 * d * r), (d * d + 1 - r * r) / (2 * d)
+    kite = 0.5 * math.sqrt((-d + r + 1) * (d + r - 1) * (d - r + 1) * (d + r + 1))
+    lens = r * r * math.acos(a) + math.acos(b) - kite
     assert _area(render(_one("crescent", 20.0))[0]) == pytest.approx((math.pi - lens) * 400, rel=0.02)
 
 
@@ -70,7 +70,8 @@ def test_solid_colour_edges_and_background(shape: str) -> None:
     radius, centre = 15.0, (33.0, 30.0)
     image = render(_one(shape, radius, centre))[0]
     low, high = torch.minimum(INK, PAPER), torch.maximum(INK, PAPER)
-    assert (image >= low[:, None, None] - 1e-6).all() and (image <= high[:, None, None] + 1e-6).all()
+    assert (image >= low[:, None, None] - 1e-6).all()
+    assert (image <= high[:, None, None] + 1e-6).all()
     mixed = ((image - PAPER[:, None, None]).abs().amax(0) > 1e-5) & ((image - INK[:, None, None]).abs().amax(0) > 1e-5)
     assert 0 < mixed.float().mean() < 0.12  # anti-aliasing is a line, not a blur
     axis = torch.arange(SIZE) + 0.5
@@ -96,7 +97,8 @@ def test_textures_shade_the_inside_only(texture: str) -> None:
     solid, shaded = render(_one("square", 18.0))[0], render(_one("square", 18.0, texture=texture))[0]
     inside = (solid - INK[:, None, None]).abs().amax(0) < 1e-5
     factor = shaded[:, inside] / INK[:, None]
-    assert float(factor.min()) == pytest.approx(0.4, abs=1e-3) and float(factor.max()) == pytest.approx(1.0, abs=1e-3)
+    assert float(factor.min()) == pytest.approx(0.4, abs=1e-3)
+    assert float(factor.max()) == pytest.approx(1.0, abs=1e-3)
     assert 0.15 < (factor[0] < 0.7).float().mean() < 0.6
     outside = (solid - PAPER[:, None, None]).abs().amax(0) < 1e-5
     assert torch.equal(shaded[:, outside], solid[:, outside])
@@ -106,4 +108,5 @@ def test_a_picture_does_not_depend_on_its_batch() -> None:
     scenes = draw_scenes(40, torch.Generator().manual_seed(0), clutter=0.4)
     whole = render(scenes)
     assert torch.equal(whole[7], render(scenes[7:8])[0])
-    assert whole.min() >= 0 and whole.max() <= 1
+    assert whole.min() >= 0
+    assert whole.max() <= 1

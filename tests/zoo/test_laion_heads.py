@@ -47,7 +47,7 @@ def test_released_heads(shared: Path, golden: dict, version: str):
 
 
 def test_default_file_is_the_released_v2(shared: Path, golden: dict):
-    assert SHA256 == golden["aesthetic_real_heads"]["v2"]["sha256"]
+    assert golden["aesthetic_real_heads"]["v2"]["sha256"] == SHA256
     assert LaionHead(path=shared / "data" / "aesthetic", sha256=SHA256).file.name == FILE
 
 

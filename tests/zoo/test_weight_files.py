@@ -102,7 +102,7 @@ def hub(clip_folder: Path) -> Iterator[SimpleNamespace]:
             if self.command == "GET":
                 self.wfile.write(body)
 
-        do_HEAD = do_GET
+        do_HEAD = do_GET  # noqa: N815
 
         def log_message(self, format: str, *args: object) -> None:
             pass

@@ -1,0 +1,63 @@
+"""What is shipped is small, loads, and keeps its bars on small samples."""
+
+import pytest
+import torch
+
+from guidedgen.lab import exam, networks
+from guidedgen.lab.networks import WEIGHTS
+
+
+def _figures(part: str, **few: int) -> dict[str, float]:
+    missing = [name for name in exam.PARTS[part] if not (WEIGHTS / name).exists()]
+    if missing:
+        pytest.skip(f"not shipped: {', '.join(missing)}")
+    if part == "vae":
+        return exam.examine_vae(networks.load_vae(), seed=1, **few)
+    if part == "classifier":
+        return exam.examine_classifier(networks.load_classifier(), seed=1, **few)
+    if part == "aesthetic":
+        return exam.examine_aesthetic(networks.load_aesthetic(), networks.load_clip("guide"), seed=1, **few)
+    name = part.removeprefix("clip-")
+    return exam.examine_clip(name, networks.load_clip(name), networks.load_tokenizer(), seed=1, **few)
+
+
+def test_all_weights_together_fit_the_repository() -> None:
+    assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) <= 25e6
+
+
+@pytest.mark.parametrize(("part", "n"), [("vae", 64), ("classifier", 96), ("clip-guide", 512), ("clip-judge", 512)])
+def test_bars_hold_on_a_small_sample(part: str, n: int) -> None:
+    figures = _figures(part, n=n)
+    kept = exam.passed(figures)
+    assert kept
+    assert {key: figures[key] for key in kept if not kept[key]} == {}
+
+
+def test_the_latents_have_stable_diffusions_scale() -> None:
+    assert _figures("vae", n=128)["vae/latent std"] == pytest.approx(1, abs=0.1)
+
+
+def test_the_aesthetic_head_ranks_as_the_oracle() -> None:
+    assert _figures("aesthetic", n=256)["aesthetic/spearman"] > 0.7
+
+
+def test_the_generator_draws_what_is_asked() -> None:
+    if not all((WEIGHTS / name).exists() for name in exam.PARTS["generator"]):
+        pytest.skip("no generator is shipped")
+    figures = exam.examine_generator(exam.load_pipeline(), networks.load_classifier(), seed=1, numbers={"single": 8}, steps=20)
+    assert figures["generator/single"] >= 7 / 8
+
+
+@pytest.mark.parametrize("name", ["classifier", "aesthetic", "clip-guide", "clip-judge"])
+def test_shipped_networks_are_frozen_and_finite(name: str) -> None:
+    if not all((WEIGHTS / needed).exists() for needed in exam.PARTS[name]):
+        pytest.skip(f"{name} is not shipped")
+    network = {
+        "classifier": networks.load_classifier,
+        "aesthetic": networks.load_aesthetic,
+        "clip-guide": lambda: networks.load_clip("guide"),
+        "clip-judge": lambda: networks.load_clip("judge"),
+    }[name]()
+    assert not network.training
+    assert not any(p.requires_grad for p in network.parameters())
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in network.parameters())
