@@ -22,5 +22,6 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    sys.argv[1:] = config.command_line(sys.argv[1:])
     config.preflight(sys.argv[1:], prepare)
     main()

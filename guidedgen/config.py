@@ -12,10 +12,11 @@ import hashlib
 import importlib
 import inspect
 import json
+import os
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,22 +31,39 @@ TARGETS = ("guidedgen.",)  # whose code a config may call; `allow_targets` adds 
 _NOT_IDENTITY = ("outputs", "study", "run", "tracker", "metrics", "zoo", "reference", "allow_targets")
 
 
+def command_line(arguments: Sequence[str]) -> list[str]:
+    """The arguments as Hydra takes them: flags before overrides, with the default model that GUIDEDGEN_MODEL names.
+
+    A flag that is not Hydra's ends the process with one line and exit code 2.
+    """
+    overrides = _parsed(arguments).overrides
+    flags = [argument for argument in arguments if argument not in overrides]
+    model = os.environ.get("GUIDEDGEN_MODEL")
+    if model and not any(override.startswith("model=") for override in overrides):
+        overrides = [f"model={model}", *overrides]
+    return [*flags, *overrides]
+
+
 def preflight(arguments: Sequence[str], prepare: Callable[[DictConfig], object]) -> None:
     """Checks a command line, every alternative of a sweep included; a wrong one ends the process with one line and exit code 2.
 
     `prepare` builds what is cheap to build from a composed config and raises UsageError where it cannot.
     """
-    from hydra._internal.utils import get_args_parser
-
-    parser = get_args_parser()
-    parser.error = _refuse  # type: ignore[method-assign, assignment]
-    parsed = parser.parse_args(list(arguments))
+    parsed = _parsed(arguments)
     if parsed.help or parsed.hydra_help or parsed.cfg or parsed.info or parsed.shell_completion:
         return
     try:
         check(parsed, prepare)
     except UsageError as error:
         _refuse(str(error))
+
+
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    from hydra._internal.utils import get_args_parser
+
+    parser = get_args_parser()
+    parser.error = _refuse  # type: ignore[method-assign]
+    return parser.parse_intermixed_args(list(arguments))
 
 
 def _refuse(message: str) -> NoReturn:
@@ -140,7 +158,7 @@ def _groups(folders: Sequence[Path]) -> dict[str, list[str]]:
 
 
 def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in config:
+    for key in map(str, config):
         yield f"{prefix}{key}"
         child = config._get_node(key)
         if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
@@ -157,8 +175,13 @@ def identity(config: DictConfig) -> str:
     """Twelve hex digits that name what is sampled: a hash of the resolved config less storage, display and judgement."""
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
-    kept = {key: value for key, value in plain.items() if key not in _NOT_IDENTITY}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    return digest({str(key): value for key, value in plain.items() if key not in _NOT_IDENTITY})
+
+
+def digest(values: Mapping[str, Any]) -> str:
+    """Twelve hex digits that change with any of the values."""
+    plain = {key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for key, value in values.items()}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 # From a config node to an object

@@ -17,6 +17,7 @@ from guidedgen.metrics.sets import SetMetric, extract
 from guidedgen.store import Record, RunFolder
 from guidedgen.types import Reward, Task, UsageError
 
+GRID = "grid.png"  # the overview that a run puts beside its samples
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -35,8 +36,11 @@ class Images:
 
     @staticmethod
     def of_folder(folder: Path) -> Images:
-        """All images of a folder, not recursively."""
-        return Images(paths=sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES))
+        """A run's images where the folder is a run's, else all images in it, not recursively."""
+        if (folder / "records.jsonl").exists():
+            return Images.of_run(RunFolder(folder))
+        found = (path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES and path.name != GRID)
+        return Images(paths=sorted(found))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -80,7 +84,6 @@ def evaluate(
     batch_size: int,
     device: str,
     guide: Sequence[str] = (),
-    title: str = "",
     recompute: bool = False,
 ) -> dict[str, Any]:
     """Everything there is to say of a run's images, and of the reference's beside them.
@@ -89,7 +92,7 @@ def evaluate(
     the records where they hold them, unless `recompute`.
     """
     assert own.records is not None
-    metrics: dict[str, Any] = {"title": title, "samples": len(own), "prompts": len({r.task for r in own.records})}
+    metrics: dict[str, Any] = {"samples": len(own), "prompts": len({r.task for r in own.records})}
     metrics["scores"] = {}
     for name, scorer in scorers.items():
         ours = _by_prompt(own, name, scorer, batch_size, device, recompute)

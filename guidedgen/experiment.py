@@ -208,30 +208,40 @@ def _stop(number: int, _frame: object) -> None:
 def run(job: Job) -> Mapping[str, Any]:
     """Samples what is missing, judges, shows and mirrors; returns the metrics. A finished run only shows."""
     started = time.perf_counter()
-    if job.folder.done and not job.cfg.run.fresh:
+    fresh = job.cfg.run.fresh
+    metrics = job.folder.read_json("metrics.json")
+    if job.folder.done and metrics.get("judged_by") == _judged_by(job) and not fresh:
         print(f"{job.folder.path}: already done (run.fresh=true starts anew)")
-        metrics = job.folder.read_json("metrics.json")
         report.show(metrics)
         return metrics
     if job.base is not None and not job.base.folder.done:
         _sample_all(job.base, "base")
         job.base.folder.finish()
-    _sample_all(job, _module(job.cfg.method), fresh=job.cfg.run.fresh)
+    if not job.folder.done or fresh:
+        _sample_all(job, _module(job.cfg.method), fresh=fresh)
     metrics = _judge(job)
-    job.folder.write_json("metrics.json", metrics)
-    if job.tracker is not None:
-        plain = OmegaConf.to_container(job.cfg, resolve=True)
-        assert isinstance(plain, dict)
-        job.tracker.log(
-            folder=job.folder.path, run_id=job.run_id, name=job.name, config={str(key): value for key, value in plain.items()},
-            records=list(job.folder.records().values()), metrics=metrics,
-        )  # fmt: skip
+    _track(job, metrics)
     job.folder.finish()
     report.show(metrics)
     if job.cfg.run.profile:
         report.show_profile(job.model.ledger, time.perf_counter() - started)
     print(f"{len(job.samples)} samples in {time.perf_counter() - started:.1f} s: {job.folder.path}/images/grid.png")
     return metrics
+
+
+def _track(job: Job, metrics: Mapping[str, Any]) -> None:
+    if job.tracker is None:
+        return
+    plain = OmegaConf.to_container(job.cfg, resolve=True)
+    assert isinstance(plain, dict)
+    job.tracker.log(
+        folder=job.folder.path,
+        run_id=job.run_id,
+        name=job.name,
+        config={str(key): value for key, value in plain.items()},
+        records=list(job.folder.records().values()),
+        metrics=metrics,
+    )
 
 
 def judge_again(folder: Path, overrides: Sequence[str] = ()) -> Mapping[str, Any]:
@@ -248,26 +258,36 @@ def judge_again(folder: Path, overrides: Sequence[str] = ()) -> Mapping[str, Any
         except Exception as error:  # OmegaConf's many errors
             raise UsageError(f"{override}: {error}") from error
     job = dataclasses.replace(prepare(cfg), folder=RunFolder(folder))
-    metrics = _judge(job, recompute=True)
-    job.folder.write_json("metrics.json", metrics)
-    return metrics
+    return _judge(job, recompute=True)
 
 
 def _judge(job: Job, *, recompute: bool = False) -> dict[str, Any]:
-    """The metrics of a sampled job, its grid written on the way."""
+    """The metrics of a sampled job, which are stored with its grid."""
     own = evaluate.Images.of_run(job.folder)
     reference = None
     if job.base is not None:
         reference = evaluate.Images.of_run(job.base.folder)
     elif job.reference is not None:
         reference = evaluate.Images.of_folder(job.reference)
-    guide = getattr(job.reward, "networks", ()) if job.method.guided else ()
     metrics = evaluate.evaluate(
-        own, reference, job.scorers, job.distances, batch_size=job.cfg.batch_size, device=job.cfg.device, guide=guide,
-        title=job.name, recompute=recompute,
-    )  # fmt: skip
-    report.write_grid(job.folder.path / "images" / "grid.png", own, reference, next(iter(job.scorers), None))
+        own,
+        reference,
+        job.scorers,
+        job.distances,
+        batch_size=job.cfg.batch_size,
+        device=job.cfg.device,
+        guide=getattr(job.reward, "networks", ()) if job.method.guided else (),
+        recompute=recompute,
+    )
+    metrics = {"title": job.name, "judged_by": _judged_by(job), **metrics}
+    job.folder.write_json("metrics.json", metrics)
+    report.write_grid(job.folder.path / "images" / evaluate.GRID, own, reference, next(iter(job.scorers), None))
     return metrics
+
+
+def _judged_by(job: Job) -> str:
+    """Names what a run is judged by, which may change after it was sampled."""
+    return config.digest({key: job.cfg[key] for key in ("reward", "metrics", "reference")})
 
 
 def _sample_all(job: Job, label: str, *, fresh: bool = False) -> None:

@@ -153,6 +153,12 @@ def corrupt(description: Description, rng: random.Random) -> Description:
     return rng.choice(choices)()
 
 
+def misname(description: Description, rng: random.Random) -> Description:
+    """A description in which one thing that is named has another shape. Raises IndexError where none is named."""
+    named = [i for i, thing in enumerate(description.things) if thing.shape]
+    return _replace(description, rng.choice(named), "shape", rng)
+
+
 def _swap(description: Description, i: int, j: int, name: str) -> Description:
     things = list(description.things)
     a, b = getattr(things[i], name), getattr(things[j], name)

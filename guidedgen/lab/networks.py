@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -32,18 +33,11 @@ def train_tokenizer() -> Tokenizer:
 
     Ids follow OpenAI's CLIP: bytes, bytes with the end-of-word mark, merges, start, end; padding is the end token.
     """
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     start, end = "<|startoftext|>", "<|endoftext|>"
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=4096, min_frequency=1, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
-    )
-    draft = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    draft.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    draft.train_from_iterator(WORDS, trainer)
-    merges = _merges(draft)
-    symbols = sorted(alphabet)
+    merges = _merges(WORDS)
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = [*symbols, *(s + "</w>" for s in symbols), *dict.fromkeys("".join(pair) for pair in merges), start, end]
     ids = {token: i for i, token in enumerate(vocabulary)}
 
@@ -58,8 +52,23 @@ def train_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
-    return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
+def _merges(words: Sequence[str]) -> list[tuple[str, str]]:
+    """The merges that make every word one token: the most frequent pair first, among equals the first in the alphabet.
+
+    The tokenizers library's own trainer breaks ties by chance, and ids must not change from one training to the next.
+    """
+    spelled = [[*word[:-1], word[-1] + "</w>"] for word in words]
+    merges = []
+    while counts := Counter(pair for word in spelled for pair in itertools.pairwise(word)):
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        merges.append(best)
+        for word in spelled:
+            i = 0
+            while i < len(word) - 1:
+                if (word[i], word[i + 1]) == best:
+                    word[i : i + 2] = ["".join(best)]
+                i += 1
+    return merges
 
 
 def _end(tokenizer: Tokenizer) -> int:

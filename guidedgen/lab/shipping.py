@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def train(parts: Sequence[str], settings: training.Settings) -> None:
     """Trains parts (names of `scripts/train_lab.py`) and ships each as soon as it is done.
 
-    The generator needs the shipped autoencoder, the aesthetic head the shipped guide CLIP.
+    The generator and the classifier need the shipped autoencoder, the aesthetic head the shipped guide CLIP.
     """
     settings.folder.mkdir(parents=True, exist_ok=True)
     columns = (
@@ -47,7 +47,7 @@ def train(parts: Sequence[str], settings: training.Settings) -> None:
                 ship(both["text"], "generator/text_encoder")
                 ship_pipeline()
             elif name == "classifier":
-                save(training.fit(training.classifier(settings), settings, progress), "classifier")
+                save(training.fit(training.classifier(settings, networks.load_vae()), settings, progress), "classifier")
             elif name == "aesthetic":
                 save(training.fit(training.aesthetic(settings, networks.load_clip("guide")), settings, progress), "aesthetic")
             else:

@@ -24,7 +24,6 @@ from guidedgen.lab.render import render
 from guidedgen.lab.world import SIZE, Scenes, Split, draw_scenes, unseen_pair
 
 if TYPE_CHECKING:
-    import open_clip
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from rich.progress import Progress
     from tokenizers import Tokenizer
@@ -295,14 +294,21 @@ def _photographed(images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(kind < 0.66, (images + noise + shift).clamp(0, 1), images)
 
 
-def classifier(settings: Settings) -> Part:
-    """All heads on rendered scenes of the whole world, a quarter of them cluttered; where a shape repeats, only `count` learns."""
+def classifier(settings: Settings, vae: AutoencoderKL) -> Part:
+    """All heads on scenes of the whole world, 30 % of them cluttered, a quarter seen through the autoencoder as generated
+    pictures are. Where a shape repeats, only `count` learns.
+    """
     network = networks.SceneClassifier()
+    vae = vae.to(settings.device)
 
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         del step
-        scenes = draw_scenes(64, generator, counts=(0.3, 0.45, 0.25), clutter=0.25, textured=0.65)
-        images = _photographed(render(scenes), generator).to(settings.device)
+        scenes = draw_scenes(64, generator, counts=(0.3, 0.45, 0.25), clutter=0.3, textured=0.6, free=True)
+        images = render(scenes).to(settings.device)
+        with torch.no_grad():
+            coded = vae.decode(vae.encode(2 * images[:16] - 1).latent_dist.mean).sample.float()
+        images = torch.cat([(coded / 2 + 0.5).clamp(0, 1), images[16:]])
+        images = _photographed(images.cpu(), generator).to(settings.device)
         scenes = scenes.to(settings.device)
         reading = network(images)
         present = scenes.present
@@ -328,7 +334,9 @@ def classifier(settings: Settings) -> Part:
 
 
 def clip(settings: Settings, name: str, tokenizer: Tokenizer) -> Part:
-    """Contrastive training on captions and, as extra negatives for the images, captions false in one point."""
+    """Contrastive training on captions. Each brings two that are false in one point, as extra negatives for the images: any
+    point, and a shape, which is what a small CLIP is slowest to see.
+    """
     network = networks.build_clip(name, tokenizer.get_vocab_size())
 
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -341,7 +349,7 @@ def clip(settings: Settings, name: str, tokenizer: Tokenizer) -> Part:
             while (said := captions.parse(captions.caption(description, rng))) is None or _vague(said):
                 continue
             texts.append(str(said))
-            wrong.append(str(captions.corrupt(said, rng)))
+            wrong += [str(captions.corrupt(said, rng)), str(captions.misname(said, rng))]
         ids = networks.tokenize(tokenizer, texts + wrong).to(settings.device)
         seen = F.normalize(network.encode_image(2 * images - 1).float(), dim=-1)
         read = F.normalize(network.encode_text(ids).float(), dim=-1)
@@ -351,15 +359,15 @@ def clip(settings: Settings, name: str, tokenizer: Tokenizer) -> Part:
         right = (logits.argmax(1) == target).float().mean()
         return {"loss": (forward + backward) / 2, "top-1": right.detach()}
 
-    return Part(name=f"clip-{name}", network=network, loss=loss, steps=1500, lr=1e-3, weight_decay=0.05, average=0.99)
+    return Part(name=f"clip-{name}", network=network, loss=loss, steps=2600, lr=1e-3, weight_decay=0.05, average=0.995)
 
 
 def _vague(said: captions.Description) -> bool:
-    """Whether there is nothing in it that could be made false."""
-    return not (said.relation or said.background) and not any(t.colour or t.shape or t.texture for t in said.things)
+    """Whether no shape is named: nothing to misname."""
+    return not any(thing.shape for thing in said.things)
 
 
-def aesthetic(settings: Settings, guide: open_clip.model.CLIP) -> Part:
+def aesthetic(settings: Settings, guide: Any) -> Part:
     """The head on the guide CLIP's embeddings, from ratings of `taste` with a rater's noise of one point on ten."""
     head = networks.AestheticHead(networks.CLIP_DIM)
     guide = guide.to(settings.device)
@@ -374,4 +382,4 @@ def aesthetic(settings: Settings, guide: open_clip.model.CLIP) -> Part:
 
     with torch.no_grad():
         head.layers["7"].bias.fill_(5.0)
-    return Part(name="aesthetic", network=head, loss=loss, steps=1500, lr=1e-3, average=0.99)
+    return Part(name="aesthetic", network=head, loss=loss, steps=1000, lr=1e-3, average=0.99)

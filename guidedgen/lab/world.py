@@ -100,12 +100,14 @@ def draw_scenes(
     counts: tuple[float, ...] = (0.42, 0.46, 0.12),
     textured: float = 0.45,
     clutter: float = 0.0,
+    free: bool = False,
 ) -> Scenes:
     """Draws n scenes.
 
     `counts` are the odds of one, two and three objects, `textured` the odds that an object is not solid. In natural scenes
     colours and shapes differ within a scene. `clutter` is the share of scenes, two to four objects, in which they may repeat:
-    generators draw such things by mistake, so the classifier has to know them.
+    generators draw such things by mistake, so the classifier has to know them. With `free`, cluttered scenes also have any sizes
+    and places that do not overlap, instead of one small object per quadrant.
     """
     weights = torch.tensor(counts, dtype=torch.float)
     count = 1 + torch.multinomial(weights, n, replacement=True, generator=generator)
@@ -121,6 +123,9 @@ def draw_scenes(
 
     relation = torch.where(count == 2, torch.randint(0, len(RELATIONS), (n,), generator=generator), -1)
     centre = _place(count, radius, relation, generator)
+
+    if free:
+        radius[messy], centre[messy] = _place_freely(count[messy], generator)
 
     base = torch.tensor(list(COLOURS.values()))
     rgb = base[colour] + _COLOUR_JITTER * (2 * torch.rand(n, SLOTS, 3, generator=generator) - 1)
@@ -183,3 +188,27 @@ def _place(count: Tensor, radius: Tensor, relation: Tensor, generator: torch.Gen
     centre = torch.where((count >= 3)[:, None, None], many, alone)
     is_pair = (count == 2)[:, None, None]
     return torch.cat([torch.where(is_pair, pair, centre[:, :2]), centre[:, 2:]], 1)
+
+
+def _place_freely(count: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Radii (b SLOTS) of 6 to 15 px and centres (b SLOTS 2): of 24 places for each object the first with room enough, and where
+    none has, the one with most room, which then limits the radius.
+    """
+    n = len(count)
+    radius = 6 + 9 * torch.rand(n, SLOTS, generator=generator)
+    u = torch.rand(n, SLOTS, 24, 2, generator=generator)
+    centre = torch.zeros(n, SLOTS, 2)
+    for slot in range(SLOTS):
+        edge = radius[:, slot, None, None] + 1
+        places = edge + u[:, slot] * (SIZE - 2 * edge)  # n 24 2
+        gap = torch.full((n, 24), 99.0)
+        for other in range(slot):
+            gap = torch.minimum(gap, (places - centre[:, None, other]).norm(dim=-1) - radius[:, other, None] - 1)
+        enough = gap >= radius[:, slot, None]
+        chosen = torch.where(enough.any(1), enough.float().argmax(1), gap.argmax(1))
+        rows = torch.arange(n)
+        centre[:, slot] = places[rows, chosen]
+        present = slot < count
+        # An object squeezed below 5 px would not be seen: it takes 5 px and may touch its neighbour.
+        radius[:, slot] = torch.where(present, torch.minimum(radius[:, slot], gap[rows, chosen]).clamp(min=5), radius[:, slot])
+    return radius, centre

@@ -1,0 +1,123 @@
+"""The algebra of x_t = alpha x_0 + sigma eps: every way there has a way back."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from guidedgen.process import formulas as f
+from guidedgen.process.grid import NoiseSchedule, Point
+from guidedgen.process.schedulers import Ddim, Ddpm
+
+SCHEDULE = NoiseSchedule.from_betas(0.00085, 0.012, 1000, "scaled_linear")
+POINTS = [SCHEDULE.at(t) for t in (0, 1, 250.5, 999)]
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("t", POINTS, ids=lambda t: f"t={t.t}")
+def test_every_conversion_and_back(t: Point) -> None:
+    """x_0, eps and v of one x_t: from any of them to any other and back, and around."""
+    x_0, eps = normal(3, 4, 5), normal(3, 4, 5, seed=1)
+    x_t = f.add_noise(x_0, eps, t)
+    v = t.alpha * eps - t.sigma * x_0  # Salimans & Ho 2022
+    known = {"x0": x_0, "eps": eps, "v": v}
+    convert = {
+        ("eps", "x0"): f.x0_from_eps, ("x0", "eps"): f.eps_from_x0, ("eps", "v"): f.v_from_eps, ("v", "eps"): f.eps_from_v,
+        ("v", "x0"): f.x0_from_v,
+    }  # fmt: skip
+    tolerance = 1e-14 / min(t.alpha, t.sigma) ** 2  # what is divided by, at most twice
+    for (source, target), function in convert.items():
+        torch.testing.assert_close(function(x_t, known[source], t), known[target], rtol=0, atol=tolerance)
+    for (a, b), (c, d) in itertools.product(convert, repeat=2):
+        if b == c:
+            around = convert[c, d](x_t, convert[a, b](x_t, known[a], t), t)
+            torch.testing.assert_close(around, known[d], rtol=0, atol=4 * tolerance)
+
+
+def test_noise_of_unit_images_keeps_unit_variance() -> None:
+    for t in POINTS:
+        assert t.alpha**2 + t.sigma**2 == pytest.approx(1, abs=1e-15)
+
+
+def test_classifier_free() -> None:
+    u, c = normal(2, 3), normal(2, 3, seed=1)
+    torch.testing.assert_close(f.classifier_free(u, c, 1.0), c)
+    torch.testing.assert_close(f.classifier_free(u, c, 0.0), u, rtol=0, atol=0)
+    torch.testing.assert_close(f.classifier_free(u, c, 7.5), 7.5 * c - 6.5 * u)
+
+
+@pytest.mark.parametrize(("t", "s"), [(999, 979), (500, 499), (21, 1), (300, 100)])
+def test_posterior_variance_is_bayes_rule(t: int, s: int) -> None:
+    """q(x_s | x_t, x_0) from q(x_s | x_0) and q(x_t | x_s): precisions add."""
+    late, early = SCHEDULE.at(t), SCHEDULE.at(s)
+    ratio = late.alpha / early.alpha  # x_t = ratio x_s + noise
+    precision = 1 / early.sigma**2 + ratio**2 / (1 - ratio**2)
+    assert f.posterior_variance(late, early) == pytest.approx(1 / precision, rel=1e-10)
+
+
+def test_ddpm_mean_is_bayes_rule() -> None:
+    late, early = SCHEDULE.at(500), SCHEDULE.at(480)
+    x_0, eps = normal(6), normal(6, seed=1)
+    x_t = f.add_noise(x_0, eps, late)
+    ratio = late.alpha / early.alpha
+    variance = f.posterior_variance(late, early)
+    mean = variance * (early.alpha * x_0 / early.sigma**2 + ratio * x_t / (1 - ratio**2))
+    torch.testing.assert_close(f.ddpm_step(x_t, eps, late, early, noise=torch.zeros(6)), mean, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("end", [SCHEDULE.at(0), Point(0.0, 1.0, 0.0)], ids=["first", "clean"])
+def test_ddpm_is_ddim_with_eta_1(end: Point) -> None:
+    """On the same grid, with the same noise, whatever the prediction (Song et al. 2021, section 4.1)."""
+    grid = [*(SCHEDULE.at(t) for t in (999, 700, 450, 200, 19)), end]
+    x = y = normal(2, 3, 4)
+    for i, (t, s) in enumerate(itertools.pairwise(grid)):
+        noise = normal(2, 3, 4, seed=10 + i)
+        x = f.ddpm_step(x, torch.sin(3 * x), t, s, noise=noise)
+        y = f.ddim_step(y, torch.sin(3 * y), t, s, eta=1.0, noise=noise)
+        torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-10)
+
+
+def test_a_perfect_prediction_is_followed_in_one_step() -> None:
+    """With the true noise, a DDIM step of any length lands on add_noise of the same x_0 and eps."""
+    x_0, eps = normal(5), normal(5, seed=1)
+    for t, s in itertools.pairwise((999, 600, 20, 0)):
+        late, early = SCHEDULE.at(t), SCHEDULE.at(s)
+        torch.testing.assert_close(
+            f.ddim_step(f.add_noise(x_0, eps, late), eps, late, early), f.add_noise(x_0, eps, early), rtol=1e-11, atol=0
+        )
+
+
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+def test_a_stochastic_step_keeps_the_marginal(eta: float) -> None:
+    """Given x_0, the step maps q(x_t | x_0) to q(x_s | x_0): the coefficients of eps and noise have sigma_s as length."""
+    late, early = SCHEDULE.at(500), SCHEDULE.at(480)
+    zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+    of_eps = f.ddim_step(late.sigma * one, one, late, early, eta=eta, noise=zero)
+    of_noise = f.ddim_step(zero, zero, late, early, eta=eta, noise=one)
+    assert math.hypot(of_eps, of_noise) == pytest.approx(early.sigma, rel=1e-12)
+    assert float(of_noise) == pytest.approx(eta * f.posterior_variance(late, early) ** 0.5, rel=1e-12)
+
+
+def test_steps_are_differentiable() -> None:
+    t, s = SCHEDULE.at(500), SCHEDULE.at(400)
+    x, noise = normal(4).requires_grad_(), normal(4, seed=1)
+    assert torch.autograd.gradcheck(lambda x: f.ddim_step(x, torch.tanh(x), t, s, eta=0.5, noise=noise), x)
+    assert torch.autograd.gradcheck(lambda x: f.ddpm_step(x, torch.tanh(x), t, s, noise=noise), x)
+
+
+def test_noise_is_asked_for_where_it_is_needed_only() -> None:
+    t, s = SCHEDULE.at(500), SCHEDULE.at(400)
+    x = normal(4)
+    for missing in (
+        lambda: f.ddim_step(x, x, t, s, eta=0.5),
+        lambda: Ddpm().step(x, x, t, s, None),
+        lambda: Ddim(eta=1).step(x, x, t, s, None),
+    ):
+        with pytest.raises(ValueError, match="needs? noise"):
+            missing()
+    torch.testing.assert_close(Ddim().step(x, x, t, s, None), f.ddim_step(x, x, t, s), rtol=0, atol=0)
+    assert (Ddim().stochastic, Ddim(eta=0.1).stochastic, Ddpm().stochastic) == (False, True, True)

@@ -1,0 +1,231 @@
+"""What a user types: wrong commands end in one line and exit code 2 before anything is loaded; help is fast and light."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from guidedgen import config, experiment
+from guidedgen.types import UsageError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def command(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`python run.py ...` as a user runs it."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), *arguments],
+        cwd=cwd,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+# What is typed, and what the one line has to hold.
+WRONG = {
+    "unknown method": (["method=cod"], ["method=cod", "did you mean code?", "best_of_n"]),
+    "unknown reward": (["reward=astetic"], ["reward=astetic", "did you mean aesthetic?"]),
+    "unknown dataset": (["dataset=drawing"], ["dataset=drawing", "choose from", "animals"]),
+    "unknown scheduler": (["scheduler=ddmp"], ["scheduler=ddmp", "ddpm"]),
+    "unknown model": (["model=sd16"], ["model=sd16", "did you mean sd"]),
+    "typo in a group": (["metod=code"], ["metod", "did you mean method?"]),
+    "typo in a top-level key": (["sed=1"], ["'sed'", "did you mean seed?"]),
+    "typo in a nested key": (["method.num_particle=3"], ["num_particle", "did you mean method.num_particles?"]),
+    "key of another method": (["method=base", "method.block_size=3"], ["method.block_size"]),
+    "key added with a plus": (["+method.lr=0.1"], ["method.lr"]),
+    "negative steps": (["scheduler.num_steps=-5"], ["scheduler.num_steps=-5", "at least 1"]),
+    "no steps": (["scheduler.num_steps=0"], ["scheduler.num_steps=0", "at least 1"]),
+    "more steps than trained": (["scheduler.num_steps=1001"], ["scheduler.num_steps=1001", "1000"]),
+    "steps that are no number": (["scheduler.num_steps=many"], ["scheduler.num_steps=many", "expected int"]),
+    "fraction where a whole number goes": (["method.block_size=2.5"], ["method.block_size=2.5", "expected int"]),
+    "no particles": (["method.num_particles=0"], ["method.num_particles=0", "at least 1"]),
+    "wrong choice": (["scheduler.spacing=trailling"], ["scheduler.spacing=trailling", "did you mean trailing?"]),
+    "eta out of range": (["scheduler=ddim", "scheduler.eta=2"], ["scheduler.eta=2", "from 0 to 1"]),
+    "no samples": (["samples_per_prompt=0"], ["samples_per_prompt=0", "at least 1"]),
+    "empty batch": (["batch_size=0"], ["batch_size=0", "at least 1"]),
+    "negative seed": (["seed=-1"], ["seed=-1", "at least 0"]),
+    "seed that is no number": (["seed=abc"], ["seed=abc", "whole number"]),
+    "device that is not there": (["device=cuda:7"], ["device=cuda:7", "choose from"]),
+    "device that does not exist": (["device=abacus"], ["device=abacus", "choose from"]),
+    "unknown dtype": (["dtype=float8"], ["float8", "float16"]),
+    "deterministic scheduler": (["scheduler=ddim"], ["method=code", "scheduler.eta=1"]),
+    "no reward to follow": (["reward=none"], ["method=code", "reward=aesthetic"]),
+    "missing weights offline": (
+        ["model.path=org/none", "zoo=lab"],
+        ["model.path=org/none", "offline", "scripts/fetch.py org/none"],
+    ),
+    "folder without a model": (["model.path=."], ["model.path=.", "unet"]),
+    "path that is not there": (["model.path=./nowhere"], ["model.path=./nowhere", "no such path"]),
+    "missing prompt file": (["dataset=text", "dataset.path=none.txt"], ["dataset.path=none.txt", "No such file"]),
+    "prompt file not named": (["dataset=text"], ["dataset.path", "missing"]),
+    "empty prompt file": (["dataset=text", "dataset.path=empty.txt"], ["dataset.path=empty.txt", "no prompt"]),
+    "prompt file not UTF-8": (["dataset=text", "dataset.path=latin.txt"], ["dataset.path=latin.txt", "UTF-8"]),
+    "empty prompt": (["dataset=prompt", "dataset.prompt=''"], ["dataset.prompt", "empty"]),
+    "prompt with too few quotes": (["dataset=prompt", "dataset.prompt=a circle, red"], ["dataset.prompt", "quotes"]),
+    "prompt of 500 words": (["dataset=prompt", f"dataset.prompt={'red ' * 500}"], ["500", "model.truncate_prompts=true"]),
+    "unknown category": (["dataset.category=color"], ["dataset.category=color", "did you mean colour?"]),
+    "limit of nothing": (["dataset.limit=0"], ["dataset.limit=0", "at least 1"]),
+    "folder that cannot be written": (["outputs=/proc/nowhere"], ["outputs=/proc/nowhere", "another folder"]),
+    "outputs below a file": (["outputs=empty.txt/x"], ["outputs=empty.txt", "another folder"]),
+    "study that leaves outputs": (["study=../up"], ["study=../up", "plain folder name"]),
+    "reference that is not there": (["reference=nowhere"], ["reference=nowhere", "base, none"]),
+    "unreadable image": (["reference=broken"], ["reference=broken", "bad.png", "not a readable image"]),
+    "reference without images": (["reference=hollow"], ["reference=hollow", "no image"]),
+    "target of a stranger": (["method._target_=os.system"], ["method._target_=os.system", "allow_targets"]),
+    "target that does not exist": (["method._target_=guidedgen.methods.nothing.No"], ["guidedgen.methods.nothing"]),
+    "sweep without -m": (["seed=1,2"], ["seed=1,2", "-m"]),
+    "wrong value inside a sweep": (["-m", "method=base,cod"], ["method=cod", "did you mean code?"]),
+    "unknown flag": (["--fresh"], ["--fresh"]),
+    "not an override": (["code"], ["code"]),
+    "switch that is no switch": (["run.fresh=maybe"], ["run.fresh=maybe", "true or false"]),
+    "tracker mode": (["tracker.mode=onlin"], ["tracker.mode=onlin", "did you mean online?"]),
+    "quality of a JPEG": (["reward=compressibility", "reward.quality=500"], ["reward.quality=500"]),
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to stand in, with the wrong files the commands name."""
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "empty.txt").write_text("\n \n")
+    (folder / "latin.txt").write_bytes(b"caf\xe9\n")
+    for name in ("broken", "hollow"):
+        (folder / name).mkdir()
+    (folder / "broken" / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
+    return folder
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_command_is_one_line(
+    case: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process, for speed: `preflight` is all that runs before Hydra's own main."""
+    arguments, wanted = WRONG[case]
+    monkeypatch.chdir(place)
+    with pytest.raises(SystemExit) as left:
+        config.preflight(arguments, experiment.prepare)
+    assert left.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("guidedgen: ")
+    assert said.err.count("\n") == 1
+    assert all(part in said.err for part in wanted), said.err
+
+
+@pytest.mark.parametrize("case", ["typo in a nested key", "missing weights offline", "prompt of 500 words", "unknown flag"])
+def test_a_wrong_command_leaves_at_once(case: str, place: Path) -> None:
+    """As a process: exit code 2, one line, no traceback, and no network loaded (which would say so in the modules)."""
+    arguments, wanted = WRONG[case]
+    done = command(*arguments, cwd=place)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert all(part in done.stderr for part in wanted)
+    assert not (place / "outputs" / "default").exists() or not list((place / "outputs" / "default").iterdir())
+
+
+def test_no_network_is_loaded_before_the_check_is_over(place: Path) -> None:
+    code = (
+        "import sys; from guidedgen import config, experiment\n"
+        "try: config.preflight(['dataset=prompt', 'dataset.prompt=' + 'red ' * 500], experiment.prepare)\n"
+        "except SystemExit: pass\n"
+        "assert 'diffusers' not in sys.modules and 'open_clip' not in sys.modules"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=place, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True
+    )
+
+
+def test_help_is_fast_and_imports_no_torch(tmp_path: Path) -> None:
+    code = (
+        f"import runpy, sys; sys.argv = ['run.py', '--help']\ntry: runpy.run_path({str(ROOT / 'run.py')!r}, run_name='__main__')\n"
+    )
+    code += "finally: assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)"
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - started)
+    for group in ("method", "reward", "dataset", "scheduler", "model"):
+        assert f"{group}: " in done.stdout
+    assert min(seconds) < 1.5
+
+
+def every_option() -> list[str]:
+    groups = config._groups([config.CONF])
+    return [f"{group}={option}" for group, options in groups.items() for option in options if group != "experiment"]
+
+
+@pytest.mark.parametrize("override", every_option())
+def test_every_option_composes_and_matches_its_constructor(override: str) -> None:
+    """Names and types of every leaf against the signature it is for; `???` is for the user to fill."""
+    group = override.split("=")[0]
+    with initialize_config_dir(str(config.CONF), version_base="1.3"):
+        cfg = compose("config", overrides=[override, "device=cpu", "dtype=float32"])
+    node = OmegaConf.to_container(cfg[group], resolve=True) if cfg[group] else None
+    node = OmegaConf.create({key: "text" if value == "???" else value for key, value in (node or {}).items()})
+    if "_target_" in node:
+        config.check_node(node, group)
+    else:
+        assert node == {} or group in ("zoo", "metrics")
+
+
+def test_every_key_of_the_configs_has_a_comment_or_says_it_itself() -> None:
+    """Keys that a user may set are explained where they stand, or are a target's wiring."""
+    wiring = {"_target_", "defaults", "clip", "head", "device", "dtype", "batch_size", "hydra", "name", "path", "features", "key"}
+    for file in [config.CONF / "config.yaml", *config.CONF.glob("method/*.yaml"), *config.CONF.glob("scheduler/*.yaml")]:
+        for line in file.read_text().split("\nhydra:")[0].splitlines():
+            key = line.split(":")[0].strip(" -")
+            if line.strip() and not line.strip().startswith("#") and key not in wiring and not line.endswith(":"):
+                assert "#" in line or key == "_self_", f"{file.name}: {line}"
+
+
+def test_a_default_model_comes_from_the_environment(place: Path) -> None:
+    done = command("--cfg", "job", cwd=place, GUIDEDGEN_MODEL="sd15")
+    assert "name: sd15" in done.stdout
+    assert "HubClip" in done.stdout  # the zoo followed
+    done = command("--cfg", "job", "model=lab", cwd=place, GUIDEDGEN_MODEL="sd15")
+    assert "name: lab" in done.stdout
+    done = command("--cfg", "job", "zoo=hub", cwd=place)
+    assert "name: lab" in done.stdout
+    assert "HubClip" in done.stdout
+
+
+def test_the_identity_of_a_run_is_what_it_samples() -> None:
+    def identity(*overrides: str) -> str:
+        with initialize_config_dir(str(config.CONF), version_base="1.3"):
+            return config.identity(compose("config", overrides=["device=cpu", "dtype=float32", *overrides]))
+
+    same = identity()
+    assert identity("outputs=elsewhere", "study=other", "tracker=none", "metrics=none", "run.fresh=true") == same
+    different = [
+        ["seed=1"],
+        ["method=base"],
+        ["method.num_particles=5"],
+        ["dataset.limit=4"],
+        ["model.guidance_scale=3"],
+        ["batch_size=4"],
+    ]
+    assert len({same, *(identity(*overrides) for overrides in different)}) == 1 + len(different)
+
+
+def test_a_reward_without_gradient_is_refused_where_one_is_needed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No method of the project needs one yet, so one of the user's own stands in, allowed by name."""
+    (place / "climbing.py").write_text(
+        "import dataclasses\n@dataclasses.dataclass(frozen=True, kw_only=True)\nclass Climb:\n"
+        "    guided = True\n    differentiates = True\n    needs_noise = False\n    def __call__(self, problem, observe=None): ...\n"
+    )
+    monkeypatch.chdir(place)
+    monkeypatch.syspath_prepend(str(place))
+    with initialize_config_dir(str(config.CONF), version_base="1.3"):
+        overrides = ["method=base", "method._target_=climbing.Climb", "allow_targets=[climbing.]"]
+        cfg = compose("config", overrides=[*overrides, "reward=compressibility"])
+        with pytest.raises(UsageError, match="compressibility has no gradient"):
+            experiment.prepare(cfg)
+        experiment.prepare(compose("config", overrides=[*overrides, "reward=aesthetic"]))

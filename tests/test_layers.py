@@ -1,0 +1,181 @@
+"""Who imports whom, read from the source: function-local imports count too."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import guidedgen
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "guidedgen"
+
+# A room may import itself and these. A new room needs a row, a new arrow a reason.
+ALLOWED = {
+    "types": set(),
+    "images": set(),
+    "noise": set(),
+    "cost": set(),
+    "process": {"types"},
+    "models": {"types", "process", "images", "cost", "zoo"},
+    "methods": {"types", "process", "noise"},
+    "rewards": {"types", "images"},
+    "metrics": {"types", "images"},
+    "zoo": {"types", "images", "lab"},  # lab: the loaders of the shipped weights
+    "datasets": {"types", "lab"},  # lab: its prompts
+    "lab": {"types", "images"},
+    "store": {"types", "images"},
+    "tracker": {"types", "images", "store"},
+    "config": {"types"},
+    "evaluate": {"types", "images", "metrics", "rewards", "zoo", "store"},
+    "report": {"types", "images", "cost", "store", "evaluate"},
+    "experiment": {
+        "types", "images", "noise", "cost", "process", "models", "methods", "rewards", "metrics", "datasets", "zoo", "store",
+        "tracker", "config", "evaluate", "report",
+    },
+}  # fmt: skip
+# For annotations only (`if TYPE_CHECKING`): Problem is made of what the rooms above types define.
+ANNOTATIONS = {"types": {"noise", "process"}}
+
+# Packages, and the only rooms that may import them; any other package needs a row and a line in pyproject.toml.
+PACKAGES = {
+    "torch": set(ALLOWED) - {"store", "tracker", "config", "datasets"},
+    "numpy": {"images", "evaluate", "metrics", "lab", "report"},
+    "PIL": {"images", "evaluate", "rewards", "lab", "report"},
+    "diffusers": {"models", "lab"},
+    "transformers": {"models", "zoo", "lab"},
+    "open_clip": {"zoo", "lab"},
+    "torch_fidelity": {"zoo"},
+    "huggingface_hub": {"zoo"},
+    "safetensors": {"zoo", "lab"},
+    "tokenizers": {"lab"},
+    "wandb": {"tracker"},
+    "hydra": {"config", "experiment"},
+    "omegaconf": {"config", "experiment"},
+    "rich": {"report", "lab"},
+}
+HEAVY = {"diffusers", "transformers", "open_clip", "torch_fidelity", "torchvision", "torchmetrics", "wandb"}
+
+
+def files() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool, bool]]:
+    """Dotted names a file imports, whether at import time, and whether for annotations only."""
+
+    def walk(node: ast.AST, top: bool, annotations: bool) -> Iterator[tuple[str, bool, bool]]:
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, top, annotations) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from ((f"{node.module}.{alias.name}", top, annotations) for alias in node.names)
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            for child in node.body:
+                yield from walk(child, False, True)
+            for child in node.orelse:
+                yield from walk(child, top, annotations)
+        else:
+            inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            for child in ast.iter_child_nodes(node):
+                yield from walk(child, top and not inside, annotations)
+
+    yield from walk(ast.parse(path.read_text()), True, False)
+
+
+def test_every_room_has_a_row() -> None:
+    assert {room(path) for path in files()} == {*ALLOWED, "__init__"}
+
+
+def test_the_walk_sees_every_kind_of_import(tmp_path: Path) -> None:
+    file = tmp_path / "sample.py"
+    file.write_text(
+        "import a.b\nfrom c import d\nif TYPE_CHECKING:\n    import e\nelse:\n    import f\n"
+        "def g():\n    import h\nclass I:\n    import j\n    def k(self):\n        try:\n            from l import m\n        finally: ...\n"
+    )
+    seen = {name: (top, annotations) for name, top, annotations in imports(file)}
+    assert seen == {
+        "a.b": (True, False), "c.d": (True, False), "e": (False, True), "f": (True, False), "h": (False, False),
+        "j": (True, False), "l.m": (False, False),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_a_room_imports_only_what_it_may(path: Path) -> None:
+    here = room(path)
+    allowed = {here} | ALLOWED.get(here, set())
+    for name, top, annotations in imports(path):
+        package, *rest = name.split(".")
+        if package == "guidedgen":
+            extra = ANNOTATIONS.get(here, set()) if annotations else set()
+            assert rest and rest[0] in allowed | extra, f"{here} imports {name}"
+        elif package not in sys.stdlib_module_names:
+            assert here in PACKAGES.get(package, set()), f"{here} imports {name}"
+            assert annotations or not (top and package in HEAVY), f"{path.name} imports {name} before it is needed"
+
+
+def test_methods_know_no_networks_and_no_config() -> None:
+    """What keeps methods, rewards, models and data sets freely combinable; said apart from the table so that it is not lost in it."""
+    strangers = {"rewards", "models", "datasets", "store", "zoo", "lab", "metrics", "tracker", "config", "experiment"}
+    packages = {"hydra", "omegaconf", "diffusers", "transformers", "open_clip", "wandb"}
+    for path in (PACKAGE / "methods").glob("*.py"):
+        for name, _, _ in imports(path):
+            first, *rest = name.split(".")
+            assert first not in packages, f"{path.name}: {name}"
+            assert first != "guidedgen" or rest[0] not in strangers, f"{path.name}: {name}"
+
+
+def test_no_circle() -> None:
+    done: set[str] = set()
+    left = dict(ALLOWED)
+    while ready := {here for here, needs in left.items() if needs <= done}:
+        done |= ready
+        left = {here: needs for here, needs in left.items() if here not in ready}
+    assert left == {}
+
+
+def test_the_docstring_promises_no_more_than_the_table() -> None:
+    """Rows `rooms   what they are   <- rooms` of guidedgen's docstring."""
+    rows = re.findall(r"^ {4}(\w+(?:, \w+)*) {2,}.*<- (\w+(?:, \w+)*)$", guidedgen.__doc__ or "", re.MULTILINE)
+    rows = [row for row in rows if row[1] != "all of these"]
+    assert len(rows) >= 7
+    for rooms, may in rows:
+        for here in rooms.split(", "):
+            assert set(may.split(", ")) <= ALLOWED[here], here
+
+
+def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+def test_importing_the_package_loads_no_framework(tmp_path: Path) -> None:
+    code = (
+        "import guidedgen, guidedgen.types, guidedgen.config, guidedgen.store, guidedgen.tracker, guidedgen.zoo, sys\n"
+        "print(sorted({'torch', 'diffusers', 'transformers', 'open_clip', 'wandb'} & set(sys.modules)))"
+    )
+    done = python("-c", code, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+
+
+def test_help_names_every_group_and_loads_no_framework(tmp_path: Path) -> None:
+    done = python("-X", "importtime", str(ROOT / "run.py"), "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    loaded = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in done.stderr.splitlines() if line.count("|") == 2}
+    assert "hydra" in loaded  # the log was read rightly
+    assert not loaded & {"torch", "diffusers", "transformers", "open_clip", "wandb", "numpy"}
+    for folder in sorted((ROOT / "conf").iterdir()):
+        if folder.is_dir() and folder.name != "hydra" and any(folder.glob("*.yaml")):
+            options = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+            assert f"{folder.name}: {options}\n" in done.stdout

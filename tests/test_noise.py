@@ -1,0 +1,88 @@
+"""A stream is a function of its key and its particle, and of nothing else."""
+
+import hashlib
+
+import pytest
+import torch
+
+from guidedgen.noise import Noise, generator
+
+SHAPE = (2, 3, 3)
+
+
+def test_order_and_batch_do_not_matter() -> None:
+    keys = ["0/cat", "1/cat", "0/dog", "7/a-b"]
+    whole = Noise(keys).draw(2, SHAPE)
+    assert whole.shape == (4, 2, *SHAPE)
+    assert whole.dtype == torch.float32
+    torch.testing.assert_close(Noise(keys[::-1]).draw(2, SHAPE).flip(0), whole, rtol=0, atol=0)
+    for i, key in enumerate(keys):
+        torch.testing.assert_close(Noise([key]).draw(2, SHAPE)[0], whole[i], rtol=0, atol=0)
+
+
+def test_later_draws_do_not_depend_on_neighbours_either() -> None:
+    alone, together = Noise(["b"]), Noise(["a", "b", "c"])
+    for _ in range(3):
+        torch.testing.assert_close(alone.draw(1, SHAPE)[0], together.draw(1, SHAPE)[1], rtol=0, atol=0)
+
+
+def test_fewer_particles_are_a_prefix() -> None:
+    few, many = Noise(["a", "b"]), Noise(["a", "b"])
+    for _ in range(3):
+        torch.testing.assert_close(few.draw(2, SHAPE), many.draw(5, SHAPE)[:, :2], rtol=0, atol=0)
+
+
+def test_the_particles_drawn_between_leave_the_first_alone() -> None:
+    """A method may widen its search for a while; particle 0 goes on where the unguided run would."""
+    steady, changing = Noise(["a"]), Noise(["a"])
+    for particles in (1, 4, 2, 1):
+        torch.testing.assert_close(steady.draw(1, SHAPE)[:, 0], changing.draw(particles, SHAPE)[:, 0], rtol=0, atol=0)
+
+
+def test_a_stream_goes_on() -> None:
+    """Draws of one particle follow each other in its generator."""
+    noise = Noise(["a"])
+    first, second = noise.draw(1, SHAPE), noise.draw(1, SHAPE)
+    assert not torch.equal(first, second)
+    stream = generator("a", 0)
+    torch.testing.assert_close(first[0, 0], torch.randn(SHAPE, generator=stream), rtol=0, atol=0)
+    torch.testing.assert_close(second[0, 0], torch.randn(SHAPE, generator=stream), rtol=0, atol=0)
+
+
+def test_different_keys_differ() -> None:
+    keys = [f"{seed}/{task}" for seed in range(20) for task in ("cat", "dog", "cat-2")]
+    draws = Noise(keys).draw(3, (4,)).flatten(0, 1)
+    assert len(draws.unique(dim=0)) == 180
+
+
+def test_the_seed_is_the_hash_of_the_text() -> None:
+    """The rule as documented, computed anew: whoever changes it changes every image there is."""
+    seed = int.from_bytes(hashlib.sha256(b"3/a-cat-51e46741/1").digest()[:7], "big")
+    expected = torch.randn(5, generator=torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(torch.randn(5, generator=generator("3/a-cat-51e46741", 1)), expected, rtol=0, atol=0)
+    torch.testing.assert_close(torch.randn(5, generator=generator(3, "a-cat-51e46741", 1)), expected, rtol=0, atol=0)
+
+
+def test_draws_are_standard_normal_and_independent() -> None:
+    n = 40_000
+    x = Noise(["a", "b"]).draw(2, (n,)).double().flatten(0, 1)  # 4 streams
+    error = n**-0.5
+    assert x.mean(1).abs().max() < 4.5 * error
+    assert (x.var(1) - 1).abs().max() < 4.5 * 2**0.5 * error
+    assert (x.pow(3).mean(1)).abs().max() < 4.5 * 15**0.5 * error
+    assert (x.pow(4).mean(1) - 3).abs().max() < 4.5 * 96**0.5 * error
+    assert torch.corrcoef(x).triu(1).abs().max() < 4.5 * error
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_dtype_is_a_cast_of_the_same_numbers(dtype: torch.dtype) -> None:
+    torch.testing.assert_close(Noise(["a"], dtype=dtype).draw(2, SHAPE), Noise(["a"]).draw(2, SHAPE).to(dtype), rtol=0, atol=0)
+
+
+def test_the_global_generator_is_neither_read_nor_moved() -> None:
+    before = torch.random.get_rng_state()
+    first = Noise(["a"]).draw(1, SHAPE)
+    assert torch.equal(before, torch.random.get_rng_state())
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        assert torch.equal(Noise(["a"]).draw(1, SHAPE), first)

@@ -1,0 +1,324 @@
+"""Whole runs on the bundled model: what they leave, that they resume, and that no sample depends on its neighbours."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+from guidedgen import config, experiment, images
+from guidedgen.lab.networks import WEIGHTS
+from guidedgen.store import RunFolder
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICK = ["scheduler.num_steps=6", "dataset.limit=4", "tracker=none", "device=cpu"]
+QUICK_METHOD = {
+    "base": [],
+    "best_of_n": ["method.num_particles=2"],
+    "code": ["method.num_particles=2", "method.block_size=2"],
+}
+
+pytestmark = pytest.mark.skipif(not (WEIGHTS / "generator" / "model_index.json").exists(), reason="the lab's weights are missing")
+
+Run = Callable[..., tuple[Path, Mapping[str, Any]]]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Callable[..., experiment.Job]:
+    """A prepared job in a folder of its own; overrides as on the command line."""
+
+    def make(*overrides: str, method: str = "code") -> experiment.Job:
+        given = [f"outputs={tmp_path}", f"method={method}", *QUICK, *QUICK_METHOD[method], *overrides]
+        with initialize_config_dir(str(config.CONF), version_base="1.3"):
+            return experiment.prepare(compose("config", overrides=given))
+
+    return make
+
+
+@pytest.fixture
+def run(job: Callable[..., experiment.Job]) -> Run:
+    def go(*overrides: str, method: str = "code") -> tuple[Path, Mapping[str, Any]]:
+        made = job(*overrides, method=method)
+        return made.folder.path, experiment.run(made)
+
+    return go
+
+
+def pixels(folder: Path) -> dict[str, np.ndarray]:
+    files = sorted(path for path in (folder / "images").glob("*.png") if path.name != "grid.png")
+    return {path.name: (images.read(path)[0].numpy() * 255).round().astype(int) for path in files}
+
+
+def lasting(folder: Path) -> dict[str, bytes]:
+    """Everything of a run that may not depend on how often it was interrupted."""
+    kept = {path.name: path.read_bytes() for path in sorted((folder / "images").glob("*.png"))}
+    for line in (folder / "records.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        del record["seconds"], record["peak_memory_mib"]
+        kept[f"record {record['task']}-{record['seed']}"] = json.dumps(record, sort_keys=True).encode()
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for cost in ("cost", "base_cost"):
+        metrics.get(cost, {}).pop("seconds", None)
+        metrics.get(cost, {}).pop("peak_memory_mib", None)
+    kept["metrics"] = json.dumps(metrics, sort_keys=True).encode()
+    return kept
+
+
+def test_a_run_leaves_what_the_contract_says(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, metrics = run()
+    assert {path.name for path in folder.iterdir()} == {
+        "config.yaml", "environment.json", "images", "records.jsonl", "trace.jsonl", "metrics.json", "DONE",
+    }  # fmt: skip
+    records = RunFolder(folder).records()
+    assert len(records) == 4
+    for record in records.values():
+        # CoDe with N = 2, T = 6, B = 2 and one x_T: 2N(T-1) + 2 rows; N ceil(T/B) look-aheads decoded, and the finished image
+        assert (record.nfe, record.nfe_backward, record.decodes, record.reward_calls) == (22, 0, 7, 6)
+        assert (folder / record.image).exists()
+        assert set(record.scores) == {"aesthetic", "clip_score", "taste", "scene"}
+    base = folder.parent / next(path.name for path in folder.parent.iterdir() if path.name.startswith("base-none-lab-lab-"))
+    assert {record.nfe for record in RunFolder(base).records().values()} == {12}
+    assert metrics["samples"] == metrics["reference_samples"] == 4
+    assert set(metrics["distances"]) == {"fid", "kid", "cmmd", "cmmd_unbiased"}
+    assert metrics["scores"]["aesthetic"]["shares_guide"]
+    assert not metrics["scores"]["clip_score"]["shares_guide"]
+    mean = np.mean([record.scores["aesthetic"] for record in records.values()])
+    assert metrics["scores"]["aesthetic"]["value"] == pytest.approx(mean, abs=1e-6)
+    with Image.open(folder / "images" / "grid.png") as grid:
+        assert grid.width > 4 * 160
+    shown = capsys.readouterr().out
+    for word in ("base", "this run", "aesthetic*", "fid (4 v 4)", "nfe / sample"):
+        assert word in shown
+
+
+def test_a_second_run_returns_at_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, metrics = run()
+    before = lasting(folder)
+    monkeypatch.setattr(experiment, "_sample", lambda *_: pytest.fail("sampled again"))
+    _, again = run()
+    assert again == metrics
+    assert lasting(folder) == before
+
+
+def test_fresh_starts_anew_and_gives_the_same(run: Run) -> None:
+    folder, _ = run()
+    before = lasting(folder)
+    (folder / "images" / "stray.txt").write_text("")
+    run("run.fresh=true")
+    assert lasting(folder) == before
+    assert not (folder / "images" / "stray.txt").exists()
+
+
+def test_the_unguided_run_is_made_once_for_all_rewards(run: Run) -> None:
+    first, _ = run("reward=aesthetic")
+    [base] = first.parent.glob("base-*")
+    stamp = (base / "records.jsonl").stat().st_mtime_ns
+    _, metrics = run("reward=compressibility")
+    assert list(first.parent.glob("base-*")) == [base]
+    assert (base / "records.jsonl").stat().st_mtime_ns == stamp
+    assert metrics["scores"]["compressibility"]["base"] < 0  # scored from the stored images
+    direct, metrics = run("reward=clip_text", method="base")
+    assert direct == base
+    assert metrics["scores"]["clip_text"]["value"] is not None
+
+
+def test_code_with_one_stream_is_the_unguided_run(run: Run) -> None:
+    folder, metrics = run("method.num_particles=1")
+    [base] = folder.parent.glob("base-*")
+    ours, theirs = pixels(folder), pixels(base)
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+    assert metrics["distances"]["fid"]["value"] == pytest.approx(0, abs=1e-6)
+    assert metrics["scores"]["aesthetic"]["win_rate"] == 0
+
+
+@pytest.mark.parametrize("method", QUICK_METHOD)
+def test_batches_do_not_change_images(run: Run, method: str) -> None:
+    """To float tolerance: two levels of 255."""
+    folders = [run(f"batch_size={size}", "reference=none", "metrics=none", method=method)[0] for size in (1, 8)]
+    one, eight = map(pixels, folders)
+    assert one.keys() == eight.keys()
+    assert max(np.abs(one[name] - eight[name]).max() for name in one) <= 2
+
+
+def test_order_does_not_change_images(run: Run, tmp_path: Path) -> None:
+    """Same prompts in another order: the same files, to float tolerance, though they meet others in their batches."""
+    prompts = [
+        "a red circle",
+        "a blue star and a green ring",
+        "a pink heart above a cyan square",
+        "a yellow cross",
+        "a large orange star",
+    ]
+    folders = []
+    for name, lines in (("a.txt", prompts), ("b.txt", prompts[::-1])):
+        (tmp_path / name).write_text("\n".join(lines))
+        options = ["dataset=text", "dataset.limit=null", f"dataset.path={tmp_path / name}", "batch_size=2"]
+        folders.append(run(*options, "reference=none", "metrics=none")[0])
+    first, second = map(pixels, folders)
+    assert len(first) == 5
+    assert first.keys() == second.keys()
+    assert max(np.abs(first[name] - second[name]).max() for name in first) <= 2
+
+
+def test_an_image_depends_on_its_seed_and_not_on_how_it_was_asked_for(run: Run) -> None:
+    both = pixels(run("samples_per_prompt=2", "metrics=none", method="base")[0])
+    second = pixels(run("seed=1", "metrics=none", method="base")[0])
+    assert len(both) == 2 * len(second) == 8
+    assert all(np.abs(both[name] - second[name]).max() <= 2 for name in second)
+    assert len({image.tobytes() for image in both.values()}) == 8
+
+
+def test_an_interrupted_run_goes_on_where_it_was(
+    run: Run, job: Callable[..., experiment.Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the middle of saving a batch, so that one of its two samples is stored and the other is not."""
+    folder, _ = run("batch_size=2")
+    whole = lasting(folder)
+    shutil.rmtree(folder)
+    saves = 0
+    save = RunFolder.save
+
+    def failing(self: RunFolder, *arguments: Any) -> None:
+        nonlocal saves
+        saves += 1
+        if saves == 4:
+            raise KeyboardInterrupt
+        save(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save", failing)
+        with pytest.raises(KeyboardInterrupt):
+            run("batch_size=2")
+    assert len(RunFolder(folder).records()) == 3
+    assert not RunFolder(folder).done
+    run("batch_size=2")
+    assert lasting(folder) == whole
+
+
+def test_judging_again_gives_the_same(run: Run) -> None:
+    """From the stored images alone, and with another convention where one is asked for."""
+    folder, metrics = run()
+    again = experiment.judge_again(folder)
+    for name, entry in metrics["scores"].items():
+        assert again["scores"][name]["value"] == pytest.approx(entry["value"], abs=1e-5)
+    assert again["distances"]["fid"]["value"] == pytest.approx(metrics["distances"]["fid"]["value"], rel=1e-6)
+    raw = experiment.judge_again(folder, ["metrics.scorers.clip_score.convention=t2i_compbench"])
+    cosine, hessel = raw["scores"]["clip_score"]["value"], metrics["scores"]["clip_score"]["value"]
+    assert cosine != hessel
+
+
+def test_a_folder_may_be_the_reference(run: Run) -> None:
+    base, _ = run(method="base")
+    _, against_base = run()
+    _, metrics = run(f"reference={base / 'images'}")  # sampled before, judged anew
+    assert metrics["reference_samples"] == 4
+    assert "base" not in metrics["scores"]["aesthetic"]  # plain images have no prompts to score them by
+    assert metrics["distances"] == against_base["distances"]
+    _, metrics = run(f"reference={base}")
+    assert metrics["scores"] == against_base["scores"]
+    _, metrics = run("reference=none")
+    assert "distances" not in metrics
+
+
+def test_prompts_of_any_kind_stay_inside_the_run_folder(run: Run, tmp_path: Path) -> None:
+    prompts = ["../../escape", "a/b\\c", "quotes \" and ' and `", "emoji 🎈🎉", "${oc.env:HOME}", "x" * 30]
+    (tmp_path / "odd.txt").write_text("\n".join(prompts))
+    folder, _ = run("dataset=text", "dataset.limit=null", f"dataset.path={tmp_path / 'odd.txt'}", "metrics=none", "reference=none")
+    records = RunFolder(folder).records().values()
+    assert sorted(record.prompt for record in records) == sorted(prompts)
+    assert len(pixels(folder)) == len(prompts)
+    assert {path.name for path in tmp_path.iterdir()} == {"odd.txt", "default"}
+
+
+def test_any_stable_diffusion_folder_runs(run: Run, tmp_path: Path) -> None:
+    """The real loading path, on a copy of the bundled model elsewhere, under another name."""
+    shutil.copytree(WEIGHTS / "generator", tmp_path / "elsewhere")
+    bundled, _ = run("metrics=none", "reference=none")
+    copied, _ = run(f"model.path={tmp_path / 'elsewhere'}", "model.name=copy", "metrics=none", "reference=none")
+    assert "-copy-" in copied.name
+    ours, theirs = pixels(bundled), pixels(copied)
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+# As processes
+
+
+def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "run.py"), f"outputs={folder}", *QUICK, *QUICK_METHOD["code"], "batch_size=1", *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def the_run(folder: Path) -> Path | None:
+    return next((folder / "default").glob("code-*"), None) if (folder / "default").exists() else None
+
+
+def test_twenty_kills_leave_the_same_files(tmp_path: Path) -> None:
+    """SIGKILL at 20 random moments, most of them while samples are made; then the same command once more."""
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    began = time.monotonic()
+    done = start(whole)
+    errors = done.communicate(timeout=300)[1]
+    assert done.returncode == 0, errors
+    length = time.monotonic() - began
+    expected = lasting(the_run(whole))
+
+    rng = random.Random(0)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    kills = finished = 0
+    while kills < 20:
+        process = start(broken)
+        try:
+            process.wait(timeout=rng.uniform(0.3, 1.0) * length)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.communicate()
+        folder = the_run(broken)
+        if folder is not None and RunFolder(folder).done:
+            assert lasting(folder) == expected
+            finished += 1
+            shutil.rmtree(broken / "default")
+    last = start(broken)
+    assert last.communicate(timeout=300) and last.returncode == 0
+    assert lasting(the_run(broken)) == expected
+    assert not list(broken.rglob("*.partial"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR2, 75), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_run_with_its_code(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    process = start(tmp_path, "dataset.limit=300")
+    deadline = time.monotonic() + 120
+    while not ((folder := the_run(tmp_path)) and (folder / "records.jsonl").exists()):  # it has saved something
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert errors.strip().splitlines()[-1].endswith("the same command goes on from here")
+    assert RunFolder(folder).records()
+
+
+def test_a_sweep_runs_every_combination(tmp_path: Path) -> None:
+    process = start(tmp_path, "-m", "seed=0,1", "metrics=none", "reference=none", "dataset.limit=1")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    runs = list((tmp_path / "default").glob("code-*"))
+    assert len(runs) == 2
+    assert all(RunFolder(run).done for run in runs)
+    assert {record.seed for run in runs for record in RunFolder(run).records().values()} == {0, 1}

@@ -1,0 +1,194 @@
+"""A run's folder after kills at any moment, and read back."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from guidedgen import store
+from guidedgen.store import Record, RunFolder, check_writable, write_atomic
+from guidedgen.types import Sample, Task, UsageError
+
+
+def sample(i: int = 0) -> Sample:
+    return Sample(task=Task(id="a-cat-51e46741", prompt='a "cat", 猫\u2028 \\', category="pets"), seed=i)
+
+
+def record(of: Sample, **changes: object) -> Record:
+    values: dict[str, object] = {
+        "task": of.task.id, "prompt": of.task.prompt, "category": of.task.category, "seed": of.seed, "image": f"images/{of.name}.png",
+        "scores": {"aesthetic": 5.25, "clip": None}, "nfe": 100, "nfe_backward": 3, "decodes": 2, "reward_calls": 1, "seconds": 0.5,
+        "peak_memory_mib": 812.5,
+    }  # fmt: skip
+    return Record(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    run = RunFolder(tmp_path / "outputs" / "study" / "run")
+    assert not (tmp_path / "outputs").exists()  # nothing is written before open
+    run.open("seed: 0\n", {"python": "3"})
+    return run
+
+
+def save(run: RunFolder, i: int, **changes: object) -> None:
+    run.save(sample(i), b"png %d" % i, record(sample(i), **changes), [{"event": "select", "step": i}])
+
+
+def partials(run: RunFolder) -> list[Path]:
+    return [path for path in run.path.rglob("*") if "partial" in path.name]
+
+
+def test_records_come_back_as_they_were(folder: RunFolder) -> None:
+    for i in (2, 0, 1):
+        save(folder, i, seconds=i + 0.1)
+    back = folder.records()
+    assert list(back) == ["a-cat-51e46741-2", "a-cat-51e46741-0", "a-cat-51e46741-1"]  # as finished
+    assert back["a-cat-51e46741-1"] == record(sample(1), seconds=1.1)
+    assert back["a-cat-51e46741-1"].name == sample(1).name
+    assert (folder.path / back["a-cat-51e46741-2"].image).read_bytes() == b"png 2"
+    trace = [json.loads(line) for line in (folder.path / "trace.jsonl").read_text().splitlines()]
+    assert trace == [{"task": "a-cat-51e46741", "seed": i, "event": "select", "step": i} for i in (2, 0, 1)]
+    assert len((folder.path / "records.jsonl").read_bytes().splitlines()) == 3  # one line each, whatever the prompt holds
+    assert partials(folder) == []
+
+
+def test_a_sample_without_trace_makes_no_trace(folder: RunFolder) -> None:
+    folder.save(sample(), b"png", record(sample()), [])
+    assert not (folder.path / "trace.jsonl").exists()
+
+
+def test_what_json_has_no_words_for_is_null(folder: RunFolder) -> None:
+    folder.save(
+        sample(), b"", record(sample(), scores={"a": float("nan"), "b": float("inf"), "c": 1.0}), [{"scores": [1.0, float("-inf")]}]
+    )
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    for name in ("records.jsonl", "trace.jsonl"):
+        json.loads((folder.path / name).read_text(), parse_constant=refuse)
+    assert folder.records()[sample().name].scores == {"a": None, "b": None, "c": 1.0}
+    folder.write_json("metrics.json", {"fid": {"value": float("nan"), "pair": (1, float("inf"))}, "n": 3})
+    assert folder.read_json("metrics.json") == {"fid": {"value": None, "pair": [1, None]}, "n": 3}
+
+
+def test_missing_json_is_empty(folder: RunFolder) -> None:
+    assert folder.read_json("metrics.json") == {}
+    assert RunFolder(folder.path / "none").records() == {}
+
+
+def test_open_writes_config_and_environment(folder: RunFolder) -> None:
+    assert (folder.path / "config.yaml").read_text() == "seed: 0\n"
+    assert folder.read_json("environment.json") == {"python": "3"}
+
+
+@pytest.mark.parametrize("cut", [1, 5, 40])
+def test_a_torn_last_line_is_no_record_and_goes_on_open(folder: RunFolder, cut: int) -> None:
+    save(folder, 0)
+    whole = {name: (folder.path / name).read_bytes() for name in ("records.jsonl", "trace.jsonl")}
+    save(folder, 1)
+    for name, content in whole.items():
+        torn = (folder.path / name).read_bytes()[: len(content) + cut]
+        (folder.path / name).write_bytes(torn)
+    assert list(folder.records()) == [sample(0).name]  # readers need not open
+    folder.open("", {})
+    assert {name: (folder.path / name).read_bytes() for name in whole} == whole
+    save(folder, 1)
+    assert list(folder.records()) == [sample(0).name, sample(1).name]
+
+
+def test_a_first_line_torn_leaves_nothing(folder: RunFolder) -> None:
+    (folder.path / "records.jsonl").write_bytes(b'{"task": "a-c')
+    assert folder.records() == {}
+    folder.open("", {})
+    assert (folder.path / "records.jsonl").read_bytes() == b""
+
+
+@pytest.mark.parametrize("killed_at", ["trace.jsonl", "records.jsonl"])
+def test_a_kill_between_image_and_record_leaves_no_record(
+    folder: RunFolder, killed_at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = store._append
+
+    def killed(path: Path, text: str) -> None:
+        if path.name == killed_at:
+            raise KeyboardInterrupt
+        append(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_append", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(folder, 0)
+    assert (folder.path / record(sample()).image).read_bytes() == b"png 0"
+    assert folder.records() == {}
+    folder.open("", {})
+    save(folder, 0)
+    assert folder.records() == {sample().name: record(sample())}
+
+
+def test_a_write_killed_half_way_leaves_the_old_file(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.write_json("metrics.json", {"fid": 1})
+
+    def killed(_descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", killed)
+        with pytest.raises(KeyboardInterrupt):
+            folder.write_json("metrics.json", {"fid": 2})
+    assert folder.read_json("metrics.json") == {"fid": 1}
+    assert len(partials(folder)) == 1
+    folder.open("", {})  # the next process clears it away
+    assert partials(folder) == []
+
+
+def test_stale_partial_files_go_wherever_they_are_and_nothing_else(folder: RunFolder) -> None:
+    for name in ("images/.a-0.png.4711.partial", ".DONE.12.partial"):
+        (folder.path / name).write_bytes(b"half")
+    (folder.path / "images" / "kept.partial.png").write_bytes(b"whole")
+    folder.open("", {})
+    assert [path.name for path in partials(folder)] == ["kept.partial.png"]
+
+
+def test_an_atomic_write_is_synced_before_it_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The content reaches the disk first, then the name, then the folder that holds the name."""
+    target, events, fsync = tmp_path / "x", [], os.fsync
+
+    def watched(descriptor: int) -> None:
+        events.append(("folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file", target.exists()))
+        fsync(descriptor)
+
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("reads /proc")
+    monkeypatch.setattr(os, "fsync", watched)
+    write_atomic(target, b"content")
+    assert events == [("file", False), ("folder", True)]
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert target.read_bytes() == b"content"
+
+
+def test_done_is_what_finish_says_and_fresh_discards(folder: RunFolder) -> None:
+    save(folder, 0)
+    assert not folder.done
+    folder.finish()
+    assert folder.done
+    folder.open("seed: 0\n", {})
+    assert folder.done
+    assert len(folder.records()) == 1
+    folder.open("seed: 1\n", {}, fresh=True)
+    assert not folder.done
+    assert folder.records() == {}
+    assert sorted(path.name for path in folder.path.iterdir()) == ["config.yaml", "environment.json", "images"]
+    assert list((folder.path / "images").iterdir()) == []
+
+
+def test_check_writable(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a" / "b", "outputs")
+    assert list((tmp_path / "a" / "b").iterdir()) == []  # the probe is gone
+    (tmp_path / "file").write_bytes(b"")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "file" / "far" / "below"):
+        with pytest.raises(UsageError, match=f"^outputs={folder}: cannot be written to \\(.+\\); choose another folder$") as error:
+            check_writable(folder, "outputs")
+        assert "\n" not in str(error.value)
