@@ -147,14 +147,14 @@ def _check_names(overrides: Sequence[str], search: Sequence[str], folders: Seque
 
 
 def _groups(folders: Sequence[Path]) -> dict[str, list[str]]:
-    """Config groups and their options."""
+    """Config groups and their options; an option may lie in a folder of its group, as in experiment=codex/aesthetic."""
     groups: dict[str, set[str]] = {}
     for folder in folders:
         for file in folder.rglob("*.yaml"):
-            group = file.parent.relative_to(folder).as_posix()
-            if group != "." and not group.startswith("hydra"):
-                groups.setdefault(group, set()).add(file.stem)
-    return {group: sorted(options) for group, options in groups.items()}
+            option = file.relative_to(folder).with_suffix("")
+            for parent in option.parents[:-1]:
+                groups.setdefault(parent.as_posix(), set()).add(option.relative_to(parent).as_posix())
+    return {group: sorted(options) for group, options in groups.items() if not group.startswith("hydra")}
 
 
 def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:

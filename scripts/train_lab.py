@@ -1,6 +1,6 @@
 """Trains the bundled lab from nothing, or measures what is shipped.
 
-    python scripts/train_lab.py                        everything, with what can run at once running at once
+    python scripts/train_lab.py                         everything, one part after another
     python scripts/train_lab.py --parts vae classifier  only these
     python scripts/train_lab.py --evaluate              the figures of the model card, from the shipped weights
 
@@ -17,12 +17,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-PARTS = ("vae", "generator", "classifier", "clip-guide", "clip-judge", "aesthetic")
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="in this order; default: all")
+    parser.add_argument(
+        "--parts", nargs="+", metavar="PART", help="vae generator classifier clip-guide clip-judge aesthetic; default: all"
+    )
     parser.add_argument("--folder", type=Path, default=Path("outputs/lab"), help="checkpoints (default: outputs/lab)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the number of steps (default: 1)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     parser.add_argument("--evaluate", action="store_true", help="measure the shipped weights and train nothing")
+    parser.add_argument("--card", action="store_true", help="measure the shipped weights and write their model card")
     arguments = parser.parse_args()
 
     import torch
@@ -48,7 +49,13 @@ def main() -> None:
         seed=arguments.seed,
         scale=arguments.scale,
     )
-    shipping.train(arguments.parts, settings)
+    if arguments.card:
+        shipping.write_card(settings)
+        return
+    parts = arguments.parts or training.PARTS
+    if unknown := set(parts) - set(training.PARTS):
+        parser.error(f"no such part: {', '.join(unknown)}; choose from {', '.join(training.PARTS)}")
+    shipping.train(parts, settings)
 
 
 if __name__ == "__main__":

@@ -157,9 +157,21 @@ def test_help_is_fast_and_imports_no_torch(tmp_path: Path) -> None:
     assert min(seconds) < 1.5
 
 
-def every_option() -> list[str]:
-    groups = config._groups([config.CONF])
-    return [f"{group}={option}" for group, options in groups.items() for option in options if group != "experiment"]
+def every_option(*groups: str) -> list[str]:
+    found = config._groups([config.CONF])
+    return [
+        f"{group}={option}" for group, options in found.items() for option in options if (group == "experiment") == bool(groups)
+    ]
+
+
+@pytest.mark.parametrize("override", every_option("experiment"))
+def test_every_experiment_composes_and_its_first_comment_is_its_command(override: str) -> None:
+    with initialize_config_dir(str(config.CONF), version_base="1.3"):
+        cfg = compose("config", overrides=[override, "device=cpu", "dtype=float32"])
+    for group in ("method", "reward", "dataset", "scheduler", "model"):
+        config.check_node(cfg[group], group)
+    header, first = (config.CONF / f"{override.replace('=', '/')}.yaml").read_text().splitlines()[:2]
+    assert (header, first) == ("# @package _global_", f"# python run.py {override}")
 
 
 @pytest.mark.parametrize("override", every_option())

@@ -28,7 +28,7 @@ ALLOWED = {
     "metrics": {"types", "images"},
     "zoo": {"types", "images", "lab"},  # lab: the loaders of the shipped weights
     "datasets": {"types", "lab"},  # lab: its prompts
-    "lab": {"types", "images"},
+    "lab": {"types", "images", "noise"},
     "store": {"types", "images"},
     "tracker": {"types", "images", "store"},
     "config": {"types"},

@@ -27,8 +27,9 @@ from guidedgen.lab.captions import Description, Thing
 from guidedgen.lab.judge import Verdict, judge, verdict
 from guidedgen.lab.networks import WEIGHTS, AestheticHead, SceneClassifier
 from guidedgen.lab.render import render
-from guidedgen.lab.training import LATENT_SCALE, Part, Settings, generator_for
+from guidedgen.lab.training import LATENT_SCALE, Part, Settings
 from guidedgen.lab.world import SHAPES, Scenes, draw_scenes
+from guidedgen.noise import generator as stream
 
 if TYPE_CHECKING:
     import open_clip
@@ -157,7 +158,7 @@ def _bar(key: str) -> str:
 
 def _held_out(part: str, seed: int, n: int, counts: tuple[float, ...] = (0.42, 0.46, 0.12), textured: float = 0.45) -> Scenes:
     """Scenes of the whole world from a random stream that training, whose keys start with its seed, never draws from."""
-    return draw_scenes(n, generator_for("exam", part, seed), counts=counts, textured=textured)
+    return draw_scenes(n, stream("exam", part, seed), counts=counts, textured=textured)
 
 
 @torch.no_grad()
@@ -293,7 +294,7 @@ def examine_generator(
         descriptions = [said for text in texts if (said := captions.parse(text))]
         drawn = []
         for i in track(range(0, number, batch), family, transient=True):
-            noise = [generator_for("exam", "generator", seed, family, j) for j in range(i, min(i + batch, number))]
+            noise = [stream("exam", "generator", seed, family, j) for j in range(i, min(i + batch, number))]
             drawn.append(
                 pipe(
                     texts[i : i + batch], generator=noise, num_inference_steps=steps, guidance_scale=guidance_scale,
@@ -388,22 +389,10 @@ def card(results: Mapping[str, float], parts: Sequence[Part], settings: Settings
         network = " + ".join(type(module).__name__ for module in kinds)
         parameters = sum(p.numel() for p in part.network.parameters())
         steps = max(1, round(part.steps * settings.scale))
-        took = f"{seconds[part.name]:.0f}" if part.name in seconds else ""
+        took = f"{seconds[part.name]:.0f}" if math.isfinite(seconds[part.name]) else ""
         rows.append(
             f"| {part.name} | {network} | {parameters / 1e6:.2f} M | {steps} | {part.lr:g} | {part.weight_decay:g} "
             f"| {part.warm_up} | {part.average:g} | {took} |"
         )
     how = f"Seed {settings.seed}, {'bf16' if settings.bf16 else 'fp32'} on {settings.device}, scale {settings.scale:g}."
     return _CARD.format(settings=how, parts="\n".join(rows), figures="\n".join(figures))
-
-
-def write_card(
-    results: Mapping[str, float],
-    path: Path,
-    *,
-    parts: Sequence[Part],
-    settings: Settings,
-    seconds: Mapping[str, float],
-) -> None:
-    """Writes `card` to a file."""
-    path.write_text(card(results, parts, settings, seconds), encoding="utf-8")

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from guidedgen.lab import networks, training
+from guidedgen.lab import exam, networks, training
 from guidedgen.lab.networks import WEIGHTS
+from guidedgen.noise import generator as stream
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
-def train(parts: Sequence[str], settings: training.Settings) -> None:
-    """Trains parts (names of `scripts/train_lab.py`) and ships each as soon as it is done.
-
-    The generator and the classifier need the shipped autoencoder, the aesthetic head the shipped guide CLIP.
-    """
+def train(names: Sequence[str], settings: training.Settings) -> None:
+    """Trains parts (of `training.PARTS`) in the order given and ships each as soon as it is done."""
     settings.folder.mkdir(parents=True, exist_ok=True)
     columns = (
         TextColumn("{task.description:10}"),
@@ -30,29 +26,28 @@ def train(parts: Sequence[str], settings: training.Settings) -> None:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    tokenizer = networks.train_tokenizer()
-    ship_tokenizer(tokenizer)
-    with Progress(*columns) as progress:
-        for name in parts:
-            random.seed(settings.seed)
-            torch.manual_seed(int.from_bytes(f"{settings.seed}{name}".encode()[:7], "big"))  # initial weights
+    ship_tokenizer(networks.train_tokenizer())
+    with Progress(*columns, TextColumn("{task.fields[note]}")) as progress:
+        for name in names:
+            part = training.build(name, settings)
+            network = training.fit(part, settings, progress)
             if name == "vae":
-                vae = training.fit(training.autoencoder(settings), settings, progress)
-                training.standardise(vae, training.generator_for(settings.seed, "standardise"))
-                ship(vae, "generator/vae")
+                training.standardise(network, stream(settings.seed, "standardise"))
+                ship(network, "generator/vae")
             elif name == "generator":
-                part = training.generator(settings, networks.load_vae(), tokenizer)
-                both = training.fit(part, settings, progress)
-                ship(both["unet"], "generator/unet")
-                ship(both["text"], "generator/text_encoder")
+                ship(network["unet"], "generator/unet")
+                ship(network["text"], "generator/text_encoder")
                 ship_pipeline()
-            elif name == "classifier":
-                save(training.fit(training.classifier(settings, networks.load_vae()), settings, progress), "classifier")
-            elif name == "aesthetic":
-                save(training.fit(training.aesthetic(settings, networks.load_clip("guide")), settings, progress), "aesthetic")
             else:
-                part = training.clip(settings, name.removeprefix("clip-"), tokenizer)
-                save(training.fit(part, settings, progress), name)
+                save(network, name)
+
+
+def write_card(settings: training.Settings) -> None:
+    """Examines what is shipped and writes its model card."""
+    parts = [training.build(name, settings) for name in training.PARTS]
+    seconds = {part.name: training.seconds_spent(part, settings) for part in parts}
+    text = exam.card(exam.main(settings.device), parts, settings, seconds)
+    (WEIGHTS / "MODEL_CARD.md").write_text(text, encoding="utf-8")
 
 
 def save(network: nn.Module, name: str) -> None:

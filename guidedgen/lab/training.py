@@ -7,7 +7,7 @@ warms up, stays, and falls linearly over the last 40 % of the steps; what is shi
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import functools
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +21,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from guidedgen.lab import captions, networks, taste
 from guidedgen.lab.render import render
-from guidedgen.lab.world import SIZE, Scenes, Split, draw_scenes, unseen_pair
+from guidedgen.lab.world import SIZE, Split, draw_scenes, unseen_pair
+from guidedgen.noise import generator as stream
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -60,10 +61,24 @@ class Part:
     average: float = 0.999
 
 
-def generator_for(*key: object) -> torch.Generator:
-    """A generator whose stream is a function of the key."""
-    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+PARTS = ("vae", "generator", "classifier", "clip-guide", "clip-judge", "aesthetic")  # in an order in which they can be trained
+
+
+def build(name: str, settings: Settings) -> Part:
+    """An untrained part, its initial weights a function of the seed.
+
+    The generator and the classifier need the shipped autoencoder, the aesthetic head the shipped guide CLIP.
+    """
+    torch.manual_seed(int.from_bytes(f"{settings.seed}{name}".encode()[:7], "big"))
+    if name == "vae":
+        return autoencoder(settings)
+    if name == "generator":
+        return generator(settings, networks.load_vae(), networks.train_tokenizer())
+    if name == "classifier":
+        return classifier(settings, networks.load_vae())
+    if name == "aesthetic":
+        return aesthetic(settings, networks.load_clip("guide"))
+    return clip(settings, name.removeprefix("clip-"), networks.train_tokenizer())
 
 
 def _rng(generator: torch.Generator) -> random.Random:
@@ -85,15 +100,16 @@ def fit(part: Part, settings: Settings, progress: Progress) -> Any:
     optimiser = torch.optim.AdamW(network.parameters(), lr=part.lr, betas=(0.9, 0.99), weight_decay=part.weight_decay)
     state: dict[str, _Stateful] = {"network": network, "average": average, "optimiser": optimiser}
     checkpoint = settings.folder / f"{part.name}.pt"
-    first = _resume(checkpoint, state)
+    kind = f"seed {settings.seed}, {steps} steps, {'bf16' if settings.bf16 else 'fp32'}"
+    first, spent = _resume(checkpoint, state, kind)
     task = progress.add_task(part.name, total=steps, completed=first, note="")
-    saved = shown = time.monotonic()
+    started = saved = shown = time.monotonic()
     for step in range(first, steps):
         decay = min(1.0, (steps - step) / (0.4 * steps))
         for group in optimiser.param_groups:
             group["lr"] = part.lr * min(1.0, (step + 1) / part.warm_up, max(decay, 0.02))
         with torch.autocast(torch.device(settings.device).type, torch.bfloat16, enabled=settings.bf16):
-            losses = part.loss(step, generator_for(settings.seed, part.name, step))
+            losses = part.loss(step, stream(settings.seed, part.name, step))
         optimiser.zero_grad(set_to_none=True)
         losses["loss"].backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -105,7 +121,7 @@ def fit(part: Part, settings: Settings, progress: Progress) -> Any:
             progress.update(task, completed=step + 1, note=note)
             shown = now
         if now - saved > 60 or step + 1 == steps:
-            _save(checkpoint, step + 1, state)
+            _save(checkpoint, {"step": step + 1, "seconds": spent + now - started, "kind": kind}, state)
             saved = now
             if not progress.console.is_terminal:  # a log file gets a line a minute instead of a bar
                 note = " ".join(f"{name} {value.item():.4f}" for name, value in losses.items())
@@ -114,20 +130,29 @@ def fit(part: Part, settings: Settings, progress: Progress) -> Any:
     return average.module.cpu().eval()
 
 
-def _resume(checkpoint: Path, state: Mapping[str, _Stateful]) -> int:
+def _resume(checkpoint: Path, state: Mapping[str, _Stateful], kind: str) -> tuple[int, float]:
+    """The step to go on from and the seconds spent so far. Raises ValueError for a checkpoint of other settings."""
     if not checkpoint.exists():
-        return 0
+        return 0, 0.0
     stored = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    if stored["kind"] != kind:
+        raise ValueError(f"{checkpoint} is of {stored['kind']}, not {kind}; move it away or train into another --folder")
     for name, holder in state.items():
         holder.load_state_dict(stored[name])
-    return stored["step"]
+    return stored["step"], stored["seconds"]
 
 
-def _save(checkpoint: Path, step: int, state: Mapping[str, _Stateful]) -> None:
+def _save(checkpoint: Path, note: Mapping[str, int | float | str], state: Mapping[str, _Stateful]) -> None:
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     partial = checkpoint.with_suffix(".partial")
-    torch.save({"step": step, **{name: holder.state_dict() for name, holder in state.items()}}, partial)
+    torch.save({**note, **{name: holder.state_dict() for name, holder in state.items()}}, partial)
     partial.replace(checkpoint)
+
+
+def seconds_spent(part: Part, settings: Settings) -> float:
+    """What the training of a part has taken, by its checkpoint; NaN where there is none."""
+    checkpoint = settings.folder / f"{part.name}.pt"
+    return torch.load(checkpoint, map_location="cpu", weights_only=True)["seconds"] if checkpoint.exists() else float("nan")
 
 
 # The autoencoder
@@ -233,8 +258,7 @@ def generator(settings: Settings, vae: AutoencoderKL, tokenizer: Tokenizer) -> P
     """UNet and text encoder together, by noise prediction with min-SNR weights (Hang et al. 2023, gamma 5)."""
     from diffusers.models.attention_processor import AttnProcessor
 
-    scenes, latents = _stored_latents(settings, vae)
-    descriptions = captions.describe(scenes)
+    stored = functools.cache(lambda: _stored_latents(settings, vae))
     network: Any = nn.ModuleDict({"unet": build_unet(), "text": build_text_encoder(tokenizer)})
     if settings.device == "cpu":  # fused attention's backward in bf16 takes 40 % of a step on a CPU
         network["unet"].set_attn_processor(AttnProcessor())
@@ -243,6 +267,7 @@ def generator(settings: Settings, vae: AutoencoderKL, tokenizer: Tokenizer) -> P
 
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         del step
+        descriptions, latents = stored()
         chosen = torch.randint(len(latents), (32,), generator=generator)
         rng = _rng(generator)
         texts = ["" if rng.random() < 0.1 else captions.caption(descriptions[i], rng) for i in chosen.tolist()]
@@ -262,9 +287,9 @@ def generator(settings: Settings, vae: AutoencoderKL, tokenizer: Tokenizer) -> P
 
 
 @torch.no_grad()
-def _stored_latents(settings: Settings, vae: AutoencoderKL) -> tuple[Scenes, Tensor]:
-    """The generator's scenes and their latents (n 4 16 16, bf16); encoded once and kept beside the checkpoints."""
-    draw = generator_for(settings.seed, "latents")
+def _stored_latents(settings: Settings, vae: AutoencoderKL) -> tuple[list[captions.Description], Tensor]:
+    """The generator's scenes, described, and their latents (n 4 16 16, bf16); encoded once and kept beside the checkpoints."""
+    draw = stream(settings.seed, "latents")
     count = max(512, round(_STORED_SCENES * min(1.0, settings.scale)))
     scenes = draw_scenes(count, draw, split=Split.GENERATOR)
     assert not unseen_pair(scenes.colour, scenes.shape)[scenes.present].any()
@@ -272,12 +297,12 @@ def _stored_latents(settings: Settings, vae: AutoencoderKL) -> tuple[Scenes, Ten
     if file.exists():
         latents = torch.load(file, weights_only=True)
         if len(latents) == count:
-            return scenes, latents
+            return captions.describe(scenes), latents
     vae = vae.to(settings.device)
     batches = [scenes[i : i + 64] for i in range(0, count, 64)]
     latents = torch.cat([vae.encode((2 * render(b) - 1).to(settings.device)).latent_dist.mean.bfloat16().cpu() for b in batches])
     torch.save(latents, file)
-    return scenes, latents
+    return captions.describe(scenes), latents
 
 
 # The companions
@@ -369,7 +394,7 @@ def _vague(said: captions.Description) -> bool:
 
 def aesthetic(settings: Settings, guide: Any) -> Part:
     """The head on the guide CLIP's embeddings, from ratings of `taste` with a rater's noise of one point on ten."""
-    head = networks.AestheticHead(networks.CLIP_DIM)
+    head: Any = networks.AestheticHead(networks.CLIP_DIM)
     guide = guide.to(settings.device)
 
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:

@@ -12,18 +12,8 @@ from torch import Tensor, nn
 
 from guidedgen.lab import networks, training
 from guidedgen.lab.render import render
-from guidedgen.lab.training import LATENT_SCALE, Part, Settings, generator_for
+from guidedgen.lab.training import LATENT_SCALE, Part, Settings
 from guidedgen.lab.world import draw_scenes
-
-
-def test_a_stream_is_a_function_of_its_key() -> None:
-    def stream(*key: object) -> list[float]:
-        return torch.rand(4, generator=generator_for(*key)).tolist()
-
-    assert stream(0, "vae", 3) == stream(0, "vae", 3)
-    assert (
-        len({tuple(stream(*key)) for key in [(0, "vae", 3), (0, "vae", 4), (1, "vae", 3), (0, "clip", 3), ("exam", "vae", 0)]}) == 5
-    )
 
 
 class StopHereError(Exception):
@@ -66,6 +56,14 @@ def test_stopping_and_going_on_changes_no_bit(tmp_path: Path, monkeypatch: pytes
     torch.testing.assert_close(a["optimiser"], b["optimiser"], rtol=0, atol=0)
 
 
+def test_a_checkpoint_of_other_settings_is_not_continued(tmp_path: Path) -> None:
+    _fit(_tiny(0), tmp_path)
+    other = _tiny(0)
+    other.steps *= 2
+    with pytest.raises(ValueError, match=r"tiny\.pt is of seed 0, 20 steps"):
+        _fit(other, tmp_path)
+
+
 def test_a_finished_part_is_not_trained_again(tmp_path: Path) -> None:
     first = _fit(_tiny(0), tmp_path)
     again = _fit(_tiny(1, stop=0), tmp_path)
@@ -75,7 +73,7 @@ def test_a_finished_part_is_not_trained_again(tmp_path: Path) -> None:
 def test_thirty_steps_of_the_classifier_lower_its_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     monkeypatch.setattr(networks, "SceneClassifier", functools.partial(networks.SceneClassifier, width=8))
-    part = training.classifier(Settings(folder=tmp_path, device="cpu"))
+    part = training.classifier(Settings(folder=tmp_path, device="cpu"), training.build_vae().eval())
     losses = []
     inner = part.loss
 

@@ -1,0 +1,305 @@
+"""Any Stable Diffusion folder, against diffusers' own pipeline on the same latents."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from guidedgen.lab.networks import WEIGHTS
+from guidedgen.models.stable_diffusion import StableDiffusion
+from guidedgen.process.schedulers import Ddim
+from guidedgen.types import BadValue, Task, UsageError
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMPTS = ("a cat", "two dogs, red")
+PREDICTIONS = ("epsilon", "v_prediction")
+
+
+def tasks(*prompts: str) -> list[Task]:
+    return [Task(id=str(i), prompt=prompt) for i, prompt in enumerate(prompts)]
+
+
+def model(path: Path | str, **options: Any) -> StableDiffusion:
+    return StableDiffusion(path=str(path), name="tiny", **options)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def sample(sd: StableDiffusion, x_T: Tensor, prompts: tuple[str, ...] = PROMPTS, steps: int = 4) -> Tensor:  # noqa: N803
+    """b c h w -> images."""
+    scheduler, denoise = Ddim(num_steps=steps), sd.denoiser(tasks(*prompts))
+    x = x_T[:, None]
+    with torch.no_grad():
+        for t, s in pairwise(scheduler.grid(sd.schedule)):
+            x = scheduler.step(x, denoise(x, t), t, s, None)
+        return sd.decode(x[:, 0])
+
+
+def pipeline(folder: Path) -> Any:
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+# What the folder says of itself
+
+
+def test_shapes_are_read_from_the_folder(folders: dict[str, Path]) -> None:
+    small, large = (model(folders[prediction]) for prediction in PREDICTIONS)
+    assert (small.latent_shape, small.image_size, small.max_tokens, small.prediction) == ((4, 8, 8), 32, 12, "epsilon")
+    assert (large.latent_shape, large.image_size, large.max_tokens, large.prediction) == ((3, 16, 16), 32, 12, "v_prediction")
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_the_schedule_is_the_folder_s(folders: dict[str, Path], prediction: str) -> None:
+    theirs = pipeline(folders[prediction]).scheduler.alphas_cumprod.double()
+    torch.testing.assert_close(model(folders[prediction]).schedule.alphas_cumprod, theirs, rtol=1e-4, atol=0)
+
+
+def test_nothing_is_loaded_to_say_so(folders: dict[str, Path]) -> None:
+    sd = model(folders["epsilon"])
+    assert (len(sd.schedule), sd.image_size, sd.max_tokens) == (1000, 32, 12)
+    assert not {"unet", "vae", "text_encoder", "tokenizer"} & set(vars(sd))
+
+
+# Against diffusers
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize(("guidance_scale", "negative_prompt"), [(1.0, ""), (7.5, ""), (3.0, "a cat")])
+def test_a_chain_is_diffusers(folders: dict[str, Path], prediction: str, guidance_scale: float, negative_prompt: str) -> None:
+    sd = model(folders[prediction], guidance_scale=guidance_scale, negative_prompt=negative_prompt)
+    x_T = normal(2, *sd.latent_shape)  # noqa: N806
+    theirs = pipeline(folders[prediction])(
+        list(PROMPTS), latents=x_T, num_inference_steps=4, guidance_scale=guidance_scale, negative_prompt=[negative_prompt] * 2,
+        output_type="pt",
+    ).images  # fmt: skip
+    ours = sample(sd, x_T)
+    assert ours.shape == (2, 3, 32, 32)
+    assert ours.std() > 0.02  # there is something to compare
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_prompts_scales_and_negative_prompts_matter(folders: dict[str, Path], prediction: str) -> None:
+    """Otherwise the comparison above would not see them mixed up."""
+    x_T = normal(1, *model(folders[prediction]).latent_shape)  # noqa: N806
+    base = sample(model(folders[prediction]), x_T, ("a cat",))
+    for other in (
+        sample(model(folders[prediction]), x_T, ("two dogs, red",)),
+        sample(model(folders[prediction], guidance_scale=2.0), x_T, ("a cat",)),
+        sample(model(folders[prediction], negative_prompt="red"), x_T, ("a cat",)),
+    ):
+        assert (base - other).abs().max() > 1e-3
+
+
+def test_truncated_prompts_are_cut_as_diffusers_does(folders: dict[str, Path]) -> None:
+    long = ["a red cat and " * 5, "cat"]
+    sd = model(folders["epsilon"], truncate_prompts=True)
+    sd.check(tasks(*long))
+    cond, uncond = pipeline(folders["epsilon"]).encode_prompt(long, "cpu", 1, True)
+    torch.testing.assert_close(sd.encode_prompts(long), cond, rtol=0, atol=1e-6)
+    torch.testing.assert_close(sd.encode_prompts([""]).expand_as(uncond), uncond, rtol=0, atol=1e-6)
+
+
+def lab() -> Path:
+    """The bundled model, or a skip where it has not been trained."""
+    folder = WEIGHTS / "generator"
+    for part in ("unet", "vae", "text_encoder"):
+        if not list((folder / part).glob("*.safetensors")):
+            pytest.skip(f"{folder / part} has no weights: python scripts/train_lab.py")
+    return folder
+
+
+def test_the_bundled_model_is_a_plain_diffusers_folder() -> None:
+    folder, sd = lab(), model("lab")
+    x_T = normal(2, *sd.latent_shape)  # noqa: N806
+    prompts = ("a red circle", "a blue square and a green circle")
+    sd.check(tasks(*prompts))
+    theirs = pipeline(folder)(list(prompts), latents=x_T, num_inference_steps=3, guidance_scale=7.5, output_type="pt").images
+    torch.testing.assert_close(sample(sd, x_T, prompts, steps=3), theirs, rtol=0, atol=1e-4)
+    assert theirs.shape[-1] == sd.image_size
+
+
+# Batches and particles
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 7.5])
+def test_rows_per_call_change_nothing_but_round_off(folders: dict[str, Path], guidance_scale: float) -> None:
+    x, results = normal(2, 3, 4, 8, 8).double(), []
+    for size in (1, 4, 8):
+        sd = model(folders["epsilon"], guidance_scale=guidance_scale, batch_size=size, dtype="float64")
+        with torch.no_grad():
+            results.append(sd.denoiser(tasks(*PROMPTS))(x, sd.schedule.at(500)))
+    assert results[0].shape == x.shape
+    for other in results[1:]:
+        torch.testing.assert_close(results[0], other, rtol=1e-9, atol=1e-9)
+
+
+def test_particles_share_the_prompt_of_their_sample(folders: dict[str, Path]) -> None:
+    sd = model(folders["epsilon"], batch_size=4, dtype="float64")  # a call holds particles of two samples
+    x, t = normal(2, 3, 4, 8, 8).double(), sd.schedule.at(300)
+    with torch.no_grad():
+        together = sd.denoiser(tasks(*PROMPTS))(x, t)
+        for i, prompt in enumerate(PROMPTS):
+            alone = sd.denoiser(tasks(prompt))
+            for k in range(3):
+                torch.testing.assert_close(together[i, k], alone(x[i : i + 1, k : k + 1], t)[0, 0], rtol=1e-9, atol=1e-9)
+        swapped = sd.denoiser(tasks(*PROMPTS[::-1]))(x, t)
+    assert (together - swapped).abs().amax((1, 2, 3, 4)).min() > 1e-3
+
+
+@pytest.mark.parametrize(("guidance_scale", "rows"), [(1.0, 1), (7.5, 2)])
+def test_the_ledger_counts_rows(folders: dict[str, Path], guidance_scale: float, rows: int) -> None:
+    sd = model(folders["epsilon"], guidance_scale=guidance_scale, batch_size=4)
+    denoise, t = sd.denoiser(tasks(*PROMPTS)), sd.schedule.at(300)
+    assert sd.ledger.counts() == {"nfe": 0, "nfe_backward": 0, "decodes": 0, "reward_calls": 0}
+    with torch.no_grad():
+        denoise(normal(2, 3, 4, 8, 8), t)
+    assert sd.ledger.counts() == {"nfe": 6 * rows, "nfe_backward": 0, "decodes": 0, "reward_calls": 0}
+    x = normal(2, 3, 4, 8, 8).requires_grad_()
+    eps = denoise(x, t)
+    assert sd.ledger.nfe_backward == 0
+    torch.autograd.grad(eps.square().sum(), x)
+    assert sd.ledger.counts() == {"nfe": 12 * rows, "nfe_backward": 6 * rows, "decodes": 0, "reward_calls": 0}
+    sd.decode(normal(3, 4, 8, 8))
+    assert sd.ledger.decodes == 3
+    assert {"text", "denoise", "decode"} <= set(sd.ledger.seconds)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_networks_are_frozen_and_gradients_flow_through(folders: dict[str, Path], prediction: str) -> None:
+    """d eps / d x_t and d image / d x_0 against finite differences, in double precision."""
+    sd = model(folders[prediction], dtype="float64", guidance_scale=2.0)
+    sd.load()
+    for network in (sd.unet, sd.vae, sd.text_encoder):
+        assert not network.training
+        assert not any(parameter.requires_grad for parameter in network.parameters())
+        assert {parameter.dtype for parameter in network.parameters()} == {torch.float64}
+    denoise, t = sd.denoiser(tasks("a cat")), sd.schedule.at(300)
+    x, direction = (normal(1, 1, *sd.latent_shape, seed=i).double() for i in (0, 1))
+    leaf = x.clone().requires_grad_()
+    weight = normal(1, 1, *sd.latent_shape, seed=2).double()
+    (gradient,) = torch.autograd.grad((denoise(leaf, t) * weight).sum(), leaf)
+    step = 1e-5
+    with torch.no_grad():
+        numeric = ((denoise(x + step * direction, t) - denoise(x - step * direction, t)) * weight).sum() / (2 * step)
+    torch.testing.assert_close((gradient * direction).sum(), numeric, rtol=1e-6, atol=1e-9)
+    leaf = x[:, 0].clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(sd.decode(leaf).mean(), leaf)
+    assert gradient.abs().max() > 0
+
+
+# The autoencoder
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_encode_and_decode(folders: dict[str, Path], prediction: str) -> None:
+    sd = model(folders[prediction])
+    pictures = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        latents = sd.encode(pictures)
+        back = sd.decode(latents)
+        posterior = pipeline(folders[prediction]).vae.encode(2 * pictures - 1).latent_dist
+    assert latents.shape == (2, *sd.latent_shape)
+    torch.testing.assert_close(latents, 0.31 * posterior.mode(), rtol=1e-5, atol=1e-6)
+    assert back.shape == pictures.shape
+    assert back.dtype == torch.float32
+    assert 0 <= float(back.min()) < float(back.max()) <= 1
+
+
+# Errors
+
+
+def copy(folder: Path, to: Path) -> Path:
+    shutil.copytree(folder, to)
+    return to
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "unet", "vae", "text_encoder", "tokenizer", "scheduler", "unet/diffusion_pytorch_model.safetensors", "text_encoder/config.json",
+        "scheduler/scheduler_config.json",
+    ],
+)  # fmt: skip
+def test_a_missing_part_is_one_line(folders: dict[str, Path], part: str, tmp_path: Path) -> None:
+    folder = copy(folders["epsilon"], tmp_path / "sd")
+    shutil.rmtree(folder / part) if (folder / part).is_dir() else (folder / part).unlink()
+    with pytest.raises(UsageError) as error:
+        model(folder)
+    said = str(error.value)
+    assert said.startswith(f"model.path={folder}: ")
+    assert part in said or f"{part.split('/')[0]}/*.safetensors" in said
+    assert "\n" not in said
+
+
+def test_a_broken_config_is_one_line(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = copy(folders["epsilon"], tmp_path / "sd")
+    (folder / "scheduler" / "scheduler_config.json").write_text("{")
+    with pytest.raises(UsageError, match=r"model.path=.*: cannot read scheduler/scheduler_config.json") as error:
+        model(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_other_predictions_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = copy(folders["epsilon"], tmp_path / "sd")
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "prediction_type": "sample"}))
+    with pytest.raises(UsageError, match="prediction_type 'sample' is not supported .epsilon, v_prediction."):
+        model(folder)
+
+
+def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    for path in (tmp_path / "none", "./none"):
+        with pytest.raises(UsageError, match=f"^model.path={path}: no such path"):
+            model(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"dtype": "float8"}, "dtype='float8': choose from"), ({"guidance_scale": -1.0}, "at least 0")]
+)
+def test_wrong_options(folders: dict[str, Path], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadValue, match=message):
+        model(folders["epsilon"], **options)
+
+
+def test_a_prompt_may_be_as_long_as_the_encoder_reads(folders: dict[str, Path]) -> None:
+    sd = model(folders["epsilon"])
+    sd.check(tasks("cat " * 10, "", "c" + "x" * 9))  # ten tokens, none, ten
+    for prompt, count in (("cat " * 11, 11), ("x" * 11, 11), ("cat " * 500, 500)):
+        with pytest.raises(UsageError, match=f"^prompt of {count} tokens.*model=tiny reads 10.*model.truncate_prompts=true$"):
+            sd.check(tasks("cat", prompt))
+    assert "text_encoder" not in vars(sd)  # the tokenizer was enough
+
+
+def test_the_hub_s_cache_is_found_by_name(folders: dict[str, Path], tmp_path: Path) -> None:
+    """As a download leaves it. In a process of its own, since the hub's client reads its environment when imported."""
+    repository, revision = tmp_path / "models--org--tiny", "0123456789" * 4
+    copy(folders["epsilon"], repository / "snapshots" / revision)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(revision)
+    code = (
+        "from guidedgen.models.stable_diffusion import StableDiffusion as S\n"
+        "m = S(path='org/tiny', name='tiny'); m.load(); print(m.folder.name, *m.latent_shape)\n"
+        "try: S(path='org/other', name='other')\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found, missing = done.stdout.splitlines()
+    assert found == f"{revision} 4 8 8"
+    assert missing.startswith("UsageError model.path=org/other: not on this machine and the hub is offline")
