@@ -6,13 +6,16 @@ Rooms, and who may import whom (held by tests/test_layers.py):
     process                        noise schedules, grids, formulas, step rules                <- types
     models                         Stable Diffusion folders, the analytic Gaussian mixture     <- types, process, images, cost, zoo
     methods                        one paper, one file                                         <- types, process, noise
-    zoo                            reward and metric networks, and where weights are found     <- types, images
+    zoo                            reward and metric networks, and where weights are found     <- types, images, lab
     rewards                        one scorer, one file                                        <- types, images
-    datasets                       a dataset is a sequence of Task                             <- types
+    datasets                       a dataset is a sequence of Task                             <- types, lab
     metrics                        features -> statistics -> distance; per-image scores        <- types, images
-    lab                            the bundled world and its trained weights
-    store, tracker                 a run's folder; its mirror in W&B                           <- types, images
-    evaluate, config, experiment   put it together                                             <- all of these
+    lab                            the bundled world and its trained weights                   <- types, images, noise
+    store                          a run's folder                                              <- types
+    tracker                        its mirror in W&B                                           <- types, store
+    evaluate                       from images to metrics                                      <- types, images, metrics, store
+    report                         progress, tables, grids                                     <- cost, evaluate
+    config, experiment             from the command line to a finished run                     <- all of these
 
 Importing guidedgen loads none of torch, diffusers and transformers.
 """

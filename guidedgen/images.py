@@ -25,6 +25,8 @@ def check(images: Tensor, who: str = "images") -> Tensor:
         raise ValueError(f"{who}: expected b 3 H W, got {tuple(images.shape)}")
     if not images.is_floating_point():
         raise ValueError(f"{who}: expected float in [0, 1], got {images.dtype}")
+    if images.numel() == 0:
+        raise ValueError(f"{who}: no images")
     low, high = torch.aminmax(images.detach())
     if low < -1e-3 or high > 1 + 1e-3:
         raise ValueError(f"{who}: expected values in [0, 1], got [{float(low):.3g}, {float(high):.3g}]")

@@ -63,8 +63,17 @@ class RunFolder:
             partial.unlink(missing_ok=True)
         for log in ("records.jsonl", "trace.jsonl"):
             _drop_torn_line(self.path / log)
+        self._drop_orphaned_traces()
         write_atomic(self.path / "config.yaml", config.encode())
         self.write_json("environment.json", environment)
+
+    def _drop_orphaned_traces(self) -> None:
+        """Traces of samples whose record a kill prevented; they will come again."""
+        trace, finished = self.path / "trace.jsonl", self.records()
+        lines = _lines(trace)
+        kept = [line for line in lines if f"{line['task']}-{line['seed']}" in finished]
+        if len(kept) < len(lines):
+            write_atomic(trace, "".join(map(_json_line, kept)).encode())
 
     def records(self) -> dict[str, Record]:
         """Finished samples by name, in the order they were finished. A line cut short by a kill is not one."""

@@ -65,6 +65,8 @@ class Wandb:
     ) -> None:
         import wandb
 
+        # The images of a table are staged here until they are synced; the default is in the user's home.
+        os.environ["WANDB_DATA_DIR"] = str(folder / "wandb")
         settings = wandb.Settings(silent=True, init_timeout=30, console="off", disable_git=True, x_disable_stats=True)
         with wandb.init(
             project=self.project, entity=self.entity, name=name, id=run_id, resume="allow", mode=self._mode(), dir=str(folder),
@@ -87,11 +89,14 @@ class Wandb:
 
 
 def _has_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
     import wandb
+    from wandb.errors import AuthenticationError
 
-    return bool(wandb.api.api_key)
+    wandb.setup(wandb.Settings(silent=True))
+    try:
+        return wandb.login(prompt=False, verify=False)
+    except AuthenticationError:  # a key that cannot be one
+        return False
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -45,14 +45,14 @@ ANNOTATIONS = {"types": {"noise", "process"}}
 # Packages, and the only rooms that may import them; any other package needs a row and a line in pyproject.toml.
 PACKAGES = {
     "torch": set(ALLOWED) - {"store", "tracker", "config", "datasets"},
-    "numpy": {"images", "evaluate", "metrics", "lab", "report"},
+    "numpy": {"noise", "images", "evaluate", "metrics", "lab", "report"},
     "PIL": {"images", "evaluate", "rewards", "lab", "report"},
     "diffusers": {"models", "lab"},
     "transformers": {"models", "zoo", "lab"},
     "open_clip": {"zoo", "lab"},
     "torch_fidelity": {"zoo"},
     "huggingface_hub": {"zoo"},
-    "safetensors": {"zoo", "lab"},
+    "safetensors": {"models", "zoo", "lab"},
     "tokenizers": {"lab"},
     "wandb": {"tracker"},
     "hydra": {"config", "experiment"},

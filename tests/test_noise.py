@@ -2,10 +2,11 @@
 
 import hashlib
 
+import numpy as np
 import pytest
 import torch
 
-from guidedgen.noise import Noise, generator
+from guidedgen.noise import Noise, generator, stream
 
 SHAPE = (2, 3, 3)
 
@@ -44,9 +45,9 @@ def test_a_stream_goes_on() -> None:
     noise = Noise(["a"])
     first, second = noise.draw(1, SHAPE), noise.draw(1, SHAPE)
     assert not torch.equal(first, second)
-    stream = generator("a", 0)
-    torch.testing.assert_close(first[0, 0], torch.randn(SHAPE, generator=stream), rtol=0, atol=0)
-    torch.testing.assert_close(second[0, 0], torch.randn(SHAPE, generator=stream), rtol=0, atol=0)
+    numbers = stream("a", 0)
+    for drawn in (first, second):
+        torch.testing.assert_close(drawn[0, 0], torch.from_numpy(numbers.standard_normal(SHAPE, dtype="float32")), rtol=0, atol=0)
 
 
 def test_different_keys_differ() -> None:
@@ -61,6 +62,14 @@ def test_the_seed_is_the_hash_of_the_text() -> None:
     expected = torch.randn(5, generator=torch.Generator().manual_seed(seed))
     torch.testing.assert_close(torch.randn(5, generator=generator("3/a-cat-51e46741", 1)), expected, rtol=0, atol=0)
     torch.testing.assert_close(torch.randn(5, generator=generator(3, "a-cat-51e46741", 1)), expected, rtol=0, atol=0)
+
+
+def test_the_streams_of_samples_are_keyed_by_128_bits_of_the_hash() -> None:
+    """The rule computed anew, as above."""
+    key = int.from_bytes(hashlib.sha256(b"3/a-cat-51e46741/1").digest()[:16], "big")
+    expected = np.random.Generator(np.random.Philox(key=key)).standard_normal(5, dtype=np.float32)
+    assert np.array_equal(Noise(["3/a-cat-51e46741"]).draw(2, (5,))[0, 1].numpy(), expected)
+    assert np.array_equal(stream(3, "a-cat-51e46741", 1).standard_normal(5, dtype=np.float32), expected)
 
 
 def test_draws_are_standard_normal_and_independent() -> None:

@@ -192,3 +192,15 @@ def test_check_writable(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=f"^outputs={folder}: cannot be written to \\(.+\\); choose another folder$") as error:
             check_writable(folder, "outputs")
         assert "\n" not in str(error.value)
+
+
+def test_traces_of_samples_without_a_record_are_dropped(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come again when the sample is made again."""
+    kept, lost = (Sample(task=Task(id=name, prompt=name), seed=0) for name in ("kept", "lost"))
+    folder.save(kept, b"png", record(kept), [{"event": "select", "step": 1}])
+    append = store._append
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_append", lambda path, text: append(path, text) if path.name == "trace.jsonl" else None)
+        folder.save(lost, b"png", record(lost), [{"event": "select", "step": 1}])
+    folder.open("", {})
+    assert [json.loads(line)["task"] for line in (folder.path / "trace.jsonl").read_text().splitlines()] == ["kept"]

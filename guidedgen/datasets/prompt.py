@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from guidedgen.datasets.tasks import make_tasks
-from guidedgen.types import BadValue, Task
+from guidedgen.datasets.tasks import check_text, make_tasks
+from guidedgen.types import Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,8 +16,7 @@ class OnePrompt:
     prompt: str
 
     def __post_init__(self) -> None:
-        if not self.prompt.strip():
-            raise BadValue("prompt", repr(self.prompt), "is empty; write dataset.prompt=\"'a red circle'\"")
+        check_text("prompt", self.prompt)
 
     def tasks(self) -> Sequence[Task]:
         return make_tasks([self.prompt])

@@ -29,6 +29,16 @@ def make_tasks(prompts: Iterable[str], category: str = "") -> list[Task]:
     return tasks
 
 
+def check_text(name: str, text: str) -> None:
+    """Raises BadValue where a text of the option `name` is empty or cannot be written as UTF-8."""
+    if not text.strip():
+        raise BadValue(name, text, "is empty; two layers of quotes hold a text together, as in 'dataset.prompt=\"a red circle\"'")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadValue(name, ascii(text), "is not valid UTF-8") from error
+
+
 def check_limit(limit: int | None) -> None:
     """Raises BadValue unless the limit is None or positive."""
     if limit is not None and limit < 1:

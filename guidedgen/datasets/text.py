@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,7 +28,7 @@ class TextFile:
             raise BadValue("path", self.path, f"cannot be read ({error.strerror or error})") from error
         except UnicodeDecodeError as error:
             raise BadValue("path", self.path, f"not UTF-8 ({error.reason} at byte {error.start})") from error
-        lines = [line for line in text.splitlines() if line.strip()]
+        lines = [line for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
         if not lines:
             raise BadValue("path", self.path, "holds no prompt; write one a line")
         return make_tasks(lines[: self.limit])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from guidedgen import images
@@ -27,11 +28,24 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-_FILES = ("*/config.json", "*/*.safetensors", "scheduler/*.json", "tokenizer/*", "model_index.json")
+_PARTS = ("unet", "vae", "text_encoder")
+_WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+# No variants (fp16, non_ema) and no safety checker: they double the download and are not read.
+_FILES = (
+    *(f"{part}/config.json" for part in _PARTS),
+    *(f"{part}/{_WEIGHTS[part]}.safetensors" for part in _PARTS),
+    *(f"{part}/{_WEIGHTS[part]}-0*.safetensors" for part in _PARTS),  # in pieces, with their index
+    *(f"{part}/{_WEIGHTS[part]}.safetensors.index.json" for part in _PARTS),
+    "scheduler/*.json",
+    "tokenizer/*",
+    "model_index.json",
+)
 _REQUIRED = (
-    "unet/config.json", "unet/*.safetensors", "vae/config.json", "vae/*.safetensors", "text_encoder/config.json",
-    "text_encoder/*.safetensors", "tokenizer/*", "scheduler/scheduler_config.json",
-)  # fmt: skip
+    *(f"{part}/config.json" for part in _PARTS),
+    *(f"{part}/{_WEIGHTS[part]}*.safetensors" for part in _PARTS),
+    "tokenizer/*",
+    "scheduler/scheduler_config.json",
+)
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 _Network = TypeVar("_Network", bound=torch.nn.Module)
 
@@ -57,12 +71,11 @@ class StableDiffusion:
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPES:
             raise BadValue("dtype", self.dtype, f"choose from {', '.join(_DTYPES)}")
-        if self.guidance_scale < 0:
+        if self.batch_size < 1:
+            raise BadValue("batch_size", self.batch_size, "must be at least 1")
+        if not self.guidance_scale >= 0:
             raise BadValue("guidance_scale", self.guidance_scale, "must be at least 0 (1 is no guidance)")
-        if self.prediction not in ("epsilon", "v_prediction"):
-            raise UsageError(
-                f"model.path={self.path}: prediction_type {self.prediction!r} is not supported (epsilon, v_prediction)"
-            )
+        self._check_configs()
 
     # What the folder says of itself
 
@@ -79,13 +92,33 @@ class StableDiffusion:
         except (OSError, ValueError) as error:
             raise UsageError(f"model.path={self.path}: cannot read {part}/{name} ({error})") from error
 
+    def _check_configs(self) -> None:
+        """Raises UsageError where the folder is of a kind of model that would be sampled wrongly."""
+        scheduler, unet = self._config("scheduler", "scheduler_config.json"), self._config("unet")
+        wrong = {
+            f"prediction_type {self.prediction!r} (only epsilon, v_prediction)": self.prediction not in ("epsilon", "v_prediction"),
+            f"beta_schedule {scheduler.get('beta_schedule')!r} (only linear, scaled_linear)": (
+                scheduler.get("beta_schedule") not in ("linear", "scaled_linear") or scheduler.get("trained_betas") is not None
+            ),
+            "a schedule rescaled to zero terminal SNR": scheduler.get("rescale_betas_zero_snr", False),
+            "a UNet without sample_size": not isinstance(unet.get("sample_size"), int),
+            # An inpainting model's.
+            f"a UNet of {unet.get('in_channels')} input channels": unet.get("in_channels") != unet.get("out_channels"),
+        }
+        for what, found in wrong.items():
+            if found:
+                raise UsageError(f"model.path={self.path}: {what} is not supported")
+
     @functools.cached_property
     def schedule(self) -> NoiseSchedule:
         """The noise levels the model was trained on."""
         c = self._config("scheduler", "scheduler_config.json")
-        return NoiseSchedule.from_betas(c["beta_start"], c["beta_end"], c["num_train_timesteps"], c["beta_schedule"])
+        try:
+            return NoiseSchedule.from_betas(c["beta_start"], c["beta_end"], c["num_train_timesteps"], c["beta_schedule"])
+        except KeyError as error:
+            raise UsageError(f"model.path={self.path}: scheduler/scheduler_config.json has no {error}") from error
 
-    @property
+    @functools.cached_property
     def prediction(self) -> str:
         """What the UNet predicts: "epsilon" or "v_prediction"."""
         return self._config("scheduler", "scheduler_config.json").get("prediction_type", "epsilon")
@@ -121,7 +154,10 @@ class StableDiffusion:
                 assert not network.training
 
     def _network(self, load: Callable[..., _Network], part: str) -> _Network:
-        network = load(self.folder / part, dtype=_DTYPES[self.dtype], use_safetensors=True, local_files_only=True)
+        try:
+            network = load(self.folder / part, dtype=_DTYPES[self.dtype], use_safetensors=True, local_files_only=True)
+        except (OSError, SafetensorError) as error:
+            raise UsageError(f"model.path={self.path}: {part} cannot be loaded ({error})") from error
         return network.to(self.device).eval().requires_grad_(False)
 
     @functools.cached_property
@@ -159,14 +195,14 @@ class StableDiffusion:
         if self.truncate_prompts:
             return
         room = self.max_tokens - 2
-        for task in tasks:
+        for prompt in (self.negative_prompt, *(task.prompt for task in tasks)):
             # Every word is a token or more: no need to load the tokenizer to refuse a very long prompt.
-            tokens = len(task.prompt.split())
+            tokens = len(prompt.split())
             if tokens <= room:
-                tokens = len(self.tokenizer(task.prompt, add_special_tokens=False).input_ids)
+                tokens = len(self.tokenizer(prompt, add_special_tokens=False).input_ids)
             if tokens > room:
                 raise UsageError(
-                    f"prompt of {tokens} tokens or more ({task.prompt[:40]!r}...): model={self.name} reads {room}; "
+                    f"prompt of {tokens} tokens or more ({prompt[:40]!r}...): model={self.name} reads {room}; "
                     "shorten it or set model.truncate_prompts=true"
                 )
 

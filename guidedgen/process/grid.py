@@ -52,7 +52,9 @@ class NoiseSchedule:
         return len(self.alphas_cumprod)
 
     def at(self, t: float) -> Point:
-        """The point at time t, 0 <= t <= steps - 1; log(alpha_bar) is interpolated linearly between trained steps."""
+        """The point at time t; log(alpha_bar) is interpolated linearly between trained steps. ValueError outside 0 to steps - 1."""
+        if not 0 <= t <= len(self) - 1:
+            raise ValueError(f"t={t}: must be from 0 to {len(self) - 1}")
         low = min(int(t), len(self) - 2)
         a, b = self.alphas_cumprod[low : low + 2].log().tolist()
         log_alpha_bar = a + (t - low) * (b - a)
@@ -64,7 +66,10 @@ def timesteps(trained: int, num_steps: int, spacing: Spacing, offset: int = 0) -
     if not 1 <= num_steps <= trained:
         raise BadValue("num_steps", num_steps, f"must be from 1 to {trained}")
     if spacing == "leading":
-        return [i * (trained // num_steps) + offset for i in reversed(range(num_steps))]
+        times = [i * (trained // num_steps) + offset for i in reversed(range(num_steps))]
+        if times[0] >= trained or times[-1] < 0:
+            raise BadValue("offset", offset, f"times would run from {times[0]} to {times[-1]}, and must stay in 0 to {trained - 1}")
+        return times
     if spacing == "trailing":
         return [round(trained - i * trained / num_steps) - 1 for i in range(num_steps)]
     return torch.linspace(0, trained - 1, num_steps, dtype=torch.float64).round().long().flip(0).tolist()

@@ -44,7 +44,7 @@ def test_best_of_n_returns_the_best_of_n_independent_samples(make_problem: Make)
 
         class One(Noise):
             def draw(self, particles: int, shape, noise=noise, particle=particle) -> Tensor:
-                return torch.stack([noise._next(i, particle, shape) for i in range(3)])[:, None].double()
+                return torch.stack([torch.from_numpy(noise._next(i, particle, shape)) for i in range(3)])[:, None].double()
 
         object.__setattr__(problem, "noise", One([]))
         everything.append(Base()(problem))

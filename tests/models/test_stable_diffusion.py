@@ -242,7 +242,7 @@ def test_a_missing_part_is_one_line(folders: dict[str, Path], part: str, tmp_pat
         model(folder)
     said = str(error.value)
     assert said.startswith(f"model.path={folder}: ")
-    assert part in said or f"{part.split('/')[0]}/*.safetensors" in said
+    assert part.split("/")[0] in said
     assert "\n" not in said
 
 
@@ -252,14 +252,6 @@ def test_a_broken_config_is_one_line(folders: dict[str, Path], tmp_path: Path) -
     with pytest.raises(UsageError, match=r"model.path=.*: cannot read scheduler/scheduler_config.json") as error:
         model(folder)
     assert "\n" not in str(error.value)
-
-
-def test_other_predictions_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
-    folder = copy(folders["epsilon"], tmp_path / "sd")
-    file = folder / "scheduler" / "scheduler_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "prediction_type": "sample"}))
-    with pytest.raises(UsageError, match="prediction_type 'sample' is not supported .epsilon, v_prediction."):
-        model(folder)
 
 
 def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
@@ -303,3 +295,32 @@ def test_the_hub_s_cache_is_found_by_name(folders: dict[str, Path], tmp_path: Pa
     found, missing = done.stdout.splitlines()
     assert found == f"{revision} 4 8 8"
     assert missing.startswith("UsageError model.path=org/other: not on this machine and the hub is offline")
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "said"),
+    [
+        ("scheduler/scheduler_config.json", {"beta_schedule": "squaredcos_cap_v2"}, "squaredcos_cap_v2"),
+        ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "zero terminal SNR"),
+        ("scheduler/scheduler_config.json", {"trained_betas": [0.1, 0.2]}, "beta_schedule"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "prediction_type 'sample'"),
+        ("unet/config.json", {"in_channels": 9}, "9 input channels"),
+        ("unet/config.json", {"sample_size": None}, "sample_size"),
+    ],
+)
+def test_models_of_another_kind_are_refused(
+    folders: dict[str, Path], tmp_path: Path, part: str, change: dict[str, object], said: str
+) -> None:
+    """Each of these would load and be sampled wrongly."""
+    folder = copy(folders["epsilon"], tmp_path / "sd")
+    (folder / part).write_text(json.dumps({**json.loads((folder / part).read_text()), **change}))
+    with pytest.raises(UsageError, match=f"model.path=.*{said}.*not supported"):
+        model(folder)
+
+
+def test_truncated_weights_are_one_line(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = copy(folders["epsilon"], tmp_path / "sd")
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UsageError, match="model.path=.*: unet cannot be loaded"):
+        model(folder).load()

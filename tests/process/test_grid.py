@@ -128,3 +128,15 @@ def test_schedulers_refuse_them_as_early_as_they_can(scheduler: type[Ddim] | typ
 def test_eta_is_a_share(eta: float) -> None:
     with pytest.raises(BadValue, match="from 0 to 1"):
         Ddim(eta=eta)
+
+
+@pytest.mark.parametrize(("steps", "offset"), [(1000, 1), (50, -5), (200, 5)])
+def test_times_stay_in_the_trained_range(steps: int, offset: int) -> None:
+    with pytest.raises(BadValue, match="must stay in 0 to 999"):
+        timesteps(1000, steps, "leading", offset)
+
+
+@pytest.mark.parametrize("t", [-1, -0.001, 999.001, 1000])
+def test_there_is_no_point_outside_the_trained_range(t: float) -> None:
+    with pytest.raises(ValueError, match="must be from 0 to 999"):
+        NoiseSchedule.from_betas(0.00085, 0.012, 1000, "scaled_linear").at(t)

@@ -55,7 +55,7 @@ def test_other_weights_are_refused(tmp_path: Path):
 def test_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("torch_fidelity")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(UsageError, match=f"features.path=null: .* is missing; give the path of {FILE}"):
+    with pytest.raises(UsageError, match=f"features.path: .*{FILE} is missing; fetch it with: python scripts/fetch.py inception"):
         Inception()
 
 
