@@ -41,7 +41,6 @@ class Job:
     model: StableDiffusion
     method: Any  # a Method, with the class attributes that say what it needs
     reward: Reward | None
-    reward_name: str
     scheduler: Scheduler
     grid: Grid
     samples: Sequence[Sample]
@@ -105,41 +104,58 @@ def _device(name: str) -> str:
     return str(device)
 
 
-def _prepare(cfg: DictConfig) -> Job:
+def _prepare(cfg: DictConfig, model: StableDiffusion | None = None) -> Job:
+    """The job, on a model that another job has built where one is given: its networks are then loaded once."""
     allow = tuple(cfg.allow_targets)
     method = config.build(cfg.method, "method", allow)
     scheduler = config.build(cfg.scheduler, "scheduler", allow)
     _check_combination(cfg, method, scheduler, allow)
     tasks = _tasks(cfg, allow)
-    model = config.build(cfg.model, "model", allow)
+    model = config.build(cfg.model, "model", allow) if model is None else model
     try:
         grid = scheduler.grid(model.schedule)
     except BadValue as error:
         raise UsageError(f"scheduler.{error.name}={error.value}: {error.rule}") from error
     model.check(tasks)
-    reward = config.build(cfg.reward, "reward", allow) if cfg.reward else None
-    reward_name = _module(cfg.reward) if cfg.reward else "none"
-    scorers = {reward_name: reward} if reward is not None else {}
-    scorers |= {str(name): config.build(node, f"metrics.scorers.{name}", allow) for name, node in cfg.metrics.scorers.items()}
-    distances = {str(name): config.build(node, f"metrics.distances.{name}", allow) for name, node in cfg.metrics.distances.items()}
-    tracker = config.build(cfg.tracker, "tracker", allow) if cfg.tracker else None
-
-    identity = _identity(cfg, guided=method.guided)
-    guided_by = reward_name if method.guided else "none"
-    name = "-".join([_module(cfg.method), guided_by, _module(cfg.dataset), cfg.model.name, identity])
-    is_base = not method.guided and _module(cfg.method) == "base"
-    base, reference = None, None
-    if cfg.reference == "base":
-        base = None if is_base else _prepare(_unguided(cfg))
-    elif cfg.reference != "none":
-        reference = Path(cfg.reference)
-        evaluate.check_reference(reference)
+    reward: Any = config.build(cfg.reward, "reward", allow) if cfg.reward else None
+    run_id = _identity(cfg, guided=method.guided)
+    base, reference = _reference(cfg, model)
     return Job(
-        cfg=cfg, run_id=identity, folder=RunFolder(Path(cfg.outputs) / cfg.study / name), model=model, method=method, reward=reward,
-        reward_name=reward_name, scheduler=scheduler, grid=grid, scorers=scorers, distances=distances, tracker=tracker, base=base,
-        reference=reference,
+        cfg=cfg,
+        run_id=run_id,
+        folder=RunFolder(Path(cfg.outputs) / cfg.study / _name(cfg, run_id, guided=method.guided)),
+        model=model,
+        method=method,
+        reward=reward,
+        scheduler=scheduler,
+        grid=grid,
         samples=[Sample(task=task, seed=cfg.seed + i) for task in tasks for i in range(cfg.samples_per_prompt)],
-    )  # fmt: skip
+        scorers={**({_module(cfg.reward): reward} if cfg.reward else {}), **_each(cfg.metrics.scorers, "metrics.scorers", allow)},
+        distances=_each(cfg.metrics.distances, "metrics.distances", allow),
+        tracker=config.build(cfg.tracker, "tracker", allow) if cfg.tracker else None,
+        base=base,
+        reference=reference,
+    )
+
+
+def _each(nodes: DictConfig, key: str, allow: Sequence[str]) -> dict[str, Any]:
+    return {name: config.build(nodes[name], f"{key}.{name}", allow) for name in map(str, nodes)}
+
+
+def _reference(cfg: DictConfig, model: StableDiffusion) -> tuple[Job | None, Path | None]:
+    """What a run is measured against: the unguided job, or a folder. The unguided run itself has no base."""
+    if cfg.reference == "none" or (cfg.reference == "base" and _module(cfg.method) == "base"):
+        return None, None
+    if cfg.reference == "base":
+        return _prepare(_unguided(cfg), model), None
+    evaluate.check_reference(Path(cfg.reference))
+    return None, Path(cfg.reference)
+
+
+def _name(cfg: DictConfig, run_id: str, *, guided: bool) -> str:
+    """The run folder's name."""
+    guided_by = _module(cfg.reward) if guided else "none"
+    return "-".join([_module(cfg.method), guided_by, _module(cfg.dataset), cfg.model.name, run_id])
 
 
 def _module(node: DictConfig) -> str:

@@ -56,7 +56,9 @@ def save(network: nn.Module, name: str) -> None:
 
     WEIGHTS.mkdir(parents=True, exist_ok=True)
     state = {key: value.half() if value.is_floating_point() else value for key, value in network.state_dict().items()}
-    save_file({key: value.contiguous() for key, value in state.items()}, WEIGHTS / f"{name}.safetensors")
+    file = WEIGHTS / f"{name}.safetensors"
+    save_file({key: value.contiguous() for key, value in state.items()}, file)
+    file.chmod(0o644)  # it is written for its owner alone
 
 
 def ship(network: Any, folder: str) -> None:

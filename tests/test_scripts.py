@@ -1,0 +1,73 @@
+"""The thin mains: what they print and how they fail."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def script(name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / name), *arguments],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_fetch_says_in_one_line_what_cannot_be_had(tmp_path: Path) -> None:
+    done = script("fetch.py", "org/none", HF_HOME=str(tmp_path))
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "org/none" in done.stderr
+    assert "offline" in done.stderr
+
+
+def test_fetch_without_names_shows_how(tmp_path: Path) -> None:
+    done = script("fetch.py")
+    assert done.returncode == 2
+    assert "--all" in done.stderr
+
+
+def test_fetch_leaves_what_is_there(tmp_path: Path) -> None:
+    """A file that was fetched before is named and not fetched again."""
+    from guidedgen.zoo.files import DOWNLOADS
+
+    name, _, _ = DOWNLOADS["inception"]
+    file = tmp_path / "hub" / "checkpoints" / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"weights")
+    done = script("fetch.py", "inception", TORCH_HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"inception: {file}"
+
+
+def test_the_files_to_fetch_are_pinned_by_their_hash(shared: Path) -> None:
+    from guidedgen.zoo.files import DOWNLOADS
+
+    name, _, digest = DOWNLOADS["aesthetic"]
+    assert hashlib.sha256((shared / "data" / "aesthetic" / name).read_bytes()).hexdigest() == digest
+
+
+def test_evaluate_says_in_one_line_what_is_no_run(tmp_path: Path) -> None:
+    done = script("evaluate.py", str(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "not a run's config" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["fetch.py", "evaluate.py", "train_lab.py"])
+def test_help_names_the_commands(name: str) -> None:
+    done = script(name, "--help")
+    assert f"python scripts/{name}" in done.stdout + done.stderr
+
+
+def test_training_refuses_a_part_that_is_not_one() -> None:
+    done = script("train_lab.py", "--parts", "vea")
+    assert done.returncode == 2
+    assert "no such part: vea" in done.stderr
