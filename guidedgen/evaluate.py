@@ -139,7 +139,7 @@ def _mean(scores: Mapping[str, Sequence[float]]) -> float | None:
 def _score_entry(scores: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     if not scores:
         return {"value": None, "prompts": 0}
-    low, high = summary.bootstrap_interval(summary.prompt_means(scores), seed=0)
+    low, high = summary.bootstrap_interval(summary.prompt_means(scores), seed=0, resamples=2000)
     return {"value": summary.expected_reward(scores), "low": low, "high": high, "prompts": len(scores)}
 
 

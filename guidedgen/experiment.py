@@ -285,16 +285,17 @@ def _judge(job: Job, *, recompute: bool = False) -> dict[str, Any]:
         reference = evaluate.Images.of_run(job.base.folder)
     elif job.reference is not None:
         reference = evaluate.Images.of_folder(job.reference)
-    metrics = evaluate.evaluate(
-        own,
-        reference,
-        job.scorers,
-        job.distances,
-        batch_size=job.cfg.batch_size,
-        device=job.cfg.device,
-        guide=getattr(job.reward, "networks", ()) if job.method.guided else (),
-        recompute=recompute,
-    )
+    with job.model.ledger.timed("judge"):
+        metrics = evaluate.evaluate(
+            own,
+            reference,
+            job.scorers,
+            job.distances,
+            batch_size=job.cfg.batch_size,
+            device=job.cfg.device,
+            guide=getattr(job.reward, "networks", ()) if job.method.guided else (),
+            recompute=recompute,
+        )
     metrics = {"title": job.name, "judged_by": _judged_by(job), **metrics}
     job.folder.write_json("metrics.json", metrics)
     report.write_grid(job.folder.path / "images" / evaluate.GRID, own, reference, next(iter(job.scorers), None))

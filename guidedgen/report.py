@@ -76,10 +76,11 @@ def show(metrics: Mapping[str, Any]) -> None:
 def show_profile(ledger: Ledger, wall: float) -> None:
     """Prints where the wall time went."""
     table = Table("", "seconds", "share", title="profile", title_justify="left")
-    inside = sum(ledger.seconds[kind] for kind in ("load", *_NETWORKS))
-    for kind in ("load", *_NETWORKS):
-        table.add_row(kind, f"{ledger.seconds[kind]:.2f}", f"{100 * ledger.seconds[kind] / wall:.1f} %")
-    table.add_row("elsewhere", f"{wall - inside:.2f}", f"{100 * (1 - inside / wall):.1f} %")
+    networks = sum(ledger.seconds[kind] for kind in _NETWORKS)
+    rows = {kind: ledger.seconds[kind] for kind in _NETWORKS} | {"in networks": networks, "loading": ledger.seconds["load"]}
+    rows["elsewhere"] = wall - networks - ledger.seconds["load"]
+    for name, seconds in rows.items():
+        table.add_row(name, f"{seconds:.2f}", f"{100 * seconds / wall:.1f} %")
     Console().print(table)
 
 

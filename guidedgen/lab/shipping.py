@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from guidedgen.lab import exam, networks, training
+from guidedgen.lab.card import card
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.noise import generator as stream
 
@@ -46,7 +47,7 @@ def write_card(settings: training.Settings) -> None:
     """Examines what is shipped and writes its model card."""
     parts = [training.build(name, settings) for name in training.PARTS]
     seconds = {part.name: training.seconds_spent(part, settings) for part in parts}
-    text = exam.card(exam.main(settings.device), parts, settings, seconds)
+    text = card(exam.main(settings.device), parts, settings, seconds)
     (WEIGHTS / "MODEL_CARD.md").write_text(text, encoding="utf-8")
 
 

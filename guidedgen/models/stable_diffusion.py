@@ -144,12 +144,12 @@ class StableDiffusion:
 
     def load(self) -> None:
         """Loads what is not loaded yet."""
-        from diffusers.utils import logging as diffusers_logging
-        from transformers.utils import logging as transformers_logging
-
-        diffusers_logging.disable_progress_bar()
-        transformers_logging.disable_progress_bar()
         with self.ledger.timed("load"):
+            from diffusers.utils import logging as diffusers_logging
+            from transformers.utils import logging as transformers_logging
+
+            diffusers_logging.disable_progress_bar()
+            transformers_logging.disable_progress_bar()
             for network in (self.text_encoder, self.unet, self.vae):
                 assert not network.training
 

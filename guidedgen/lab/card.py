@@ -1,0 +1,70 @@
+"""The model card of the shipped weights: what they were trained on and how, and the exam's figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from guidedgen.lab import exam
+from guidedgen.lab.training import Part, Settings
+
+_CARD = """\
+# The lab's networks
+
+Trained from nothing on rendered scenes by `scripts/train_lab.py`; nothing in them comes from other models or from photographs.
+Good for showing, testing and measuring guidance methods in seconds on a CPU; good for nothing else.
+
+## Data
+
+Scenes of one to three objects, 64 x 64 px, drawn by `guidedgen.lab.world` and `render` while training: 8 colours, 10 shapes,
+4 textures, 3 sizes, 3 backgrounds, 4 relations. Captions leave things out as people do (`captions.caption`).
+
+| split | what is in it | who sees it |
+| --- | --- | --- |
+| generator | 8 common shapes without one colour each: 56 of 64 colour-shape combinations | generator |
+| world | everything, with sparkle and crescent and the 8 other combinations | autoencoder, classifier, both CLIPs, aesthetic head |
+| unseen | objects of the 8 combinations alone | nobody in training: the family "unseen" of the exam |
+
+Figures below are on scenes from random streams that training does not use. The two CLIPs differ in architecture and initial
+weights: `clip-guide` may steer, `clip-judge` only judges. The aesthetic head is trained on noisy ratings of `taste`.
+
+## Networks and training
+
+AdamW (0.9, 0.99), gradients clipped to norm 1, warm-up, constant rate, linear decay over the last 40 % of the steps; shipped is
+the running average of the weights, in fp16. {settings}
+
+| part | network | parameters | steps | learning rate | weight decay | warm-up | average | seconds |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
+{parts}
+
+## Figures
+
+`python scripts/train_lab.py --evaluate` prints these. Generator: diffusers' StableDiffusionPipeline, DDIM, 50 steps, guidance
+scale 5, judged by the scene classifier (count, colours and shapes, and what else the prompt asks for). The families with an upper
+bar are the hard ones, for guidance to improve; the rates are those without guidance.
+
+| figure | value | bar | |
+| --- | --- | --- | --- |
+{figures}
+"""
+
+
+def card(results: Mapping[str, float], parts: Sequence[Part], settings: Settings, seconds: Mapping[str, float]) -> str:
+    """The text of the model card: figures as `main` returns them, the parts as trained, and how long each took."""
+    marks = {key: "pass" if kept else "miss" for key, kept in exam.passed(results).items()}
+    figures = [f"| {key} | {exam.number(key, value)} | {exam.bar(key)} | {marks.get(key, '')} |" for key, value in results.items()]
+    rows = []
+    for part in parts:
+        kinds = part.network.values() if isinstance(part.network, nn.ModuleDict) else [part.network]
+        network = " + ".join(type(module).__name__ for module in kinds)
+        parameters = sum(p.numel() for p in part.network.parameters())
+        steps = max(1, round(part.steps * settings.scale))
+        took = f"{seconds[part.name]:.0f}" if math.isfinite(seconds[part.name]) else ""
+        rows.append(
+            f"| {part.name} | {network} | {parameters / 1e6:.2f} M | {steps} | {part.lr:g} | {part.weight_decay:g} "
+            f"| {part.warm_up} | {part.average:g} | {took} |"
+        )
+    how = f"Seed {settings.seed}, {'bf16' if settings.bf16 else 'fp32'} on {settings.device}, scale {settings.scale:g}."
+    return _CARD.format(settings=how, parts="\n".join(rows), figures="\n".join(figures))
