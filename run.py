@@ -9,9 +9,9 @@ from guidedgen import config
 
 
 def prepare(cfg: DictConfig) -> object:
-    from guidedgen import experiment  # imports torch: not for --help
+    from guidedgen import jobs  # imports torch: not for --help
 
-    return experiment.prepare(cfg)
+    return jobs.prepare(cfg)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")

@@ -15,7 +15,7 @@ Rooms, and who may import whom (held by tests/test_layers.py):
     tracker                        its mirror in W&B                                           <- types, store
     evaluate                       from images to metrics                                      <- types, images, metrics, store
     report                         progress, tables, grids                                     <- cost, evaluate
-    config, experiment             from the command line to a finished run                     <- all of these
+    config, jobs, experiment       command line to config to checked job to finished run       <- all of these
 
 Importing guidedgen loads none of torch, diffusers and transformers.
 """

@@ -36,13 +36,14 @@ def main() -> None:
     import torch
 
     from guidedgen.lab import exam, shipping, training
+    from guidedgen.lab.fitting import Settings
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     if arguments.evaluate:
         exam.main(arguments.device)
         return
-    settings = training.Settings(
+    settings = Settings(
         folder=arguments.folder,
         device=arguments.device,
         bf16=arguments.precision == "bf16",

@@ -10,7 +10,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from guidedgen import config, experiment
+from guidedgen import config, jobs
 from guidedgen.types import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,7 +111,7 @@ def test_a_wrong_command_is_one_line(
     arguments, wanted = WRONG[case]
     monkeypatch.chdir(place)
     with pytest.raises(SystemExit) as left:
-        config.preflight(arguments, experiment.prepare)
+        config.preflight(arguments, jobs.prepare)
     assert left.value.code == 2
     said = capsys.readouterr()
     assert said.out == ""
@@ -132,8 +132,8 @@ def test_a_wrong_command_leaves_at_once(case: str, place: Path) -> None:
 
 def test_no_network_is_loaded_before_the_check_is_over(place: Path) -> None:
     code = (
-        "import sys; from guidedgen import config, experiment\n"
-        "try: config.preflight(['dataset=prompt', 'dataset.prompt=' + 'red ' * 500], experiment.prepare)\n"
+        "import sys; from guidedgen import config, jobs\n"
+        "try: config.preflight(['dataset=prompt', 'dataset.prompt=' + 'red ' * 500], jobs.prepare)\n"
         "except SystemExit: pass\n"
         "assert 'diffusers' not in sys.modules and 'open_clip' not in sys.modules"
     )
@@ -239,5 +239,5 @@ def test_a_reward_without_gradient_is_refused_where_one_is_needed(place: Path, m
         overrides = ["method=base", "method._target_=climbing.Climb", "allow_targets=[climbing.]"]
         cfg = compose("config", overrides=[*overrides, "reward=compressibility"])
         with pytest.raises(UsageError, match="compressibility has no gradient"):
-            experiment.prepare(cfg)
-        experiment.prepare(compose("config", overrides=[*overrides, "reward=aesthetic"]))
+            jobs.prepare(cfg)
+        jobs.prepare(compose("config", overrides=[*overrides, "reward=aesthetic"]))

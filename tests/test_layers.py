@@ -34,7 +34,9 @@ ALLOWED = {
     "config": {"types"},
     "evaluate": {"types", "images", "metrics", "rewards", "zoo", "store"},
     "report": {"types", "images", "cost", "store", "evaluate"},
+    "jobs": {"types", "process", "models", "metrics", "store", "tracker", "config", "evaluate"},
     "experiment": {
+        "jobs",
         "types", "images", "noise", "cost", "process", "models", "methods", "rewards", "metrics", "datasets", "zoo", "store",
         "tracker", "config", "evaluate", "report",
     },
@@ -56,7 +58,7 @@ PACKAGES = {
     "tokenizers": {"lab"},
     "wandb": {"tracker"},
     "hydra": {"config", "experiment"},
-    "omegaconf": {"config", "experiment"},
+    "omegaconf": {"config", "jobs", "experiment"},
     "rich": {"report", "lab"},
 }
 HEAVY = {"diffusers", "transformers", "open_clip", "torch_fidelity", "torchvision", "torchmetrics", "wandb"}

@@ -17,7 +17,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from guidedgen import config, experiment, images
+from guidedgen import config, experiment, images, jobs
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.store import RunFolder
 
@@ -35,19 +35,19 @@ Run = Callable[..., tuple[Path, Mapping[str, Any]]]
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Callable[..., experiment.Job]:
+def job(tmp_path: Path) -> Callable[..., jobs.Job]:
     """A prepared job in a folder of its own; overrides as on the command line."""
 
-    def make(*overrides: str, method: str = "code") -> experiment.Job:
+    def make(*overrides: str, method: str = "code") -> jobs.Job:
         given = [f"outputs={tmp_path}", f"method={method}", *QUICK, *QUICK_METHOD[method], *overrides]
         with initialize_config_dir(str(config.CONF), version_base="1.3"):
-            return experiment.prepare(compose("config", overrides=given))
+            return jobs.prepare(compose("config", overrides=given))
 
     return make
 
 
 @pytest.fixture
-def run(job: Callable[..., experiment.Job]) -> Run:
+def run(job: Callable[..., jobs.Job]) -> Run:
     def go(*overrides: str, method: str = "code") -> tuple[Path, Mapping[str, Any]]:
         made = job(*overrides, method=method)
         return made.folder.path, experiment.run(made)
@@ -180,9 +180,7 @@ def test_an_image_depends_on_its_seed_and_not_on_how_it_was_asked_for(run: Run) 
     assert len({image.tobytes() for image in both.values()}) == 8
 
 
-def test_an_interrupted_run_goes_on_where_it_was(
-    run: Run, job: Callable[..., experiment.Job], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_goes_on_where_it_was(run: Run, job: Callable[..., jobs.Job], monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped in the middle of saving a batch, so that one of its two samples is stored and the other is not."""
     folder, _ = run("batch_size=2")
     whole = lasting(folder)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from guidedgen.lab import exam
-from guidedgen.lab.training import Part, Settings
+from guidedgen.lab.fitting import Part, Settings
 
 _CARD = """\
 # The lab's networks

@@ -10,6 +10,7 @@ from torch import nn
 
 from guidedgen.lab import exam, networks, training
 from guidedgen.lab.card import card
+from guidedgen.lab.fitting import Settings, fit, seconds_spent
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.noise import generator as stream
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
-def train(names: Sequence[str], settings: training.Settings) -> None:
+def train(names: Sequence[str], settings: Settings) -> None:
     """Trains parts (of `training.PARTS`) in the order given and ships each as soon as it is done."""
     settings.folder.mkdir(parents=True, exist_ok=True)
     columns = (
@@ -31,7 +32,7 @@ def train(names: Sequence[str], settings: training.Settings) -> None:
     with Progress(*columns, TextColumn("{task.fields[note]}")) as progress:
         for name in names:
             part = training.build(name, settings)
-            network = training.fit(part, settings, progress)
+            network = fit(part, settings, progress)
             if name == "vae":
                 training.standardise(network, stream(settings.seed, "standardise"))
                 ship(network, "generator/vae")
@@ -43,10 +44,10 @@ def train(names: Sequence[str], settings: training.Settings) -> None:
                 save(network, name)
 
 
-def write_card(settings: training.Settings) -> None:
+def write_card(settings: Settings) -> None:
     """Examines what is shipped and writes its model card."""
     parts = [training.build(name, settings) for name in training.PARTS]
-    seconds = {part.name: training.seconds_spent(part, settings) for part in parts}
+    seconds = {part.name: seconds_spent(part, settings) for part in parts}
     text = card(exam.main(settings.device), parts, settings, seconds)
     (WEIGHTS / "MODEL_CARD.md").write_text(text, encoding="utf-8")
 

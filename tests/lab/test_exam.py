@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from guidedgen.lab import captions, exam, taste
 from guidedgen.lab.captions import WORDS, Description
 from guidedgen.lab.card import card
+from guidedgen.lab.fitting import Part, Settings
 from guidedgen.lab.judge import Verdict
 from guidedgen.lab.networks import Reading
 from guidedgen.lab.render import render
-from guidedgen.lab.training import Part, Settings
 from guidedgen.lab.world import BACKGROUNDS, COLOURS, SHAPES, SIZES, SLOTS, TEXTURES, Scenes, draw_scenes
 from guidedgen.noise import generator as stream
 

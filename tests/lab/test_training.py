@@ -10,9 +10,10 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from guidedgen.lab import networks, training
+from guidedgen.lab import fitting, networks, training
+from guidedgen.lab.fitting import Part, Settings, fit
 from guidedgen.lab.render import render
-from guidedgen.lab.training import LATENT_SCALE, Part, Settings
+from guidedgen.lab.training import LATENT_SCALE
 from guidedgen.lab.world import draw_scenes
 
 
@@ -36,13 +37,13 @@ def _tiny(seed: int, stop: int | None = None) -> Part:
 
 def _fit(part: Part, folder: Path) -> nn.Module:
     with Progress(disable=True) as progress:
-        return training.fit(part, Settings(folder=folder), progress)
+        return fit(part, Settings(folder=folder), progress)
 
 
 @pytest.mark.parametrize("stops", [(7,), (1, 2, 19)])
 def test_stopping_and_going_on_changes_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: tuple[int, ...]) -> None:
     clock = itertools.count(step=100)
-    monkeypatch.setattr(training, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))  # each step is a minute: saves
+    monkeypatch.setattr(fitting, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))  # each step is a minute: saves
     straight = _fit(_tiny(0), tmp_path / "straight")
     for i, stop in enumerate(stops):
         with pytest.raises(StopHereError):
