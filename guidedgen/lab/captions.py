@@ -206,7 +206,8 @@ def _shape(rng: random.Random) -> Description:
 
 
 def _texture(rng: random.Random) -> Description:
-    return Description(tuple(_textured(_seen_things(2, rng), rng)))
+    """Of one colour, as in `_shape`: only the textures tell what belongs to what."""
+    return Description(tuple(_textured(list(_shape(rng).things), rng)))
 
 
 def _spatial(rng: random.Random) -> Description:
@@ -228,7 +229,8 @@ def _background(rng: random.Random) -> Description:
 
 
 def _unseen(rng: random.Random) -> Description:
-    return Description(tuple(Thing(c, _unseen_shape(c)) for c in rng.sample(_COLOURS, 2)))
+    """Three of them: two are drawn right nine times in ten, so well does the generator recombine."""
+    return Description(tuple(Thing(c, _unseen_shape(c)) for c in rng.sample(_COLOURS, 3)))
 
 
 def _fine(rng: random.Random) -> Description:

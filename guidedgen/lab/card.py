@@ -33,7 +33,9 @@ weights: `clip-guide` may steer, `clip-judge` only judges. The aesthetic head is
 ## Networks and training
 
 AdamW (0.9, 0.99), gradients clipped to norm 1, warm-up, constant rate, linear decay over the last 40 % of the steps; shipped is
-the running average of the weights, in fp16. {settings}
+the running average of the weights, in fp16. {settings} Seconds are of one CPU thread of a machine that did other work as well.
+Each part is a function of its seed on one machine and one version of torch. What was shipped first differs in two ways from what
+a new training gives: it was stopped and continued with more steps, and the generator's tokens were renumbered afterwards.
 
 | part | network | parameters | steps | learning rate | weight decay | warm-up | average | seconds |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -42,8 +44,10 @@ the running average of the weights, in fp16. {settings}
 ## Figures
 
 `python scripts/train_lab.py --evaluate` prints these. Generator: diffusers' StableDiffusionPipeline, DDIM, 50 steps, guidance
-scale 5, judged by the scene classifier (count, colours and shapes, and what else the prompt asks for). The families with an upper
-bar are the hard ones, for guidance to improve; the rates are those without guidance.
+scale 5, judged by the scene classifier: exactly the objects asked for, none more, in colour and shape, and whatever else the
+prompt says. The families with an upper bar are the hard ones, for guidance to improve; the rates are those without guidance.
+"texture" are two things of one colour told apart by texture; "unseen" three things, each a combination the generator never saw.
+Two textured things of different colours are drawn right in 82 % and two unseen ones in 91 % of 96 pictures each.
 
 | figure | value | bar | |
 | --- | --- | --- | --- |
