@@ -37,8 +37,8 @@ the running average of the weights, in fp16. {settings} Seconds are of one CPU t
 Each part is a function of its seed on one machine and one version of torch. What was shipped first differs in two ways from what
 a new training gives: it was stopped and continued with more steps, and the generator's tokens were renumbered afterwards.
 
-| part | network | parameters | steps | learning rate | weight decay | warm-up | average | seconds |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- |
+| part | network | parameters | steps | learning rate | weight decay | warm-up | average | last loss | seconds |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 {parts}
 
 ## Figures
@@ -55,8 +55,8 @@ Two textured things of different colours are drawn right in 82 % and two unseen 
 """
 
 
-def card(results: Mapping[str, float], parts: Sequence[Part], settings: Settings, seconds: Mapping[str, float]) -> str:
-    """The text of the model card: figures as `main` returns them, the parts as trained, and how long each took."""
+def card(results: Mapping[str, float], parts: Sequence[Part], settings: Settings, spent: Mapping[str, tuple[float, float]]) -> str:
+    """The text of the model card: figures as `exam.main` returns them, the parts as trained, their seconds and last losses."""
     marks = {key: "pass" if kept else "miss" for key, kept in exam.passed(results).items()}
     figures = [f"| {key} | {exam.number(key, value)} | {exam.bar(key)} | {marks.get(key, '')} |" for key, value in results.items()]
     rows = []
@@ -65,10 +65,10 @@ def card(results: Mapping[str, float], parts: Sequence[Part], settings: Settings
         network = " + ".join(type(module).__name__ for module in kinds)
         parameters = sum(p.numel() for p in part.network.parameters())
         steps = max(1, round(part.steps * settings.scale))
-        took = f"{seconds[part.name]:.0f}" if math.isfinite(seconds[part.name]) else ""
+        seconds, loss = (f"{value:.4g}" if math.isfinite(value) else "" for value in spent[part.name])
         rows.append(
             f"| {part.name} | {network} | {parameters / 1e6:.2f} M | {steps} | {part.lr:g} | {part.weight_decay:g} "
-            f"| {part.warm_up} | {part.average:g} | {took} |"
+            f"| {part.warm_up} | {part.average:g} | {loss} | {seconds} |"
         )
     how = f"Seed {settings.seed}, {'bf16' if settings.bf16 else 'fp32'} on {settings.device}, scale {settings.scale:g}."
     return _CARD.format(settings=how, parts="\n".join(rows), figures="\n".join(figures))

@@ -84,7 +84,9 @@ def fit(part: Part, settings: Settings, progress: Progress) -> Any:
             progress.update(task, completed=step + 1, note=note)
             shown = now
         if now - saved > 60 or step + 1 == steps:
-            _save(checkpoint, {"step": step + 1, "seconds": spent + now - started, "kind": kind}, state)
+            _save(
+                checkpoint, {"step": step + 1, "seconds": spent + now - started, "kind": kind, "loss": losses["loss"].item()}, state
+            )
             saved = now
             if not progress.console.is_terminal:  # a log file gets a line a minute instead of a bar
                 note = " ".join(f"{name} {value.item():.4f}" for name, value in losses.items())
@@ -112,7 +114,10 @@ def _save(checkpoint: Path, note: Mapping[str, int | float | str], state: Mappin
     partial.replace(checkpoint)
 
 
-def seconds_spent(part: Part, settings: Settings) -> float:
-    """What the training of a part has taken, by its checkpoint; NaN where there is none."""
+def spent_on(part: Part, settings: Settings) -> tuple[float, float]:
+    """The seconds the training of a part has taken and its last loss, by its checkpoint; NaN where there is none."""
     checkpoint = settings.folder / f"{part.name}.pt"
-    return torch.load(checkpoint, map_location="cpu", weights_only=True)["seconds"] if checkpoint.exists() else float("nan")
+    if not checkpoint.exists():
+        return float("nan"), float("nan")
+    stored = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    return stored["seconds"], stored["loss"]

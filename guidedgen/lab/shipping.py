@@ -10,7 +10,7 @@ from torch import nn
 
 from guidedgen.lab import exam, networks, training
 from guidedgen.lab.card import card
-from guidedgen.lab.fitting import Settings, fit, seconds_spent
+from guidedgen.lab.fitting import Settings, fit, spent_on
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.noise import generator as stream
 
@@ -47,8 +47,8 @@ def train(names: Sequence[str], settings: Settings) -> None:
 def write_card(settings: Settings) -> None:
     """Examines what is shipped and writes its model card."""
     parts = [training.build(name, settings) for name in training.PARTS]
-    seconds = {part.name: seconds_spent(part, settings) for part in parts}
-    text = card(exam.main(settings.device), parts, settings, seconds)
+    spent = {part.name: spent_on(part, settings) for part in parts}
+    text = card(exam.main(settings.device), parts, settings, spent)
     (WEIGHTS / "MODEL_CARD.md").write_text(text, encoding="utf-8")
 
 

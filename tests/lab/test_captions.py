@@ -140,7 +140,7 @@ def test_seen_categories_ask_for_seen_combinations(category: str) -> None:
 
 def test_unseen_asks_for_nothing_but_unseen_combinations() -> None:
     found = _take("unseen")
-    assert all(len(d.things) == 2 and all(map(_unseen, d.things)) for d in found)
+    assert all(len(d.things) == 3 and all(map(_unseen, d.things)) for d in found)
     assert len({t for d in found for t in d.things}) == len(COLOURS)
 
 
@@ -154,7 +154,7 @@ PLANS = {
     "complex": (2, 1, True, True),
     "three": (3, 0, False, False),
     "background": (1, 0, False, True),
-    "unseen": (2, 0, False, False),
+    "unseen": (3, 0, False, False),
     "fine": (1, 0, False, False),
 }
 
@@ -169,5 +169,5 @@ def test_what_a_category_asks_for(category: str) -> None:
         colours, shapes = {t.colour for t in d.things}, {t.shape for t in d.things}
         assert None not in colours | shapes
         assert len(shapes) == len(d.things)
-        assert len(colours) == (1 if category == "shape" else len(d.things))
+        assert len(colours) == (1 if category in ("shape", "texture") else len(d.things))
         assert (shapes <= set(FINE_SHAPES)) == (category == "fine")

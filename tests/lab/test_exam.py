@@ -202,11 +202,11 @@ def test_the_card_states_every_figure_and_part(tmp_path: Path) -> None:
     part = Part(name="tiny", network=nn.Linear(99, 100), loss=lambda step, generator: {}, steps=4000, lr=2e-3)
     results = {"vae/psnr": 31.234, "generator/spatial": 0.456, "classifier/size": 0.9}
     settings = dataclasses.replace(Settings(folder=tmp_path), scale=0.5)
-    text = card(results, [part], settings, {"tiny": 61.6})
+    text = card(results, [part], settings, {"tiny": (61.6, 0.25)})
     assert "| vae/psnr | 31.23 dB | >= 30.00 dB | pass |" in text
     assert "| generator/spatial | 45.6 % | 10.0 % to 75.0 % | pass |" in text
     assert "| classifier/size | 90.0 % |  |  |" in text
-    assert "| tiny | Linear | 0.01 M | 2000 | 0.002 | 0.01 | 100 | 0.999 | 62 |" in text
+    assert "| tiny | Linear | 0.01 M | 2000 | 0.002 | 0.01 | 100 | 0.999 | 0.25 | 61.6 |" in text
     assert "Seed 0, bf16 on cpu, scale 0.5." in text
 
 
