@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,10 +96,11 @@ def evaluate(
     metrics: dict[str, Any] = {"samples": len(own), "prompts": len({r.task for r in own.records})}
     metrics["scores"] = {}
     for name, scorer in scorers.items():
-        ours = _by_prompt(own, name, scorer, batch_size, device, recompute)
+        ours = _by_prompt(own, scores(own, name, scorer, batch_size=batch_size, device=device, recompute=recompute))
         entry = _score_entry(ours)
         if reference is not None and reference.records is not None:
-            theirs = _by_prompt(reference, name, scorer, batch_size, device, recompute)
+            found = scores(reference, name, scorer, batch_size=batch_size, device=device, recompute=recompute)
+            theirs = _by_prompt(reference, found)
             entry["base"] = _mean(theirs)
             entry["win_rate"] = _win_rate(ours, theirs)
         entry["shares_guide"] = bool(set(getattr(scorer, "networks", ())) & set(guide))
@@ -112,35 +114,38 @@ def evaluate(
     return metrics
 
 
-def _by_prompt(
-    pictures: Images, name: str, scorer: Reward, batch_size: int, device: str, recompute: bool
-) -> dict[str, list[float]]:
+def scores(pictures: Images, name: str, scorer: Reward, *, batch_size: int, device: str, recompute: bool = False) -> list[float]:
+    """One score per image of a run: read from its records where all hold it, computed from the stored images otherwise."""
+    assert pictures.records is not None
+    if not recompute and all(name in record.scores for record in pictures.records):
+        return [math.nan if (value := record.scores[name]) is None else value for record in pictures.records]
+    tasks = [Task(id=record.task, prompt=record.prompt, category=record.category) for record in pictures.records]
+    values: list[float] = []
+    with torch.no_grad():
+        for batch in pictures.batches(batch_size, device):
+            values += scorer(batch, tasks[len(values) : len(values) + len(batch)]).float().tolist()
+    return values
+
+
+def _by_prompt(pictures: Images, values: Sequence[float]) -> dict[str, list[float]]:
     """Scores by task id, in order of seeds; prompts the scorer does not apply to are left out."""
     assert pictures.records is not None
-    values: list[float] = []
-    if not recompute and all(name in record.scores for record in pictures.records):
-        values = [np.nan if (value := record.scores[name]) is None else value for record in pictures.records]
-    else:
-        tasks = [Task(id=record.task, prompt=record.prompt, category=record.category) for record in pictures.records]
-        with torch.no_grad():
-            for batch in pictures.batches(batch_size, device):
-                values += scorer(batch, tasks[len(values) : len(values) + len(batch)]).float().tolist()
     grouped: dict[str, list[tuple[int, float]]] = {}
     for record, value in zip(pictures.records, values, strict=True):
         grouped.setdefault(record.task, []).append((record.seed, value))
     by_prompt = {task: [value for _, value in sorted(pairs)] for task, pairs in grouped.items()}
-    return {task: scores for task, scores in by_prompt.items() if np.isfinite(scores).all()}
+    return {task: found for task, found in by_prompt.items() if np.isfinite(found).all()}
 
 
-def _mean(scores: Mapping[str, Sequence[float]]) -> float | None:
-    return summary.expected_reward(scores) if scores else None
+def _mean(values: Mapping[str, Sequence[float]]) -> float | None:
+    return summary.expected_reward(values) if values else None
 
 
-def _score_entry(scores: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    if not scores:
+def _score_entry(values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    if not values:
         return {"value": None, "prompts": 0}
-    low, high = summary.bootstrap_interval(summary.prompt_means(scores), seed=0, resamples=2000)
-    return {"value": summary.expected_reward(scores), "low": low, "high": high, "prompts": len(scores)}
+    low, high = summary.bootstrap_interval(summary.prompt_means(values), seed=0, resamples=2000)
+    return {"value": summary.expected_reward(values), "low": low, "high": high, "prompts": len(values)}
 
 
 def _win_rate(ours: Mapping[str, Sequence[float]], theirs: Mapping[str, Sequence[float]]) -> float | None:

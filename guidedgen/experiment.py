@@ -123,8 +123,23 @@ def _judge(job: Job, *, recompute: bool = False) -> dict[str, Any]:
         )
     metrics = {"title": job.name, "judged_by": _judged_by(job), **metrics}
     job.folder.write_json("metrics.json", metrics)
-    report.write_grid(job.folder.path / "images" / evaluate.GRID, own, reference, next(iter(job.scorers), None))
+    _write_grid(job, own)
     return metrics
+
+
+def _write_grid(job: Job, own: evaluate.Images) -> None:
+    """Base above guided; under each picture the reward, or the first scorer where there is no reward."""
+    sets = {"base": evaluate.Images.of_run(job.base.folder)} if job.base is not None else {}
+    sets[module_of(job.cfg.method)] = own
+    name, scorer = next(iter(job.scorers.items()), ("", None))
+    rows = {
+        label: (
+            pictures,
+            evaluate.scores(pictures, name, scorer, batch_size=job.cfg.batch_size, device=job.cfg.device) if scorer else (),
+        )
+        for label, pictures in sets.items()
+    }
+    report.write_grid(job.folder.path / "images" / evaluate.GRID, rows, name)
 
 
 def _judged_by(job: Job) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,30 +88,26 @@ def _number(value: float | None) -> str:
     return "" if value is None or not math.isfinite(value) else f"{value:.4g}"
 
 
-def write_grid(file: Path, own: Images, reference: Images | None, score: str | None) -> None:
-    """Same prompt and seed in one column, the base above the run's, the score under each; the first images only."""
-    assert own.records is not None
-    base = (
-        {r.name: (p, r) for p, r in zip(reference.paths, reference.records, strict=True)} if reference and reference.records else {}
-    )
-    chosen = list(zip(own.paths, own.records, strict=True))[:_COLUMNS]
-    rows = [("this run", chosen)]
-    if base:
-        rows.insert(0, ("base", [base[record.name] for _, record in chosen if record.name in base]))
+def write_grid(file: Path, rows: Mapping[str, tuple[Images, Sequence[float]]], score: str) -> None:
+    """One row of pictures per label, one column per prompt and seed, the score under each; the first ones only.
+
+    All rows hold the same samples in the same order; `score` names what the numbers are.
+    """
     font = ImageFont.load_default(13)
     line, head = 20, 54
-    sheet = Image.new("RGB", (len(chosen) * (_SIDE + 8) + 8, head + len(rows) * (_SIDE + line + 8)), "white")
+    count = min(_COLUMNS, *(len(pictures) for pictures, _ in rows.values()))
+    sheet = Image.new("RGB", (count * (_SIDE + 8) + 8, head + len(rows) * (_SIDE + line + 8)), "white")
     draw = ImageDraw.Draw(sheet)
-    for column, (_, record) in enumerate(chosen):
-        draw.multiline_text((8 + column * (_SIDE + 8), 4), _wrapped(record.prompt, font), fill="black", font=font)
-    for row, (label, cells) in enumerate(rows):
-        for column, (path, record) in enumerate(cells):
-            corner = (8 + column * (_SIDE + 8), head + row * (_SIDE + line + 8))
-            with Image.open(path) as picture:
-                sheet.paste(picture.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.BICUBIC), corner)
-            value = record.scores.get(score) if score else None
-            text = label if value is None else f"{label}: {score} {value:.3g}"
-            draw.text((corner[0], corner[1] + _SIDE + 2), text, fill="black", font=font)
+    for row, (label, (pictures, scores)) in enumerate(rows.items()):
+        assert pictures.records is not None
+        for column in range(count):
+            x, y = 8 + column * (_SIDE + 8), head + row * (_SIDE + line + 8)
+            if row == 0:
+                draw.multiline_text((x, 4), _wrapped(pictures.records[column].prompt, font), fill="black", font=font)
+            with Image.open(pictures.paths[column]) as picture:
+                sheet.paste(picture.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.BICUBIC), (x, y))
+            text = f"{label}: {score} {scores[column]:.3g}" if scores else label
+            draw.text((x, y + _SIDE + 2), text, fill="black", font=font)
     sheet.save(file)
 
 

@@ -1,7 +1,8 @@
 """Trains the bundled lab from nothing, or measures what is shipped.
 
     python scripts/train_lab.py                         everything, one part after another
-    python scripts/train_lab.py --parts vae classifier  only these
+    python scripts/train_lab.py --parts vae generator --threads 1                                       on two cores, in one shell
+    python scripts/train_lab.py --parts clip-guide aesthetic clip-judge classifier --threads 1          and in another: 1 h 25 min
     python scripts/train_lab.py --evaluate              the figures of the model card, from the shipped weights
 
 A run that was stopped goes on where it was. Checkpoints: outputs/lab; shipped weights: guidedgen/lab/weights.
