@@ -299,7 +299,7 @@ def test_twenty_kills_leave_the_same_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR2, 75), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_run_with_its_code(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    process = start(tmp_path, "dataset.limit=300")
+    process = start(tmp_path, "dataset.limit=300", "reference=none")
     deadline = time.monotonic() + 120
     while not ((folder := the_run(tmp_path)) and (folder / "records.jsonl").exists()):  # it has saved something
         assert time.monotonic() < deadline
