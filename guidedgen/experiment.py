@@ -29,6 +29,7 @@ def main(cfg: DictConfig) -> None:
     """Runs one config to its end. Leaves by SystemExit with 2 for a wrong config, 75 after a signal, 130 after Ctrl-C."""
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, _stop)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started with it ignored
     try:
         run(prepare(cfg))
     except UsageError as error:

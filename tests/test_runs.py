@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -253,17 +253,41 @@ def test_any_stable_diffusion_folder_runs(run: Run, tmp_path: Path) -> None:
 # As processes
 
 
-def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(ROOT / "run.py"), f"outputs={folder}", *QUICK, *QUICK_METHOD["code"], "batch_size=1", *overrides]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts `python run.py` in a folder; whatever is left running is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def go(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+        command = [
+            sys.executable,
+            str(ROOT / "run.py"),
+            f"outputs={folder}",
+            *QUICK,
+            *QUICK_METHOD["code"],
+            "batch_size=1",
+            *overrides,
+        ]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        started.append(process)
+        return process
+
+    yield go
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 def the_run(folder: Path) -> Path | None:
     return next((folder / "default").glob("code-*"), None) if (folder / "default").exists() else None
 
 
-def test_twenty_kills_leave_the_same_files(tmp_path: Path) -> None:
+def test_twenty_kills_leave_the_same_files(start: Start, tmp_path: Path) -> None:
     """SIGKILL at 20 random moments, most of them while samples are made; then the same command once more."""
     whole = tmp_path / "whole"
     whole.mkdir()
@@ -298,7 +322,7 @@ def test_twenty_kills_leave_the_same_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR2, 75), (signal.SIGINT, 130)])
-def test_a_signal_ends_the_run_with_its_code(tmp_path: Path, number: signal.Signals, code: int) -> None:
+def test_a_signal_ends_the_run_with_its_code(start: Start, tmp_path: Path, number: signal.Signals, code: int) -> None:
     process = start(tmp_path, "dataset.limit=300", "reference=none")
     deadline = time.monotonic() + 120
     while not ((folder := the_run(tmp_path)) and (folder / "records.jsonl").exists()):  # it has saved something
@@ -312,7 +336,7 @@ def test_a_signal_ends_the_run_with_its_code(tmp_path: Path, number: signal.Sign
     assert RunFolder(folder).records()
 
 
-def test_a_sweep_runs_every_combination(tmp_path: Path) -> None:
+def test_a_sweep_runs_every_combination(start: Start, tmp_path: Path) -> None:
     process = start(tmp_path, "-m", "seed=0,1", "metrics=none", "reference=none", "dataset.limit=1")
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
