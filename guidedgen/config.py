@@ -32,16 +32,23 @@ _NOT_IDENTITY = ("outputs", "study", "run", "tracker", "metrics", "zoo", "refere
 
 
 def command_line(arguments: Sequence[str]) -> list[str]:
-    """The arguments as Hydra takes them: flags before overrides, with the default model that GUIDEDGEN_MODEL names.
+    """The arguments as Hydra takes them: flags before overrides, with the default model that GUIDEDGEN_MODEL names. A model that
+    the command line or its experiment chooses goes before it.
 
     A flag that is not Hydra's ends the process with one line and exit code 2.
     """
     overrides = _parsed(arguments).overrides
     flags = [argument for argument in arguments if argument not in overrides]
     model = os.environ.get("GUIDEDGEN_MODEL")
-    if model and not any(override.startswith("model=") for override in overrides):
+    if model and not any(map(_chooses_model, overrides)):
         overrides = [f"model={model}", *overrides]
     return [*flags, *overrides]
+
+
+def _chooses_model(override: str) -> bool:
+    key, _, value = override.partition("=")
+    overlay = CONF / "experiment" / f"{value}.yaml"
+    return key == "model" or (key == "experiment" and overlay.is_file() and "override /model:" in overlay.read_text())
 
 
 def preflight(arguments: Sequence[str], prepare: Callable[[DictConfig], object]) -> None:
