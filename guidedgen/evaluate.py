@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,55 +75,40 @@ def check_reference(folder: Path) -> None:
             raise UsageError(f"reference={folder}: {path.name} is not a readable image ({error})") from error
 
 
-def evaluate(
-    own: Images,
-    reference: Images | None,
-    scorers: Mapping[str, Reward],
-    distances: Mapping[str, SetMetric],
-    *,
-    batch_size: int,
-    device: str,
-    guide: Sequence[str] = (),
-    recompute: bool = False,
-) -> dict[str, Any]:
-    """Everything there is to say of a run's images, and of the reference's beside them.
+def score(pictures: Images, scorers: Mapping[str, Reward], *, batch_size: int, device: str) -> dict[str, list[float]]:
+    """Scores of a run's stored images, one per image, by scorer.
 
-    `guide` names the networks that guided; a scorer or distance that shares one is marked `shares_guide`. Scores are read from
-    the records where they hold them, unless `recompute`.
+    Computed anew even where the records hold scores of that name: those may be of other options, or another network.
     """
+    assert pictures.records is not None
+    tasks = [Task(id=record.task, prompt=record.prompt, category=record.category) for record in pictures.records]
+    values: dict[str, list[float]] = {name: [] for name in scorers}
+    done = 0
+    with torch.no_grad():
+        for batch in pictures.batches(batch_size, device):
+            for name, scorer in scorers.items():
+                values[name] += scorer(batch, tasks[done : done + len(batch)]).float().tolist()
+            done += len(batch)
+    return values
+
+
+def summarise(
+    own: Images, reference: Images | None, ours: Mapping[str, list[float]], theirs: Mapping[str, list[float]]
+) -> dict[str, Any]:
+    """What scores (as `score` gives them; the reference's may be missing) come to, with what the samples have cost."""
     assert own.records is not None
-    metrics: dict[str, Any] = {"samples": len(own), "prompts": len({r.task for r in own.records})}
-    metrics["scores"] = {}
-    for name, scorer in scorers.items():
-        ours = _by_prompt(own, scores(own, name, scorer, batch_size=batch_size, device=device, recompute=recompute))
-        entry = _score_entry(ours)
-        if reference is not None and reference.records is not None:
-            found = scores(reference, name, scorer, batch_size=batch_size, device=device, recompute=recompute)
-            theirs = _by_prompt(reference, found)
-            entry["base"] = _mean(theirs)
-            entry["win_rate"] = _win_rate(ours, theirs)
-        entry["shares_guide"] = bool(set(getattr(scorer, "networks", ())) & set(guide))
+    metrics: dict[str, Any] = {"samples": len(own), "prompts": len({record.task for record in own.records}), "scores": {}}
+    for name, values in ours.items():
+        by_prompt = _by_prompt(own, values)
+        entry = _score_entry(by_prompt)
+        if reference is not None and name in theirs:
+            base = _by_prompt(reference, theirs[name])
+            entry |= {"base": _mean(base), "win_rate": _win_rate(by_prompt, base)}
         metrics["scores"][name] = entry
-    if reference is not None and len(reference):
-        metrics["reference_samples"] = len(reference)
-        metrics["distances"] = _distances(own, reference, distances, batch_size, device, guide)
     metrics["cost"] = _cost(own.records)
     if reference is not None and reference.records is not None:
         metrics["base_cost"] = _cost(reference.records)
     return metrics
-
-
-def scores(pictures: Images, name: str, scorer: Reward, *, batch_size: int, device: str, recompute: bool = False) -> list[float]:
-    """One score per image of a run: read from its records where all hold it, computed from the stored images otherwise."""
-    assert pictures.records is not None
-    if not recompute and all(name in record.scores for record in pictures.records):
-        return [math.nan if (value := record.scores[name]) is None else value for record in pictures.records]
-    tasks = [Task(id=record.task, prompt=record.prompt, category=record.category) for record in pictures.records]
-    values: list[float] = []
-    with torch.no_grad():
-        for batch in pictures.batches(batch_size, device):
-            values += scorer(batch, tasks[len(values) : len(values) + len(batch)]).float().tolist()
-    return values
 
 
 def _by_prompt(pictures: Images, values: Sequence[float]) -> dict[str, list[float]]:
@@ -153,19 +137,16 @@ def _win_rate(ours: Mapping[str, Sequence[float]], theirs: Mapping[str, Sequence
     return summary.win_rate(both, theirs) if both else None
 
 
-def _distances(
-    own: Images, reference: Images, distances: Mapping[str, SetMetric], batch_size: int, device: str, guide: Sequence[str]
-) -> dict[str, Any]:
-    """Each distance by name; features are extracted once per network."""
+def distances(own: Images, reference: Images, measures: Mapping[str, SetMetric], *, batch_size: int, device: str) -> dict[str, Any]:
+    """Each distance between two sets by name, with the network it was measured by; features are extracted once per network."""
     seen: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     found: dict[str, Any] = {}
-    for distance in distances.values():
-        network = distance.features.name
+    for measure in measures.values():
+        network = measure.features.name
         if network not in seen:
-            x, y = (extract(distance.features, pictures.batches(batch_size, device)) for pictures in (own, reference))
+            x, y = (extract(measure.features, pictures.batches(batch_size, device)) for pictures in (own, reference))
             seen[network] = (x, y)
-        for name, value in distance(*seen[network]).items():
-            found[name] = {"value": value, "features": network, "shares_guide": network in guide}
+        found |= {name: {"value": value, "features": network} for name, value in measure(*seen[network]).items()}
     return found
 
 

@@ -100,47 +100,44 @@ def judge_again(folder: Path, overrides: Sequence[str] = ()) -> Mapping[str, Any
         except Exception as error:  # OmegaConf's many errors
             raise UsageError(f"{override}: {error}") from error
     job = dataclasses.replace(prepare(cfg), folder=RunFolder(folder))
-    return _judge(job, recompute=True)
+    return _judge(job)
 
 
-def _judge(job: Job, *, recompute: bool = False) -> dict[str, Any]:
-    """The metrics of a sampled job, which are stored with its grid."""
-    own = evaluate.Images.of_run(job.folder)
-    reference = None
-    if job.base is not None:
-        reference = evaluate.Images.of_run(job.base.folder)
-    elif job.reference is not None:
-        reference = evaluate.Images.of_folder(job.reference)
+def _judge(job: Job) -> dict[str, Any]:
+    """The metrics of a sampled job, from its stored images; they are written with its grid."""
+    own, reference = evaluate.Images.of_run(job.folder), _reference(job)
+    where = {"batch_size": job.cfg.batch_size, "device": job.cfg.device}
     with job.model.ledger.timed("judge"):
-        metrics = evaluate.evaluate(
-            own,
-            reference,
-            job.scorers,
-            job.distances,
-            batch_size=job.cfg.batch_size,
-            device=job.cfg.device,
-            guide=getattr(job.reward, "networks", ()) if job.method.guided else (),
-            recompute=recompute,
-        )
-    metrics = {"title": job.name, "judged_by": _judged_by(job), **metrics}
+        ours = evaluate.score(own, job.scorers, **where)
+        paired = reference is not None and reference.records is not None
+        theirs = evaluate.score(reference, job.scorers, **where) if reference is not None and paired else {}
+        metrics = {"title": job.name, "judged_by": _judged_by(job), **evaluate.summarise(own, reference, ours, theirs)}
+        if reference is not None:
+            metrics["reference_samples"] = len(reference)
+            metrics["distances"] = evaluate.distances(own, reference, job.distances, **where)
+    _mark_shared(job, metrics)
     job.folder.write_json("metrics.json", metrics)
-    _write_grid(job, own)
+
+    score = next(iter(job.scorers), "")  # the reward, where there is one
+    rows = {"base": (reference, theirs.get(score, ()))} if reference is not None and job.base is not None else {}
+    rows |= {module_of(job.cfg.method): (own, ours.get(score, ()))}
+    report.write_grid(job.folder.path / "images" / evaluate.GRID, rows, score)
     return metrics
 
 
-def _write_grid(job: Job, own: evaluate.Images) -> None:
-    """Base above guided; under each picture the reward, or the first scorer where there is no reward."""
-    sets = {"base": evaluate.Images.of_run(job.base.folder)} if job.base is not None else {}
-    sets[module_of(job.cfg.method)] = own
-    name, scorer = next(iter(job.scorers.items()), ("", None))
-    rows = {
-        label: (
-            pictures,
-            evaluate.scores(pictures, name, scorer, batch_size=job.cfg.batch_size, device=job.cfg.device) if scorer else (),
-        )
-        for label, pictures in sets.items()
-    }
-    report.write_grid(job.folder.path / "images" / evaluate.GRID, rows, name)
+def _reference(job: Job) -> evaluate.Images | None:
+    if job.base is not None:
+        return evaluate.Images.of_run(job.base.folder)
+    return evaluate.Images.of_folder(job.reference) if job.reference is not None else None
+
+
+def _mark_shared(job: Job, metrics: Mapping[str, Any]) -> None:
+    """Says of each figure whether a network that measured it has guided too."""
+    guide = set(getattr(job.reward, "networks", ())) if job.method.guided else set()
+    for name, entry in metrics["scores"].items():
+        entry["shares_guide"] = bool(guide & set(getattr(job.scorers[name], "networks", ())))
+    for entry in metrics.get("distances", {}).values():
+        entry["shares_guide"] = entry["features"] in guide
 
 
 def _judged_by(job: Job) -> str:

@@ -217,6 +217,23 @@ def test_judging_again_gives_the_same(run: Run) -> None:
     assert cosine != hessel
 
 
+def test_the_unguided_run_is_scored_as_the_guided_one_is(run: Run) -> None:
+    """Its stored scores may be of a reward of the same name with other options: they must not be taken for this one's."""
+    _, plain = run("reward=compressibility")
+    _, small = run("reward=compressibility", "reward.quality=10")
+    assert small["scores"]["compressibility"]["base"] > plain["scores"]["compressibility"]["base"] + 0.3  # kB
+    _, direct = run("reward=compressibility", "reward.quality=10", method="base")
+    assert direct["scores"]["compressibility"]["value"] == pytest.approx(small["scores"]["compressibility"]["base"], abs=1e-9)
+
+
+def test_a_finished_run_is_judged_anew_by_other_metrics(run: Run) -> None:
+    _, before = run()
+    _, after = run("metrics.scorers.clip_score.convention=t2i_compbench")
+    hessel, cosine = (metrics["scores"]["clip_score"]["value"] for metrics in (before, after))
+    assert hessel == pytest.approx(2.5 * cosine, rel=0.2)  # but for the prefix
+    assert hessel != cosine
+
+
 def test_a_folder_may_be_the_reference(run: Run) -> None:
     base, _ = run(method="base")
     _, against_base = run()
