@@ -79,7 +79,7 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 def from_pil(pictures: Sequence[Image.Image]) -> Tensor:
     """b pictures of one size -> b 3 H W in [0, 1]; transparency is dropped."""
     arrays = [np.asarray(picture.convert("RGB")) for picture in pictures]
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous().float() / 255
 
 
 def read(path: Path) -> Tensor:
