@@ -36,6 +36,7 @@ AdamW (0.9, 0.99), gradients clipped to norm 1, warm-up, constant rate, linear d
 the running average of the weights, in fp16. {settings} Seconds are of one CPU thread of a machine that did other work as well.
 Each part is a function of its seed on one machine and one version of torch. What was shipped first differs in two ways from what
 a new training gives: it was stopped and continued with more steps, and the generator's tokens were renumbered afterwards.
+Its losses were taken from the log and its seconds from the clock, except the classifier's, which the loop measured.
 
 | part | network | parameters | steps | learning rate | weight decay | warm-up | average | last loss | seconds |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
