@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import itertools
 import os
 import platform
 import signal
@@ -21,8 +22,10 @@ from torch import Tensor
 from guidedgen import config, cost, evaluate, images, report
 from guidedgen.jobs import Job, module_of, prepare
 from guidedgen.noise import Noise
+from guidedgen.problem import Problem
+from guidedgen.process.grid import tail
 from guidedgen.store import Record, RunFolder
-from guidedgen.types import Problem, Sample, Stopped, Task, UsageError
+from guidedgen.types import Sample, Stopped, Task, UsageError
 
 
 def main(cfg: DictConfig) -> None:
@@ -105,13 +108,13 @@ def judge_again(folder: Path, overrides: Sequence[str] = ()) -> Mapping[str, Any
 
 def _judge(job: Job) -> dict[str, Any]:
     """The metrics of a sampled job, from its stored images; they are written with its grid."""
-    own, reference = evaluate.Images.of_run(job.folder), _reference(job)
+    own, reference, tasks = evaluate.Images.of_run(job.folder), _reference(job), {s.task.id: s.task for s in job.samples}
     where = {"batch_size": job.cfg.batch_size, "device": job.cfg.device}
     with job.model.ledger.timed("judge"):
-        ours = evaluate.score(own, job.scorers, **where)
+        ours = evaluate.score(own, job.scorers, tasks, **where)
         paired = reference is not None and reference.records is not None
-        theirs = evaluate.score(reference, job.scorers, **where) if reference is not None and paired else {}
-        metrics = {"title": job.name, "judged_by": _judged_by(job), **evaluate.summarise(own, reference, ours, theirs)}
+        theirs = evaluate.score(reference, job.scorers, tasks, **where) if reference is not None and paired else {}
+        metrics = {**_described(job), "judged_by": _judged_by(job), **evaluate.summarise(own, reference, ours, theirs)}
         if reference is not None:
             metrics["reference_samples"] = len(reference)
             metrics["distances"] = evaluate.distances(own, reference, job.distances, **where)
@@ -125,6 +128,17 @@ def _judge(job: Job) -> dict[str, Any]:
     return metrics
 
 
+def _described(job: Job) -> dict[str, Any]:
+    """What a table of runs calls this one, and what its source prints of it where it is a row of a published table."""
+    table, printed = job.cfg.get("table") or {}, config.published(job.cfg)
+    return {
+        "title": job.name,
+        "label": table.get("label") or table.get("row") or module_of(job.cfg.method),
+        "reward": module_of(job.cfg.reward) if job.cfg.reward else None,
+        **({"published": printed} if printed else {}),
+    }
+
+
 def _reference(job: Job) -> evaluate.Images | None:
     if job.base is not None:
         return evaluate.Images.of_run(job.base.folder)
@@ -133,7 +147,7 @@ def _reference(job: Job) -> evaluate.Images | None:
 
 def _mark_shared(job: Job, metrics: Mapping[str, Any]) -> None:
     """Says of each figure whether a network that measured it has guided too."""
-    guide = set(getattr(job.reward, "networks", ())) if job.method.guided else set()
+    guide = set(getattr(job.reward, "networks", ())) if job.method.needs.reward else set()
     for name, entry in metrics["scores"].items():
         entry["shares_guide"] = bool(guide & set(getattr(job.scorers[name], "networks", ())))
     for entry in metrics.get("distances", {}).values():
@@ -146,16 +160,15 @@ def _judged_by(job: Job) -> str:
 
 
 def _sample_all(job: Job, label: str, *, fresh: bool = False) -> None:
-    """Samples every batch that is not finished. Batches are cut from the full list, so that a resumed run computes the same."""
+    """Samples every batch that is not finished."""
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     job.folder.open(OmegaConf.to_yaml(job.cfg), _environment(job), fresh=fresh)
     finished = job.folder.records().keys()
-    size = job.cfg.batch_size
-    batches = [job.samples[i : i + size] for i in range(0, len(job.samples), size)]
-    todo = [batch for batch in batches if any(sample.name not in finished for sample in batch)]
+    todo = [batch for batch in _batches(job) if any(sample.name not in finished for sample in batch)]
     if todo:
         job.model.load()
-    with report.progress(label, total=len(todo) * (len(job.grid) - 1)) as advance:
+    steps = [len(job.grid if (share := _share(job, batch[0])) is None else tail(job.grid, share)) - 1 for batch in todo]
+    with report.progress(label, total=sum(steps)) as advance:
         for batch in todo:
             for sample, image, record, trace in _sample(job, batch, advance):
                 if sample.name not in finished:
@@ -201,26 +214,43 @@ def _scores(job: Job, pictures: Tensor, tasks: Sequence[Task]) -> dict[str, list
 
 
 def problem(job: Job, batch: Sequence[Sample]) -> Problem:
-    """What the method is given for a batch of samples."""
-    tasks = [sample.task for sample in batch]
+    """What the method is given for a batch of samples that start at the same noise."""
+    model, tasks = job.model, [sample.task for sample in batch]
     keys = [f"{sample.seed}/{sample.task.id}" for sample in batch]
+    share = _share(job, batch[0])
+    assert all(_share(job, sample) == share for sample in batch)
 
-    def score(x_0: Tensor) -> Tensor:
+    def reward(pictures: Tensor, owners: Sequence[Task]) -> Tensor:
         assert job.reward is not None
-        rows, n = x_0.flatten(0, 1), x_0.shape[1]
-        owners, size = [task for task in tasks for _ in range(n)], job.cfg.batch_size
-        values = []
-        for i in range(0, len(rows), size):
-            pictures = job.model.decode(rows[i : i + size])
-            with job.model.ledger.timed("reward"):
-                values.append(job.reward(pictures, owners[i : i + size]))
-            job.model.ledger.reward_calls += len(pictures)
-        return torch.cat(values).unflatten(0, x_0.shape[:2])
+        model.ledger.reward_calls += len(pictures)
+        with model.ledger.timed("reward"):
+            return job.reward(pictures, owners)
 
     return Problem(
-        tasks=tasks, denoise=job.model.denoiser(tasks), scheduler=job.scheduler, grid=job.grid, latent_shape=job.model.latent_shape,
-        noise=Noise(keys, device=job.cfg.device), score=score,
+        tasks=tasks, denoise=model.denoiser(tasks), scheduler=job.scheduler, latent_shape=model.latent_shape,
+        grid=job.grid if share is None else tail(job.grid, share), num_steps=len(job.grid) - 1,
+        noise=Noise(keys, device=job.cfg.device), decode=model.decode, reward=reward, batch_size=job.cfg.batch_size,
+        reference=None if share is None else torch.cat([_encoded(job, task) for task in tasks]), timed=model.ledger.timed,
     )  # fmt: skip
+
+
+def _share(job: Job, sample: Sample) -> float | None:
+    """How much of the chain is run from the task's reference; None where it starts from noise."""
+    return None if job.method.needs.reference == "ignored" else sample.task.noise_ratio
+
+
+def _encoded(job: Job, task: Task) -> Tensor:
+    """The task's reference, brought to the model's size: 1 c h w."""
+    assert task.reference is not None
+    picture = images.resize(images.read(Path(task.reference)), job.model.image_size)
+    return job.model.encode(picture.to(job.cfg.device))
+
+
+def _batches(job: Job) -> list[list[Sample]]:
+    """The samples in batches, cut from the full list, so that a resumed run computes the same; a batch starts at one noise."""
+    size = 1 if job.method.needs.one_sample else job.cfg.batch_size
+    groups = [list(group) for _, group in itertools.groupby(job.samples, lambda sample: _share(job, sample))]
+    return [group[i : i + size] for group in groups for i in range(0, len(group), size)]
 
 
 def _environment(job: Job) -> dict[str, Any]:

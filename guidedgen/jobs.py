@@ -17,7 +17,7 @@ from guidedgen.models.stable_diffusion import StableDiffusion
 from guidedgen.process.grid import Grid
 from guidedgen.store import RunFolder, check_writable
 from guidedgen.tracker import Tracker
-from guidedgen.types import BadValue, Reward, Sample, Scheduler, Task, UsageError
+from guidedgen.types import BadValue, Method, Reward, Sample, Scheduler, Task, UsageError
 
 _COUNTS = ("seed", "samples_per_prompt", "batch_size")
 
@@ -30,7 +30,7 @@ class Job:
     run_id: str
     folder: RunFolder
     model: StableDiffusion
-    method: Any  # a Method, with the class attributes that say what it needs
+    method: Method
     reward: Reward | None
     scheduler: Scheduler
     grid: Grid
@@ -97,28 +97,31 @@ def _prepare(cfg: DictConfig, model: StableDiffusion | None = None) -> Job:
     allow = tuple(cfg.allow_targets)
     method = config.build(cfg.method, "method", allow)
     scheduler = config.build(cfg.scheduler, "scheduler", allow)
-    _check_combination(cfg, method, scheduler, allow)
     tasks = _tasks(cfg, allow)
+    _check_combination(cfg, method, scheduler, tasks)
     model = config.build(cfg.model, "model", allow) if model is None else model
     try:
         grid = scheduler.grid(model.schedule)
     except BadValue as error:
         raise UsageError(f"scheduler.{error.name}={error.value}: {error.rule}") from error
     model.check(tasks)
-    reward: Any = config.build(cfg.reward, "reward", allow) if cfg.reward else None
-    run_id = _identity(cfg, guided=method.guided)
+    reward = _reward(cfg, method, allow)
+    run_id = _identity(cfg, guided=method.needs.reward)
     base, reference = _reference(cfg, model)
     return Job(
         cfg=cfg,
         run_id=run_id,
-        folder=RunFolder(Path(cfg.outputs) / cfg.study / _name(cfg, run_id, guided=method.guided)),
+        folder=RunFolder(Path(cfg.outputs) / cfg.study / _name(cfg, run_id, guided=method.needs.reward)),
         model=model,
         method=method,
         reward=reward,
         scheduler=scheduler,
         grid=grid,
         samples=[Sample(task=task, seed=cfg.seed + i) for task in tasks for i in range(cfg.samples_per_prompt)],
-        scorers={**({module_of(cfg.reward): reward} if cfg.reward else {}), **_each(cfg.metrics.scorers, "metrics.scorers", allow)},
+        scorers={
+            **({module_of(cfg.reward): reward, **getattr(reward, "reports", {})} if cfg.reward else {}),
+            **_each(cfg.metrics.scorers, "metrics.scorers", allow),
+        },
         distances=_each(cfg.metrics.distances, "metrics.distances", allow),
         tracker=config.build(cfg.tracker, "tracker", allow) if cfg.tracker else None,
         base=base,
@@ -158,16 +161,26 @@ def _tasks(cfg: DictConfig, allow: Sequence[str]) -> Sequence[Task]:
         raise UsageError(f"dataset.{error.name}={error.value}: {error.rule}") from error
 
 
-def _check_combination(cfg: DictConfig, method: Any, scheduler: Scheduler, allow: Sequence[str]) -> None:
+def _check_combination(cfg: DictConfig, method: Method, scheduler: Scheduler, tasks: Sequence[Task]) -> None:
     name = module_of(cfg.method)
-    if method.guided and not cfg.reward:
-        raise UsageError(f"method={name} needs a reward: reward=aesthetic, clip_text or compressibility")
-    if method.differentiates and not config.target_of(cfg.reward, "reward", allow).differentiable:  # type: ignore[attr-defined]
-        raise UsageError(
-            f"reward={module_of(cfg.reward)} has no gradient and method={name} needs one; try method=code or another reward"
-        )
-    if method.needs_noise and not scheduler.stochastic:
+    if method.needs.reward and not cfg.reward:
+        raise UsageError(f"method={name} needs a reward: choose one, as in reward=aesthetic")
+    if method.needs.noise and not scheduler.stochastic:
         raise UsageError(f"method={name} needs a stochastic scheduler: scheduler=ddpm, or scheduler=ddim scheduler.eta=1")
+    if method.needs.reference == "required" and not all(task.noise_ratio for task in tasks):
+        raise UsageError(f"method={name} starts from reference images: give them with dataset=image_to_image")
+
+
+def _reward(cfg: DictConfig, method: Method, allow: Sequence[str]) -> Any:
+    if not cfg.reward:
+        return None
+    reward = config.build(cfg.reward, "reward", allow)
+    if method.needs.gradient and not reward.differentiable:
+        raise UsageError(
+            f"reward={module_of(cfg.reward)} has no gradient and method={module_of(cfg.method)} needs one; try method=code, "
+            "method=codex with method.zero_order_samples=10, or another reward"
+        )
+    return reward
 
 
 def _identity(cfg: DictConfig, *, guided: bool) -> str:

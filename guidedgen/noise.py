@@ -29,20 +29,39 @@ def _digest(key: Sequence[object]) -> bytes:
 
 
 class Noise:
-    """Standard normal draws for b samples. Particle 0 of a sample sees what the unguided run of that sample sees."""
+    """Random draws for b samples. Particle 0 of a sample sees what the unguided run of that sample sees.
+
+    What is not the chain's own noise is drawn from a `fork`, so that switching it off leaves the chain as it was.
+    """
 
     def __init__(self, keys: Sequence[str], *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         self._keys = list(keys)
         self._device, self._dtype = device, dtype
-        self._streams: dict[tuple[int, int], np.random.Generator] = {}
+        self._streams: dict[tuple[str, int], np.random.Generator] = {}
 
     def draw(self, particles: int, shape: Sequence[int]) -> Tensor:
-        """The next draw of the first `particles` streams of every sample: b particles *shape."""
-        rows = [[self._next(i, k, shape) for k in range(particles)] for i in range(len(self._keys))]
+        """The next standard normal draw of the first `particles` streams of every sample: b particles *shape."""
+        shape = tuple(shape)
+        rows = [[self._stream(key, k).standard_normal(shape, dtype=np.float32) for k in range(particles)] for key in self._keys]
         return torch.from_numpy(np.array(rows)).to(self._device, self._dtype)
 
-    def _next(self, sample: int, particle: int, shape: Sequence[int]) -> np.ndarray:
-        found = self._streams.get((sample, particle))
+    def uniform(self, particles: int) -> Tensor:
+        """One number in [0, 1) of each of the first `particles` streams of every sample: b particles, float64."""
+        rows = [[self._stream(key, k).random() for k in range(particles)] for key in self._keys]
+        return torch.tensor(rows, dtype=torch.float64, device=self._device)
+
+    def fork(self, purpose: str) -> Noise:
+        """Streams of their own for the same samples, at their beginning; not to be forked twice for one purpose."""
+        return Noise([f"{key}/{purpose}" for key in self._keys], device=self._device, dtype=self._dtype)
+
+    def subset(self, rows: Sequence[int]) -> Noise:
+        """The noise of some of the samples: what it draws, this one has drawn."""
+        part = Noise([self._keys[row] for row in rows], device=self._device, dtype=self._dtype)
+        part._streams = self._streams
+        return part
+
+    def _stream(self, key: str, particle: int) -> np.random.Generator:
+        found = self._streams.get((key, particle))
         if found is None:
-            found = self._streams[sample, particle] = stream(self._keys[sample], particle)
-        return found.standard_normal(tuple(shape), dtype=np.float32)
+            found = self._streams[key, particle] = stream(key, particle)
+        return found

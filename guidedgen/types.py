@@ -1,4 +1,4 @@
-"""What the rooms exchange: tasks, problems, records, and the protocols that config swaps.
+"""What the rooms exchange: tasks, samples, and the protocols that config swaps.
 
 Shapes are written as in einops: `b` samples, `n` particles per sample, `c h w` latent channels and size, `H W` pixels,
 `d` features. Latents inside a method are always `b n c h w`.
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from guidedgen.noise import Noise
+    from guidedgen.problem import Problem
     from guidedgen.process.grid import Grid, NoiseSchedule, Point
 
 
@@ -35,11 +35,17 @@ class Stopped(BaseException):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """One thing to draw. `id` is unique in its dataset, stable under limits and order, and safe as a file name."""
+    """One thing to draw. `id` is unique in its dataset, stable under limits and order, and safe as a file name.
+
+    `reference` is the file of an image that style rewards compare with and, where there is a `noise_ratio`, that the chain
+    starts from: noised to that share of the chain (SDEdit, Meng et al. 2022), between 0 and 1.
+    """
 
     id: str
     prompt: str
     category: str = ""
+    reference: str | None = None
+    noise_ratio: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,13 +78,27 @@ class Scheduler(Protocol):
 class Denoiser(Protocol):
     """eps_hat(x_t, t | prompt), classifier-free guidance inside as one batched call."""
 
-    def __call__(self, x_t: Tensor, t: Point) -> Tensor:
-        """b n c h w -> b n c h w; row i is conditioned on the i-th task."""
+    @property
+    def guidance_scale(self) -> float:
+        """The model's w in u + w (c - u)."""
+
+    def __call__(self, x_t: Tensor, t: Point, guidance_scale: float | None = None) -> Tensor:
+        """b n c h w -> b n c h w; row i is conditioned on the i-th task. `guidance_scale` is the model's unless given: at 0 only
+        the unconditional row is evaluated, at 1 only the conditional one.
+        """
+
+    def pair(self, x_t: Tensor, t: Point) -> tuple[Tensor, Tensor]:
+        """u and c, each b n c h w: always two rows per latent."""
+
+    def subset(self, rows: Sequence[int]) -> Denoiser:
+        """The denoiser of some of the tasks."""
 
 
 @runtime_checkable
 class Reward(Protocol):
-    """Scores images; higher is better."""
+    """Scores images; higher is better. It may have `networks`, the names of those that guide, and `reports`: further scorers
+    that are reported beside it, by name.
+    """
 
     differentiable: bool  # whether gradients reach the pixels
 
@@ -107,31 +127,6 @@ class Features(Protocol):
         """b 3 H W in [0, 1] -> b d."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Problem:
-    """Everything a method may use for b samples; rows are counted where they are computed."""
-
-    tasks: Sequence[Task]  # b
-    denoise: Denoiser
-    scheduler: Scheduler
-    grid: Grid
-    noise: Noise  # b generators
-    latent_shape: tuple[int, int, int]  # c h w
-    score: Callable[[Tensor], Tensor]  # x_0 (b n c h w) -> rewards (b n): decode and reward, chunked
-
-    def __len__(self) -> int:
-        return len(self.tasks)
-
-    def start(self, particles: int = 1) -> Tensor:
-        """x_T: b particles c h w, standard normal."""
-        return self.noise.draw(particles, self.latent_shape)
-
-    def step(self, x_t: Tensor, eps: Tensor, t: Point, s: Point) -> Tensor:
-        """x_s by the scheduler's rule, with fresh noise for every particle where it draws any."""
-        noise = self.noise.draw(x_t.shape[1], self.latent_shape) if self.scheduler.stochastic else None
-        return self.scheduler.step(x_t, eps, t, s, noise)
-
-
 Observer = Callable[[str, int, Mapping[str, Any]], None]
 
 
@@ -139,8 +134,23 @@ def ignore(event: str, step: int, values: Mapping[str, Any]) -> None:
     """The observer that does not look."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a method can only run with."""
+
+    reward: bool = True
+    gradient: bool = False  # a differentiable reward
+    noise: bool = False  # a stochastic scheduler
+    reference: Literal["ignored", "optional", "required"] = "optional"  # whether the chain starts from the tasks' references
+    one_sample: bool = False  # a batch of one sample, because samples differ in what they cost
+
+
 class Method(Protocol):
     """A guidance method."""
+
+    @property
+    def needs(self) -> Needs:
+        """What it can only run with."""
 
     def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
         """-> x_0: b c h w, one latent per sample. `observe(event, step, values)` is told about progress and traces."""

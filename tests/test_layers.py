@@ -22,8 +22,9 @@ ALLOWED = {
     "noise": set(),
     "cost": set(),
     "process": {"types"},
+    "problem": {"types", "noise", "process"},
     "models": {"types", "process", "images", "cost", "zoo"},
-    "methods": {"types", "process", "noise"},
+    "methods": {"types", "process", "noise", "problem"},
     "rewards": {"types", "images"},
     "metrics": {"types", "images"},
     "zoo": {"types", "images", "lab"},  # lab: the loaders of the shipped weights
@@ -37,12 +38,12 @@ ALLOWED = {
     "jobs": {"types", "process", "models", "metrics", "store", "tracker", "config", "evaluate"},
     "experiment": {
         "jobs",
-        "types", "images", "noise", "cost", "process", "models", "methods", "rewards", "metrics", "datasets", "zoo", "store",
+        "types", "images", "noise", "cost", "process", "problem", "models", "methods", "rewards", "metrics", "datasets", "zoo", "store",
         "tracker", "config", "evaluate", "report",
     },
 }  # fmt: skip
-# For annotations only (`if TYPE_CHECKING`): Problem is made of what the rooms above types define.
-ANNOTATIONS = {"types": {"noise", "process"}}
+# For annotations only (`if TYPE_CHECKING`): protocols take what the rooms above types define.
+ANNOTATIONS = {"types": {"problem", "process"}}
 
 # Packages, and the only rooms that may import them; any other package needs a row and a line in pyproject.toml.
 PACKAGES = {
@@ -56,12 +57,13 @@ PACKAGES = {
     "huggingface_hub": {"zoo"},
     "safetensors": {"models", "zoo", "lab"},
     "tokenizers": {"lab"},
+    "sklearn": {"methods"},
     "wandb": {"tracker"},
     "hydra": {"config", "experiment"},
     "omegaconf": {"config", "jobs", "experiment"},
     "rich": {"report", "lab"},
 }
-HEAVY = {"diffusers", "transformers", "open_clip", "torch_fidelity", "torchvision", "torchmetrics", "wandb"}
+HEAVY = {"diffusers", "transformers", "open_clip", "torch_fidelity", "torchvision", "torchmetrics", "sklearn", "wandb"}
 
 
 def files() -> list[Path]:

@@ -1,5 +1,4 @@
-"""One paper, one file. A method is a frozen dataclass of its options that maps a Problem to x_0.
+"""One paper, one file. A method is a frozen dataclass of its options that maps a Problem to x_0; `needs` says what it needs.
 
-Class attributes say what it needs: `guided` (a reward), `differentiates` (a differentiable one), `needs_noise` (a stochastic
-scheduler). Costs are in denoiser rows, a classifier-free guidance pair being two, for one sample and T steps.
+Costs are per sample, of T steps: `rows` are denoiser rows, a classifier-free guidance pair being two.
 """

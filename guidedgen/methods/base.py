@@ -11,16 +11,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from guidedgen.types import Observer, Problem, ignore
+from guidedgen.problem import Problem
+from guidedgen.types import Needs, Observer, ignore
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Base:
     """The scheduler's chain from x_T to x_0."""
 
-    guided: ClassVar[bool] = False
-    differentiates: ClassVar[bool] = False
-    needs_noise: ClassVar[bool] = False
+    needs: ClassVar[Needs] = Needs(reward=False, reference="ignored")
 
     def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
         x_t = problem.start()

@@ -12,16 +12,15 @@ from typing import ClassVar
 from torch import Tensor
 
 from guidedgen.methods.selection import best, pick
-from guidedgen.types import BadValue, Observer, Problem, ignore
+from guidedgen.problem import Problem
+from guidedgen.types import BadValue, Needs, Observer, ignore
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BestOfN:
     """`num_particles` samples from independent noise, particle 0 being the unguided sample."""
 
-    guided: ClassVar[bool] = True
-    differentiates: ClassVar[bool] = False
-    needs_noise: ClassVar[bool] = False
+    needs: ClassVar[Needs] = Needs()
 
     num_particles: int = 4
 

@@ -16,8 +16,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from guidedgen.methods.selection import best, pick
+from guidedgen.problem import Problem
 from guidedgen.process.formulas import x0_from_eps
-from guidedgen.types import BadValue, Observer, Problem, ignore
+from guidedgen.types import BadValue, Needs, Observer, ignore
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,9 +29,7 @@ class Code:
     extra_draw: the code looks ahead by a full scheduler step, which draws and drops a Gaussian; only the noise differs.
     """
 
-    guided: ClassVar[bool] = True
-    differentiates: ClassVar[bool] = False
-    needs_noise: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(noise=True)
 
     num_particles: int = 4
     block_size: int = 5

@@ -13,4 +13,27 @@ def best(scores: Tensor) -> Tensor:
 
 def pick(x: Tensor, index: Tensor) -> Tensor:
     """Particle index[i] of sample i: b n c h w -> b 1 c h w."""
-    return x[torch.arange(len(x), device=x.device), index].unsqueeze(1)
+    return take(x, index.unsqueeze(1))
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """Particles index[i] of sample i: b n c h w and b k -> b k c h w."""
+    return x[torch.arange(len(x), device=x.device).unsqueeze(1), index]
+
+
+def spread_over(x: Tensor, n: int) -> Tensor:
+    """n particles: the first ones, or all of them again and again (b k c h w -> b n c h w)."""
+    return x[:, torch.arange(n, device=x.device) % x.shape[1]]
+
+
+def multinomial(scores: Tensor, temperature: float, uniform: Tensor) -> Tensor:
+    """Algorithm 3 of the CoDeX thesis: indices (b k) drawn with replacement with probabilities softmax(scores / temperature).
+
+    `scores` b n, `uniform` b k in [0, 1). The softmax is shifted by the largest score, so that no temperature overflows; a score
+    that is not a number is never drawn, unless none is one.
+    """
+    logits = torch.where(scores.isnan(), -torch.inf, scores.double()) / temperature
+    logits = torch.where(logits.isneginf().all(1, keepdim=True), 0.0, logits)
+    upto = logits.softmax(1).cumsum(1)
+    upto = upto / upto[:, -1:]  # its last value is 1 but for rounding
+    return torch.searchsorted(upto, uniform.to(upto), right=True).clamp(max=scores.shape[1] - 1)

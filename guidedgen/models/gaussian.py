@@ -1,13 +1,15 @@
-"""A mixture of isotropic Gaussians: a denoiser that is exact, on which samplers and guidance have known answers."""
+"""Mixtures of isotropic Gaussians: denoisers that are exact, on which samplers and guidance have known answers."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from guidedgen.process.formulas import classifier_free
 from guidedgen.process.grid import Point
 
 
@@ -37,3 +39,24 @@ class GaussianMixture:
         off = (x_t.unsqueeze(2) - t.alpha * self.means).flatten(3)
         log_normal = -off.square().sum(-1) / (2 * variance) - off.shape[-1] / 2 * math.log(2 * math.pi * variance)
         return torch.logsumexp(self.weights.log() + log_normal, -1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GaussianDenoiser:
+    """types.Denoiser of a mixture `cond`, the same for every task, guided away from `uncond`; at scale 1 it is exact."""
+
+    cond: GaussianMixture
+    uncond: GaussianMixture
+    guidance_scale: float = 1.0
+
+    def __call__(self, x_t: Tensor, t: Point, guidance_scale: float | None = None) -> Tensor:
+        w = self.guidance_scale if guidance_scale is None else guidance_scale
+        if w in (0, 1):
+            return (self.cond if w == 1 else self.uncond)(x_t, t)
+        return classifier_free(*self.pair(x_t, t), w)
+
+    def pair(self, x_t: Tensor, t: Point) -> tuple[Tensor, Tensor]:
+        return self.uncond(x_t, t), self.cond(x_t, t)
+
+    def subset(self, rows: Sequence[int]) -> GaussianDenoiser:
+        return self

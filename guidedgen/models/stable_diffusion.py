@@ -242,21 +242,39 @@ class PromptedDenoiser:
     cond: Tensor  # b l d
     uncond: Tensor  # 1 l d
 
-    def __call__(self, x_t: Tensor, t: Point) -> Tensor:
-        """b n c h w -> b n c h w, in calls of at most `batch_size` rows."""
+    @property
+    def guidance_scale(self) -> float:
+        return self.model.guidance_scale
+
+    def __call__(self, x_t: Tensor, t: Point, guidance_scale: float | None = None) -> Tensor:
+        """b n c h w -> b n c h w, in calls of at most `batch_size` latents."""
+        w = self.guidance_scale if guidance_scale is None else guidance_scale
+        if w == 1:
+            return self._rows(lambda rows, cond: self._network(rows, cond, t), x_t)
+        if w == 0:
+            return self._rows(lambda rows, cond: self._network(rows, self.uncond.expand_as(cond), t), x_t)
+        return self._rows(lambda rows, cond: classifier_free(*self._pair(rows, cond, t), w), x_t)
+
+    def pair(self, x_t: Tensor, t: Point) -> tuple[Tensor, Tensor]:
+        """u and c, each b n c h w, in calls of at most `batch_size` latents."""
+        both = self._rows(lambda rows, cond: torch.stack(self._pair(rows, cond, t), 1), x_t)  # b n 2 c h w
+        return both[:, :, 0], both[:, :, 1]
+
+    def subset(self, rows: Sequence[int]) -> PromptedDenoiser:
+        return dataclasses.replace(self, cond=self.cond[list(rows)])
+
+    def _rows(self, predict: Callable[[Tensor, Tensor], Tensor], x_t: Tensor) -> Tensor:
+        """`predict` of every latent and its prompt's embedding, put together again."""
         b, n = x_t.shape[:2]
         rows, owner = x_t.flatten(0, 1), torch.arange(b * n, device=x_t.device) // n
         size = self.model.batch_size
-        parts = [self._predict(rows[i : i + size], self.cond[owner[i : i + size]], t) for i in range(0, b * n, size)]
+        parts = [predict(rows[i : i + size], self.cond[owner[i : i + size]]) for i in range(0, b * n, size)]
         return torch.cat(parts).unflatten(0, (b, n))
 
-    def _predict(self, x_t: Tensor, cond: Tensor, t: Point) -> Tensor:
-        w = self.model.guidance_scale
-        if w == 1:
-            return self._network(x_t, cond, t)
+    def _pair(self, x_t: Tensor, cond: Tensor, t: Point) -> tuple[Tensor, Tensor]:
         both = self._network(torch.cat([x_t, x_t]), torch.cat([self.uncond.expand_as(cond), cond]), t)
         uncond, cond_eps = both.chunk(2)
-        return classifier_free(uncond, cond_eps, w)
+        return uncond, cond_eps
 
     def _network(self, x_t: Tensor, embedding: Tensor, t: Point) -> Tensor:
         model = self.model

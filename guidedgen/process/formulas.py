@@ -52,6 +52,12 @@ def posterior_variance(t: Point, s: Point) -> float:
     return (s.sigma / t.sigma) ** 2 * (1 - (t.alpha / s.alpha) ** 2)
 
 
+def renoise(x_s: Tensor, s: Point, t: Point, noise: Tensor) -> Tensor:
+    """x_t drawn from q(x_t | x_s), back from s to the noisier t."""
+    keep = t.alpha / s.alpha
+    return keep * x_s + math.sqrt(1 - keep**2) * noise
+
+
 def ddim_step(x_t: Tensor, eps: Tensor, t: Point, s: Point, *, eta: float = 0.0, noise: Tensor | None = None) -> Tensor:
     """x_s (Song et al. 2021, arXiv:2010.02502, Eq. 12), with the noise's share eta of the posterior deviation (Eq. 16)."""
     std = eta * math.sqrt(posterior_variance(t, s))

@@ -79,3 +79,9 @@ def make_grid(schedule: NoiseSchedule, times: Sequence[int], end: End) -> Grid:
     """The points at these times and the end point."""
     last = schedule.at(0) if end == "first" else Point(0.0, 1.0, 0.0)
     return (*(schedule.at(t) for t in times), last)
+
+
+def tail(grid: Grid, share: float) -> Grid:
+    """The last steps of a grid, at least one: the chain from the reference noised to `share` (0 to 1) of its steps."""
+    steps = len(grid) - 1
+    return grid[steps - max(1, round(share * steps)) :]

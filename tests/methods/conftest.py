@@ -6,25 +6,59 @@ import pytest
 import torch
 from torch import Tensor
 
-from guidedgen.models.gaussian import GaussianMixture
+from guidedgen.models.gaussian import GaussianDenoiser, GaussianMixture
 from guidedgen.noise import Noise
+from guidedgen.problem import Problem
 from guidedgen.process.grid import NoiseSchedule, Point
 from guidedgen.process.schedulers import Ddpm
-from guidedgen.types import Problem, Scheduler, Task
+from guidedgen.types import Denoiser, Scheduler, Task
 
 SHAPE = (2, 1, 1)
 
 
 class Counting:
-    """A denoiser that counts its rows, the batch of each call included."""
+    """A denoiser that counts its rows, as the bundled model's does, and those whose gradient is taken."""
 
-    def __init__(self, denoiser: Callable[[Tensor, Point], Tensor]) -> None:
-        self.denoiser, self.rows, self.calls = denoiser, 0, 0
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser, self.rows, self.backward = denoiser, 0, 0
 
-    def __call__(self, x_t: Tensor, t: Point) -> Tensor:
-        self.rows += x_t.shape[0] * x_t.shape[1]
-        self.calls += 1
-        return self.denoiser(x_t, t)
+    @property
+    def guidance_scale(self) -> float:
+        return self.denoiser.guidance_scale
+
+    def __call__(self, x_t: Tensor, t: Point, guidance_scale: float | None = None) -> Tensor:
+        w = self.guidance_scale if guidance_scale is None else guidance_scale
+        return self._counted(self.denoiser(x_t, t, w), 1 if w in (0, 1) else 2)
+
+    def pair(self, x_t: Tensor, t: Point) -> tuple[Tensor, Tensor]:
+        both = self._counted(torch.stack(self.denoiser.pair(x_t, t), 2), 2)
+        return both[:, :, 0], both[:, :, 1]
+
+    def subset(self, rows) -> "Counting":
+        return self
+
+    def _counted(self, eps: Tensor, each: int) -> Tensor:
+        rows = each * eps.shape[0] * eps.shape[1]
+        self.rows += rows
+        if eps.requires_grad:
+            eps.register_hook(lambda _: self._took(rows))
+        return eps
+
+    def _took(self, rows: int) -> None:
+        self.backward += rows
+
+
+class CountingReward:
+    """The first coordinate of a decoded latent, or any function of rows (k c h w -> k); counts its calls."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        self.function, self.calls, self.batches = function, 0, []
+
+    def __call__(self, images: Tensor, tasks) -> Tensor:
+        assert len(images) == len(tasks)
+        self.calls += len(images)
+        self.batches.append(len(images))
+        return self.function(images)
 
 
 @pytest.fixture
@@ -35,25 +69,34 @@ def mixture() -> GaussianMixture:
 
 @pytest.fixture
 def make_problem(mixture: GaussianMixture) -> Callable[..., Problem]:
-    """A problem of b samples; the reward is the first coordinate unless another is given."""
+    """A problem of b samples whose images are their latents; the reward is the first coordinate unless another is given.
+
+    With a `guidance_scale` other than 1 the mixture is the condition, and a wider Gaussian at the origin is what it is guided from.
+    """
 
     def make(
         b: int = 3,
         *,
         scheduler: Scheduler | None = None,
-        score: Callable[[Tensor], Tensor] = lambda x_0: x_0[:, :, 0, 0, 0],
+        reward: Callable[[Tensor], Tensor] = lambda rows: rows[:, 0, 0, 0],
         prefix: str = "sample",
+        guidance_scale: float = 1.0,
+        batch_size: int = 1000,
     ) -> Problem:
         scheduler = Ddpm(num_steps=20) if scheduler is None else scheduler
-        schedule = NoiseSchedule.from_betas(0.00085, 0.012, 1000, "scaled_linear")
+        grid = scheduler.grid(NoiseSchedule.from_betas(0.00085, 0.012, 1000, "scaled_linear"))
+        anything = GaussianMixture(means=torch.zeros_like(mixture.means[:1]), std=1.5, weights=torch.ones(1, dtype=torch.float64))
         return Problem(
             tasks=[Task(id=f"{i}", prompt="") for i in range(b)],
-            denoise=Counting(mixture),
+            denoise=Counting(GaussianDenoiser(cond=mixture, uncond=anything, guidance_scale=guidance_scale)),
             scheduler=scheduler,
-            grid=scheduler.grid(schedule),
+            grid=grid,
+            num_steps=len(grid) - 1,
             noise=Noise([f"{prefix}-{i}" for i in range(b)], dtype=torch.float64),
             latent_shape=SHAPE,
-            score=score,
+            decode=lambda x: x,
+            reward=CountingReward(reward),
+            batch_size=batch_size,
         )
 
     return make

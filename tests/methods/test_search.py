@@ -12,9 +12,10 @@ from guidedgen.methods.best_of_n import BestOfN
 from guidedgen.methods.code import Code
 from guidedgen.methods.selection import best, pick
 from guidedgen.noise import Noise
+from guidedgen.problem import Problem
 from guidedgen.process.formulas import ddpm_step, x0_from_eps
 from guidedgen.process.schedulers import Ddim, Ddpm
-from guidedgen.types import BadValue, Problem
+from guidedgen.types import BadValue
 
 Make = Callable[..., Problem]
 
@@ -44,7 +45,7 @@ def test_best_of_n_returns_the_best_of_n_independent_samples(make_problem: Make)
 
         class One(Noise):
             def draw(self, particles: int, shape, noise=noise, particle=particle) -> Tensor:
-                return torch.stack([torch.from_numpy(noise._next(i, particle, shape)) for i in range(3)])[:, None].double()
+                return noise.draw(particle + 1, shape)[:, particle:]
 
         object.__setattr__(problem, "noise", One([]))
         everything.append(Base()(problem))
@@ -75,7 +76,7 @@ def plain_code(problem: Problem, n: int, block: int, *, shared: bool) -> Tensor:
             last = i == len(problem.grid) - 2
             if (i + 1) % block == 0 or last:
                 looks = streams if last else [x0_from_eps(x, problem.denoise(x, s), s) for x in streams]
-                winner = max(range(n), key=lambda k: float(problem.score(looks[k])))
+                winner = max(range(n), key=lambda k: float(looks[k][0, 0, 0, 0, 0]))
                 streams = [streams[winner]] * n
         results.append(streams[0][:, 0])
     return torch.cat(results)
@@ -93,16 +94,10 @@ def test_code_equals_the_algorithm_box(make_problem: Make, block: int, shared: b
 def test_code_costs_what_it_says(make_problem: Make, n: int, block: int) -> None:
     """2N(T-1) + 2 rows with one x_T and 2NT with independent ones, guidance pairs being two; N ceil(T/B) reward calls."""
     b, steps = 3, 20
-    scored = []
-
-    def score(x_0: Tensor) -> Tensor:
-        scored.append(x_0.shape[0] * x_0.shape[1])
-        return x_0[:, :, 0, 0, 0]
-
-    problem = make_problem(b, score=score)
+    problem = make_problem(b)
     Code(num_particles=n, block_size=block)(problem)
     assert 2 * problem.denoise.rows == b * (2 * n * (steps - 1) + 2)
-    assert sum(scored) == b * n * math.ceil(steps / block)
+    assert problem.reward.calls == b * n * math.ceil(steps / block)
     problem = make_problem(b)
     Code(num_particles=n, block_size=block, shared_start=False)(problem)
     assert 2 * problem.denoise.rows == b * 2 * n * steps
@@ -121,7 +116,7 @@ def test_code_with_one_block_and_independent_starts_is_best_of_n(make_problem: M
 
 def test_code_does_not_care_for_the_rewards_scale(make_problem: Make) -> None:
     plain = Code(num_particles=4)(make_problem())
-    scaled = Code(num_particles=4)(make_problem(score=lambda x_0: 1000 * x_0[:, :, 0, 0, 0] - 7))
+    scaled = Code(num_particles=4)(make_problem(reward=lambda rows: 1000 * rows[:, 0, 0, 0] - 7))
     assert torch.equal(plain, scaled)
 
 

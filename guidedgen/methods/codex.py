@@ -1,0 +1,176 @@
+"""CoDeX: CoDe with the reward's gradient (Goyal 2025, "Controlling Diffusion Models Through Blockwise Gradient Guidance and
+Sampling", thesis, TU Delft; Algorithms 1 to 3). N streams; every B_g steps, inside a window, each stream moves along the gradient
+of its look-ahead's reward; every B_s steps the streams are resampled by reward, greedily or by a softmax.
+
+    x_s <- step(x_t);   x_s <- x_s + scale * grad_{x_s} r(D(x0_hat(x_s)));   {x_s} <- Sample({x_s}, r(D(x0_hat)), tau)
+
+Cost, with G gradient steps and k clusters (k = N without clustering): as in CoDe the look-ahead's noise prediction is the next
+step's, so the rows are 2N(T-1) + 2 with one shared x_T, 2NT with independent ones, and 2kG more; 2kG of them backward where the
+gradient goes through the UNet. Decodes and reward calls: N ceil(T/B_s) + kG, or + 2N'kG with zero-order gradients; one decode of
+the finished image. N = 1 chooses nothing: no look-ahead but the gradient's. Where N follows a schedule, N is that of each step.
+The released code spends 2N(T + T/B_s - 1 + G). Null setting: strength = 0 and N = 1; with strength = 0 it is CoDe.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+from torch import Tensor
+
+from guidedgen.methods.clustering import kmeans
+from guidedgen.methods.guidance import ascent, check_counts, check_window, inside, reward_gradient, rms, zero_order
+from guidedgen.methods.selection import best, multinomial, pick, spread_over, take
+from guidedgen.noise import Noise
+from guidedgen.problem import Problem
+from guidedgen.process.formulas import classifier_free, x0_from_eps
+from guidedgen.process.grid import Point
+from guidedgen.types import BadValue, Needs, Observer, ignore
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Codex:
+    """Where thesis and released code (maurya-goyal10/CoDe_ext, BoN/src_sd/pipelines/cd_grad_final_general.py) differ, the defaults
+    are the thesis':
+
+    through: "unet" differentiates the look-ahead as Algorithm 2 has it; "decoder" holds the noise prediction constant, as the code.
+    shared_start: the code starts all streams from one x_T, Algorithm 1 (line 1) from N.
+    max_scale: the code caps the rescaled step's factor at 150, which the thesis does not say.
+
+    A list of `num_particles` holds over equal segments of the chain and takes effect at the next block: the first streams are kept,
+    or all are repeated. With `zero_order_samples` the gradient is estimated (Eq. 13), the noise prediction held constant. With
+    `cluster` k = N // 2 (N from 4 on) gradients are taken at the means of KMeans clusters.
+
+    Two extensions the thesis asks for (section 7), both off by default. `final_temperature`: tau falls geometrically from
+    `temperature` to it over the chain. `min_particles`: a block has N' = N spread / (largest spread so far) streams, rounded up,
+    from `min_particles` to N; the spread is the standard deviation of the last selection's rewards, so streams are not spent where
+    they agree. One that is alone stays alone.
+    """
+
+    num_particles: int | Sequence[int] = 4
+    block_size: int = 5
+    gradient_block_size: int = 5
+    window: Sequence[float] = (1.0, 0.0)
+    strength: float = 0.2
+    rescale: bool = True
+    max_scale: float | None = None
+    through: Literal["unet", "decoder"] = "unet"
+    zero_order_samples: int = 0
+    zero_order_sigma: float = 1.0
+    cluster: bool = False
+    selection: Literal["greedy", "multinomial"] = "greedy"
+    temperature: float = 0.001
+    final_temperature: float | None = None
+    shared_start: bool = False
+    min_particles: int | None = None
+
+    def __post_init__(self) -> None:
+        counts = self._schedule
+        if not counts or not all(isinstance(n, int) and n >= 1 for n in counts):
+            raise BadValue("num_particles", self.num_particles, "must be at least 1, or a list of such numbers")
+        check_counts(self, "block_size", "gradient_block_size")
+        check_counts(self, "zero_order_samples", least=0)
+        check_window("window", self.window)
+        for name in ("zero_order_sigma", "temperature", "final_temperature", "max_scale"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise BadValue(name, getattr(self, name), "must be above 0")
+        if self.min_particles is not None and not 1 <= self.min_particles <= min(counts):
+            raise BadValue("min_particles", self.min_particles, f"must be from 1 to the fewest particles, {min(counts)}")
+
+    @property
+    def needs(self) -> Needs:
+        differentiates = bool(self.strength) and not self.zero_order_samples
+        return Needs(gradient=differentiates, noise=True, one_sample=self.min_particles is not None)
+
+    @property
+    def _schedule(self) -> Sequence[int]:
+        return [self.num_particles] if isinstance(self.num_particles, int) else list(self.num_particles)
+
+    def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
+        if self.needs.one_sample and len(problem) > 1:
+            raise ValueError("min_particles: samples differ in what they cost, so they are made one at a time")
+        forks = {purpose: problem.noise.fork(purpose) for purpose in ("select", "cluster", "zero-order")}
+        last, agreement = len(problem.grid) - 2, _Agreement()
+        n = self._particles(0, last, agreement)
+        x_t = problem.start(1 if self.shared_start else n)  # b 1 c h w may stand for n equal streams
+        eps = problem.denoise(x_t, problem.grid[0])
+        for i, (t, s) in enumerate(pairwise(problem.grid)):
+            if i % self.block_size == 0:
+                n = self._particles(i, last, agreement)
+            x_t = problem.step(spread_over(x_t, n), spread_over(eps, n), t, s)
+            if i < last:
+                if self._guides(problem, i):
+                    x_t, seen = self._guided(problem, x_t, s, forks)
+                    observe("guide", i, seen)
+                eps = problem.denoise(x_t, s)
+            if n > 1 and ((i + 1) % self.block_size == 0 or i == last):
+                scores = problem.score(x0_from_eps(x_t, eps, s) if i < last else x_t)
+                observe("select", i, {"scores": scores})
+                agreement.see(scores)
+                x_t, eps = self._selected(x_t, eps, scores, i / max(last, 1), forks["select"])
+            observe("step", i, {})
+        return x_t[:, 0]
+
+    def _particles(self, i: int, last: int, agreement: _Agreement) -> int:
+        """N of the block that begins at step i."""
+        counts = self._schedule
+        n = counts[i * len(counts) // (last + 1)]
+        return n if self.min_particles is None else max(self.min_particles, min(n, math.ceil(n * agreement.share)))
+
+    def _guides(self, problem: Problem, i: int) -> bool:
+        return bool(self.strength) and (i + 1) % self.gradient_block_size == 0 and inside(problem, i, self.window)
+
+    def _selected(self, x_t: Tensor, eps: Tensor, scores: Tensor, done: float, noise: Noise) -> tuple[Tensor, Tensor]:
+        """The streams that go on and their noise predictions; the last selection, with all of the chain done, is greedy."""
+        if self.selection == "greedy" or done == 1:
+            chosen = best(scores)
+            return pick(x_t, chosen), pick(eps, chosen)
+        final = self.temperature if self.final_temperature is None else self.final_temperature
+        temperature = self.temperature ** (1 - done) * final**done
+        drawn = multinomial(scores, temperature, noise.uniform(scores.shape[1]))
+        return take(x_t, drawn), take(eps, drawn)
+
+    def _guided(self, problem: Problem, x_s: Tensor, s: Point, forks: dict[str, Noise]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The streams moved along their gradients, and what is worth a trace."""
+        n, points, owner = x_s.shape[1], x_s, None
+        if self.cluster and n >= 4:
+            seeds = (forks["cluster"].uniform(1)[:, 0] * 2**32).long().tolist()
+            points, owner = kmeans(x_s, n // 2, seeds)
+        gradient, correction = self._gradient(problem, points, s, forks["zero-order"])
+        move = ascent(gradient, self.strength, correction if self.rescale else None, self.max_scale)
+        return x_s + (move if owner is None else take(move, owner)), {"gradient": rms(gradient).flatten(1)}
+
+    def _gradient(self, problem: Problem, x_s: Tensor, s: Point, directions: Noise) -> tuple[Tensor, Tensor]:
+        """GRAD (Algorithm 2): the rewards' gradients by x_s, and the correction w (c - u) of classifier-free guidance."""
+
+        def look(x: Tensor) -> tuple[Tensor, ...]:
+            uncond, cond = problem.denoise.pair(x, s)
+            eps = classifier_free(uncond, cond, problem.denoise.guidance_scale)
+            return x0_from_eps(x, eps, s), eps - uncond
+
+        if self.zero_order_samples:
+            x_0, correction = look(x_s)
+            # A perturbation of x_s by sigma is one of x_0 by sigma / alpha while the noise prediction is held constant.
+            by_x_0 = zero_order(problem.score, x_0, directions, self.zero_order_samples, self.zero_order_sigma / s.alpha)
+            return by_x_0 / s.alpha, correction
+        if self.through == "decoder":
+            x_0, correction = look(x_s)
+            return problem.score_and_gradient(x_0)[1] / s.alpha, correction
+        _, gradient, (_, correction) = reward_gradient(problem, x_s, look)
+        return gradient, correction
+
+
+class _Agreement:
+    """How far apart the rewards of the streams are, as a share of the farthest they have been."""
+
+    def __init__(self) -> None:
+        self.share, self._largest = 1.0, 0.0
+
+    def see(self, scores: Tensor) -> None:
+        """The rewards (1 n, n > 1) of a selection."""
+        spread = float(scores.double().std(1).max())
+        self._largest = max(self._largest, spread) if math.isfinite(spread) else self._largest
+        self.share = spread / self._largest if math.isfinite(spread) and self._largest > 0 else 1.0

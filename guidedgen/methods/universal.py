@@ -1,0 +1,78 @@
+"""Universal Guidance (Bansal et al. 2023, "Universal Guidance for Diffusion Models", arXiv:2302.07121; Algorithm 5 of the CoDeX
+thesis): every step is taken `num_repeats` times, going back by renoising, with
+
+    forward    eps <- eps - strength sigma_t grad_{x_t} r(D(x0_hat(x_t)))
+    backward   Delta: `backward_steps` of gradient ascent of r(D(x0_hat + Delta)) from 0;  eps <- eps - alpha_t / sigma_t Delta
+
+After the released code (arpitbansal297/Universal-Guided-Diffusion, ldm/models/diffusion/ddim_with_grad.py, lines 105-216) with the
+backward step that its Stable Diffusion sampler reads the options of and never takes. x0_hat is the unguided estimate in both.
+The code samples by DDIM without noise: scheduler=ddim. The step grows with the reward's scale.
+
+Cost, with G guided steps taken k times each and m backward steps: 2(T + (k-1)G) rows forward, 2kG backward; kG(1 + m) decodes and
+reward calls, and one decode of the finished image. Null setting: strength = 0, backward_steps = 0, num_repeats = 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from guidedgen.methods.guidance import ascent, check_counts, check_window, inside, reward_gradient
+from guidedgen.problem import Problem
+from guidedgen.process.formulas import renoise, x0_from_eps
+from guidedgen.process.grid import Point
+from guidedgen.types import Needs, Observer, ignore
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Universal:
+    """`strength` and the backward ascent's `backward_lr` are in units of latents per unit of reward's gradient."""
+
+    needs: ClassVar[Needs] = Needs(gradient=True)
+
+    strength: float = 6.0
+    num_repeats: int = 6
+    backward_steps: int = 0
+    backward_lr: float = 1.0
+    window: Sequence[float] = (1.0, 0.0)
+
+    def __post_init__(self) -> None:
+        check_window("window", self.window)
+        check_counts(self, "num_repeats")
+        check_counts(self, "backward_steps", least=0)
+
+    def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
+        x_t, again = problem.start(), problem.noise.fork("renoise")
+        for i, (t, s) in enumerate(pairwise(problem.grid)):
+            guided = inside(problem, i, self.window)
+            for left in reversed(range(self.num_repeats if guided else 1)):
+                if guided:
+                    eps, rewards = self._guided_eps(problem, x_t, t)
+                    observe("guide", i, {"rewards": rewards})
+                else:
+                    eps = problem.denoise(x_t, t)
+                x_s = problem.step(x_t, eps, t, s)
+                if left:
+                    x_t = renoise(x_s, s, t, again.draw(1, problem.latent_shape))
+            x_t = x_s
+            observe("step", i, {})
+        return x_t[:, 0]
+
+    def _guided_eps(self, problem: Problem, x_t: Tensor, t: Point) -> tuple[Tensor, Tensor]:
+        """The guided noise prediction, and the rewards of the unguided look-ahead."""
+
+        def look(x: Tensor) -> tuple[Tensor, Tensor]:
+            eps = problem.denoise(x, t)
+            return x0_from_eps(x, eps, t), eps
+
+        rewards, gradient, (x_0, eps) = reward_gradient(problem, x_t, look)
+        eps = eps - ascent(gradient, t.sigma * self.strength)
+        delta = torch.zeros_like(x_0)
+        for _ in range(self.backward_steps):
+            delta = delta + ascent(problem.score_and_gradient(x_0 + delta)[1], self.backward_lr)
+        return eps - t.alpha / t.sigma * delta, rewards

@@ -1,0 +1,90 @@
+"""What a method is given: b samples to make, and everything it may use for them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from guidedgen.noise import Noise
+from guidedgen.process.formulas import add_noise
+from guidedgen.process.grid import Grid, Point
+from guidedgen.types import Denoiser, Scheduler, Task
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Rows, decodes and reward calls are counted where they are computed; images are decoded and scored `batch_size` at a time."""
+
+    tasks: Sequence[Task]  # b
+    denoise: Denoiser
+    scheduler: Scheduler
+    grid: Grid
+    num_steps: int  # of the whole chain, of which the grid is the end where it starts from references
+    noise: Noise  # b streams
+    latent_shape: tuple[int, int, int]  # c h w
+    decode: Callable[[Tensor], Tensor]  # latents (k c h w) -> images (k 3 H W) in [0, 1], differentiable
+    reward: Callable[[Tensor, Sequence[Task]], Tensor] | None  # k images, their tasks -> k
+    batch_size: int
+    reference: Tensor | None = None  # b c h w: clean latents that the chain starts from
+    timed: Callable[[str], contextlib.AbstractContextManager[object]] = contextlib.nullcontext  # by kind of work
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def start(self, particles: int = 1) -> Tensor:
+        """x at the first point: b particles c h w, standard normal or the noised reference."""
+        noise = self.noise.draw(particles, self.latent_shape)
+        return noise if self.reference is None else add_noise(self.reference.unsqueeze(1), noise, self.grid[0])
+
+    def step(self, x_t: Tensor, eps: Tensor, t: Point, s: Point) -> Tensor:
+        """x_s by the scheduler's rule, with fresh noise for every particle where it draws any."""
+        noise = self.noise.draw(x_t.shape[1], self.latent_shape) if self.scheduler.stochastic else None
+        return self.scheduler.step(x_t, eps, t, s, noise)
+
+    def noise_ratio(self, i: int) -> float:
+        """The share of the whole chain that is left at step i, itself included: 1 at the first step, 1 / num_steps at the last."""
+        return (len(self.grid) - 1 - i) / self.num_steps
+
+    def score(self, x_0: Tensor) -> Tensor:
+        """Rewards (b n) of the images of clean latents (b n c h w); no gradient."""
+        with torch.no_grad():
+            values = [self._reward(rows, tasks) for rows, tasks in self._chunks(x_0)]
+        return torch.cat(values).unflatten(0, x_0.shape[:2])
+
+    def score_and_gradient(self, x_0: Tensor) -> tuple[Tensor, Tensor]:
+        """Rewards (b n) of clean latents and their gradients by them (b n c h w), back through reward and decoder."""
+        values, gradients = [], []
+        for rows, tasks in self._chunks(x_0):
+            with torch.enable_grad():
+                rows = rows.detach().requires_grad_()
+                rewards = self._reward(rows, tasks)
+                total = rewards.sum()
+            with self.timed("backward"):
+                (gradient,) = torch.autograd.grad(total, rows)
+            values.append(rewards.detach())
+            gradients.append(gradient)
+        return torch.cat(values).unflatten(0, x_0.shape[:2]), torch.cat(gradients).unflatten(0, x_0.shape[:2])
+
+    def subset(self, rows: Sequence[int]) -> Problem:
+        """The problem of some of its samples; their noise goes on where it stands."""
+        if list(rows) == list(range(len(self))):
+            return self
+        return dataclasses.replace(
+            self, tasks=[self.tasks[row] for row in rows], denoise=self.denoise.subset(rows), noise=self.noise.subset(rows),
+            reference=None if self.reference is None else self.reference[list(rows)],
+        )  # fmt: skip
+
+    def _reward(self, x_0: Tensor, tasks: Sequence[Task]) -> Tensor:
+        if self.reward is None:
+            raise ValueError("this problem has no reward")
+        return self.reward(self.decode(x_0), tasks)
+
+    def _chunks(self, x_0: Tensor) -> list[tuple[Tensor, Sequence[Task]]]:
+        owners = [task for task in self.tasks for _ in range(x_0.shape[1])]
+        starts = range(0, len(owners), self.batch_size)
+        rows = x_0.flatten(0, 1)
+        return [(rows[i : i + self.batch_size], owners[i : i + self.batch_size]) for i in starts]
