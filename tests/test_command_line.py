@@ -58,6 +58,20 @@ WRONG = {
     "device that does not exist": (["device=abacus"], ["device=abacus", "choose from"]),
     "unknown dtype": (["dtype=float8"], ["float8", "float16"]),
     "deterministic scheduler": (["scheduler=ddim"], ["method=code", "scheduler.eta=1"]),
+    "deterministic scheduler for CoDeX": (["method=codex", "scheduler=ddim"], ["method=codex", "scheduler.eta=1"]),
+    "gradient of a file size": (["method=mpgd", "reward=compressibility"], ["reward=compressibility", "method=mpgd", "zero_order"]),
+    "window upside down": (["method=codex", "method.window=[0.3,0.6]"], ["method.window=[0.3, 0.6]", "1 >= start >= end >= 0"]),
+    "window of one edge": (["method=freedom", "method.window=[0.3]"], ["method.window=[0.3]", "[start, end]"]),
+    "window that is no list": (["method=mpgd", "method.window=0.3"], ["method.window=0.3", "got float"]),
+    "schedule with an empty segment": (
+        ["method=codex", "method.num_particles=[4,0]"],
+        ["method.num_particles=[4, 0]", "at least 1"],
+    ),
+    "no temperature": (["method=codex", "method.temperature=0"], ["method.temperature=0", "above 0"]),
+    "more at least than at most": (["method=codex", "method.min_particles=5"], ["method.min_particles=5", "from 1 to"]),
+    "gradient through something": (["method=codex", "method.through=vae"], ["method.through=vae", "unet, decoder"]),
+    "no repeats": (["method=universal", "method.num_repeats=0"], ["method.num_repeats=0", "at least 1"]),
+    "nothing to start from": (["method=sdedit"], ["method=sdedit", "dataset=image_to_image"]),
     "no reward to follow": (["reward=none"], ["method=code", "reward=aesthetic"]),
     "missing weights offline": (
         ["model.path=org/none", "zoo=lab"],
@@ -161,7 +175,9 @@ def test_help_is_fast_and_imports_no_torch(tmp_path: Path) -> None:
 def every_option() -> list[str]:
     """Options that go alone; experiments and their rows are tested in test_experiments.py."""
     found = config._groups([config.CONF])
-    return [f"{group}={option}" for group, options in found.items() for option in options if not group.startswith(("experiment", "row"))]
+    return [
+        f"{group}={option}" for group, options in found.items() for option in options if not group.startswith(("experiment", "row"))
+    ]
 
 
 def experiments() -> list[str]:
@@ -172,7 +188,7 @@ def experiments() -> list[str]:
 def test_every_experiment_composes_and_its_first_comment_is_its_command(override: str) -> None:
     with initialize_config_dir(str(config.CONF), version_base="1.3"):
         cfg = compose("config", overrides=[override, "device=cpu", "dtype=float32"])
-    if "images" in cfg.dataset and OmegaConf.is_missing(cfg.dataset, "images"):
+    if OmegaConf.is_missing(cfg.dataset, "images"):
         cfg.dataset.images = ["style.png"]
     for group in ("method", "reward", "dataset", "scheduler", "model"):
         config.check_node(cfg[group], group)
@@ -237,10 +253,9 @@ def test_the_identity_of_a_run_is_what_it_samples() -> None:
     assert len({same, *(identity(*overrides) for overrides in different)}) == 1 + len(different)
 
 
-def test_a_reward_without_gradient_is_refused_where_one_is_needed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No method of the project needs one yet, so one of the user's own stands in, allowed by name."""
+def test_a_method_of_the_user_s_own_says_what_it_needs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (place / "climbing.py").write_text(
-        "import dataclasses\n@dataclasses.dataclass(frozen=True, kw_only=True)\nclass Climb:\n"
+        "import dataclasses\nfrom guidedgen.types import Needs\n@dataclasses.dataclass(frozen=True, kw_only=True)\nclass Climb:\n"
         "    needs = Needs(gradient=True)\n    def __call__(self, problem, observe=None): ...\n"
     )
     monkeypatch.chdir(place)

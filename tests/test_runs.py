@@ -27,6 +27,20 @@ QUICK_METHOD = {
     "base": [],
     "best_of_n": ["method.num_particles=2"],
     "code": ["method.num_particles=2", "method.block_size=2"],
+    "codex": ["method.num_particles=2", "method.block_size=2", "method.gradient_block_size=2"],
+    "classifier_guidance": ["method.strength=5"],
+    "mpgd": ["method.strength=1"],
+    "freedom": ["method.num_repeats=2"],
+    "universal": ["method.num_repeats=2", "method.strength=5", "scheduler=ddim"],
+}
+NULL = {
+    "best_of_n": ["method.num_particles=1"],
+    "code": ["method.num_particles=1"],
+    "codex": ["method.num_particles=1", "method.strength=0"],
+    "classifier_guidance": ["method.strength=0"],
+    "mpgd": ["method.strength=0", "method.num_repeats=1"],
+    "freedom": ["method.strength=0", "method.num_repeats=1"],
+    "universal": ["method.strength=0", "method.num_repeats=1", "scheduler=ddim"],
 }
 
 pytestmark = pytest.mark.skipif(not (WEIGHTS / "generator" / "model_index.json").exists(), reason="the lab's weights are missing")
@@ -141,14 +155,25 @@ def test_the_unguided_run_is_made_once_for_all_rewards(run: Run) -> None:
     assert metrics["scores"]["clip_text"]["value"] is not None
 
 
-def test_code_with_one_stream_is_the_unguided_run(run: Run) -> None:
-    folder, metrics = run("method.num_particles=1")
+@pytest.mark.parametrize("method", NULL)
+def test_the_null_setting_is_the_unguided_run(run: Run, method: str) -> None:
+    folder, metrics = run(*NULL[method], method=method)
     [base] = folder.parent.glob("base-*")
     ours, theirs = pixels(folder), pixels(base)
     assert ours.keys() == theirs.keys()
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
     assert metrics["distances"]["fid"]["value"] == pytest.approx(0, abs=1e-6)
     assert metrics["scores"]["aesthetic"]["win_rate"] == 0
+
+
+def test_gradients_are_counted_and_climb(run: Run) -> None:
+    """CoDeX with N = 2, T = 6, B_s = B_g = 2 and independent starts: gradients after steps 2 and 4, 2NT + 2NG rows."""
+    folder, metrics = run("scheduler.num_steps=6", method="codex")
+    for record in RunFolder(folder).records().values():
+        assert (record.nfe, record.nfe_backward, record.decodes, record.reward_calls) == (24 + 8, 8, 6 + 4 + 1, 6 + 4)
+    assert metrics["scores"]["aesthetic"]["value"] > metrics["scores"]["aesthetic"]["base"] + 0.2
+    trace = [json.loads(line) for line in (folder / "trace.jsonl").read_text().splitlines()]
+    assert {event["event"] for event in trace} == {"select", "guide"}
 
 
 @pytest.mark.parametrize("method", QUICK_METHOD)

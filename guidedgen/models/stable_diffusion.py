@@ -19,6 +19,7 @@ from torch import Tensor
 
 from guidedgen import images
 from guidedgen.cost import Ledger
+from guidedgen.models.precision import run_in
 from guidedgen.process.formulas import classifier_free, eps_from_v
 from guidedgen.process.grid import NoiseSchedule, Point
 from guidedgen.types import BadValue, Task, UsageError
@@ -224,8 +225,8 @@ class StableDiffusion:
         """Latents (b c h w) to images (b 3 H W) in [0, 1]; differentiable."""
         with self.ledger.timed("decode"):
             self.ledger.decodes += len(x_0)
-            scaled = (x_0 / self.vae.config.scaling_factor).to(self.vae.dtype)
-            return images.from_model(self.vae.decode(scaled).sample.float())
+            scaled = x_0 / self.vae.config.scaling_factor
+            return images.from_model(run_in(self.vae.dtype, lambda z: self.vae.decode(z).sample, scaled).float())
 
     def encode(self, pictures: Tensor) -> Tensor:
         """Images (b 3 H W) in [0, 1] to latents (b c h w), the mean of the posterior; differentiable."""
@@ -280,7 +281,7 @@ class PromptedDenoiser:
         model = self.model
         with model.ledger.timed("denoise"):
             time = torch.full((len(x_t),), t.t, device=x_t.device)
-            predicted = model.unet(x_t.to(model.unet.dtype), time, embedding).sample.to(x_t.dtype)
+            predicted = run_in(model.unet.dtype, lambda x: model.unet(x, time, embedding).sample, x_t)
         model.ledger.nfe += len(x_t)
         model.ledger.count_backward(predicted, len(x_t))
         return eps_from_v(x_t, predicted, t) if model.prediction == "v_prediction" else predicted
