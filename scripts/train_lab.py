@@ -3,6 +3,7 @@
     python scripts/train_lab.py                         everything, one part after another
     python scripts/train_lab.py --parts vae generator --threads 1                                       on two cores, in one shell
     python scripts/train_lab.py --parts clip-guide aesthetic clip-judge classifier --threads 1          and in another: 1 h 25 min
+    python scripts/train_lab.py --parts clip-preference --threads 1                                     after both: 12 min
     python scripts/train_lab.py --evaluate              the figures of the model card, from the shipped weights
 
 A run that was stopped goes on where it was. Checkpoints: outputs/lab; shipped weights: guidedgen/lab/weights.
@@ -22,7 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--parts", nargs="+", metavar="PART", help="vae generator classifier clip-guide clip-judge aesthetic; default: all"
+        "--parts",
+        nargs="+",
+        metavar="PART",
+        help="vae generator classifier clip-guide clip-preference clip-judge aesthetic; default: all",
     )
     parser.add_argument("--folder", type=Path, default=Path("outputs/lab"), help="checkpoints (default: outputs/lab)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
@@ -32,6 +36,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     parser.add_argument("--evaluate", action="store_true", help="measure the shipped weights and train nothing")
     parser.add_argument("--card", action="store_true", help="measure the shipped weights and write their model card")
+    parser.add_argument("--styles", action="store_true", help="draw the style references again and train nothing")
     arguments = parser.parse_args()
 
     import torch
@@ -43,6 +48,9 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     if arguments.evaluate:
         exam.main(arguments.device)
+        return
+    if arguments.styles:
+        shipping.ship_styles()
         return
     settings = Settings(
         folder=arguments.folder,

@@ -24,11 +24,13 @@ Scenes of one to three objects, 64 x 64 px, drawn by `guidedgen.lab.world` and `
 | split | what is in it | who sees it |
 | --- | --- | --- |
 | generator | 8 common shapes without one colour each: 56 of 64 colour-shape combinations | generator |
-| world | everything, with sparkle and crescent and the 8 other combinations | autoencoder, classifier, both CLIPs, aesthetic head |
+| world | everything, with sparkle and crescent and the 8 other combinations | autoencoder, classifier, the CLIPs, aesthetic head |
 | unseen | objects of the 8 combinations alone | nobody in training: the family "unseen" of the exam |
 
-Figures below are on scenes from random streams that training does not use. The two CLIPs differ in architecture and initial
-weights: `clip-guide` may steer, `clip-judge` only judges. The aesthetic head is trained on noisy ratings of `taste`.
+Figures below are on scenes from random streams that training does not use. `clip-guide` may steer; `clip-judge`, of another
+architecture and other initial weights, only judges. The aesthetic head is trained on noisy ratings of `taste`. `clip-preference`
+is the guide trained on as PickScore is: on the choices between two pictures of a simulated rater, who looks mostly for what the
+prompt asks for and a little for `taste` (`guidedgen.lab.preference`), with half of the contrastive loss beside it.
 
 ## Networks and training
 
@@ -36,7 +38,8 @@ AdamW (0.9, 0.99), gradients clipped to norm 1, warm-up, constant rate, linear d
 the running average of the weights, in fp16. {settings} Seconds are of one CPU thread of a machine that did other work as well.
 Each part is a function of its seed on one machine and one version of torch. What was shipped first differs in two ways from what
 a new training gives: it was stopped and continued with more steps, and the generator's tokens were renumbered afterwards.
-Its losses were taken from the log and its seconds from the clock, except the classifier's, which the loop measured.
+Its losses were taken from the log and its seconds from the clock, except the classifier's and the preference CLIP's, which the
+loop measured. The preference CLIP's loss is that of one batch of noisy choices; its floor, the noise's, is about 0.4.
 
 | part | network | parameters | steps | learning rate | weight decay | warm-up | average | last loss | seconds |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -49,6 +52,9 @@ scale 5, judged by the scene classifier: exactly the objects asked for, none mor
 prompt says. The families with an upper bar are the hard ones, for guidance to improve; the rates are those without guidance.
 "texture" are two things of one colour told apart by texture; "unseen" three things, each a combination the generator never saw.
 Two textured things of different colours are drawn right in 82 % and two unseen ones in 91 % of 96 pictures each.
+
+"choice" is how often the preference CLIP prefers the picture that the rater's formula prefers, in pairs that differ in what the
+prompt asks for ("prompt") or in taste alone; "guide's" is the same by the guide's cosine.
 
 | figure | value | bar | |
 | --- | --- | --- | --- |

@@ -22,7 +22,7 @@ from rich.table import Table
 from torch import Tensor
 
 from guidedgen.images import to_pil
-from guidedgen.lab import captions, networks, taste
+from guidedgen.lab import captions, networks, preference, taste
 from guidedgen.lab.captions import Description, Thing
 from guidedgen.lab.judge import Verdict, judge, verdict
 from guidedgen.lab.networks import WEIGHTS, AestheticHead, SceneClassifier
@@ -49,6 +49,8 @@ BARS: dict[str, tuple[float, float]] = {
         for name in networks.CLIPS
         for what, low in {"retrieval": 0.85, "shape": 0.85, "swap": 0.75}.items()
     },
+    "clip-preference/choice": (0.75, 1),
+    "clip-preference/choice, over the guide's": (0.02, 1),
     "generator/single": (0.98, 1),
     "generator/colour": (0.85, 1),
     # What guidance is shown on must be neither hopeless nor solved already.
@@ -60,6 +62,11 @@ PARTS = {
     "vae": ("generator/vae/diffusion_pytorch_model.safetensors",),
     "classifier": ("classifier.safetensors",),
     "clip-guide": ("clip-guide.safetensors",),
+    "clip-preference": (
+        "clip-preference.safetensors",
+        "clip-guide.safetensors",
+        "generator/vae/diffusion_pytorch_model.safetensors",
+    ),
     "clip-judge": ("clip-judge.safetensors",),
     "aesthetic": ("aesthetic.safetensors", "clip-guide.safetensors"),
     "generator": ("generator/model_index.json", "classifier.safetensors"),
@@ -106,8 +113,13 @@ def _examine_shipped(part: str, device: str, numbers: Mapping[str, int], seed: i
     if part == "generator":
         classifier = networks.load_classifier().to(device)
         return examine_generator(load_pipeline().to(device), classifier, seed, numbers=numbers, folder=folder)
-    name = part.removeprefix("clip-")
-    return examine_clip(name, networks.load_clip(name).to(device), networks.load_tokenizer(), seed)
+    name, tokenizer = part.removeprefix("clip-"), networks.load_tokenizer()
+    clip = networks.load_clip(name).to(device)
+    figures = examine_clip(name, clip, tokenizer, seed)
+    if name == "preference":
+        guide, vae = networks.load_clip("guide").to(device), networks.load_vae().to(device)
+        figures |= examine_preference(clip, guide, tokenizer, vae, seed)
+    return figures
 
 
 def load_pipeline() -> StableDiffusionPipeline:
@@ -261,6 +273,32 @@ def _embed_images(clip: open_clip.model.CLIP, images: Tensor) -> Tensor:
 def _embed_texts(clip: open_clip.model.CLIP, tokenizer: Tokenizer, texts: list[str]) -> Tensor:
     ids = networks.tokenize(tokenizer, texts).to(clip.logit_scale.device)
     return torch.cat([F.normalize(clip.encode_text(chunk), dim=-1) for chunk in torch.split(ids, 256)])
+
+
+@torch.no_grad()
+def examine_preference(
+    clip: open_clip.model.CLIP, guide: open_clip.model.CLIP, tokenizer: Tokenizer, vae: AutoencoderKL, seed: int = 0, n: int = 1024
+) -> dict[str, float]:
+    """In what share of n pairs the CLIP's cosine prefers the picture of the higher utility, noise left out.
+
+    Pairs as in training, but for blur and noise. `prompt`: those of which one is more faithful; `taste`: the others, where the
+    rating decides. Beside it the guide's cosine, which knows nothing of taste.
+    """
+    pairs = preference.draw_pairs(n, stream("exam", "preference", seed))
+    sides = (pairs.first, pairs.second)
+    images = [torch.cat([preference.show(side[i : i + 64], vae) for i in range(0, n, 64)]) for side in sides]
+    utilities = [preference.utility(side, pairs.prompts, shown) for side, shown in zip(sides, images, strict=True)]
+    better = utilities[0] > utilities[1]
+    faithful = [preference.faithfulness(side, pairs.prompts) for side in sides]
+    kinds = {"": torch.ones_like(better), ", prompt": faithful[0] != faithful[1], ", taste": faithful[0] == faithful[1]}
+    figures: dict[str, float] = {}
+    for who, network in {"": clip, ", guide's": guide}.items():
+        read = _embed_texts(network, tokenizer, [str(said) for said in pairs.prompts])
+        first, second = ((read * _embed_images(network, shown)).sum(1).cpu() for shown in images)
+        right = (first > second) == better
+        figures |= {f"clip-preference/choice{kind}{who}": _mean([right[rows]]) for kind, rows in kinds.items()}
+    gain = figures["clip-preference/choice"] - figures["clip-preference/choice, guide's"]
+    return figures | {"clip-preference/choice, over the guide's": gain}
 
 
 @torch.no_grad()

@@ -103,7 +103,7 @@ def _judge_one(
     best = (False, all(thing.texture is None for thing in things), description.relation is None)  # where something is missing
     for choice in _distinct(candidates):
         textures = all(t.texture in (None, TEXTURES[texture[k]]) for t, k in zip(things, choice, strict=True))
-        relation = description.relation is None or _stands(description.relation, centre[choice[0]], centre[choice[1]])
+        relation = description.relation is None or stands(description.relation, centre[choice[0]], centre[choice[1]])
         best = max(best, (exact, textures, relation), key=lambda rights: (rights[0], sum(rights)))
     return (*best, background_right)
 
@@ -117,7 +117,7 @@ def _fits(thing: Thing, shape: str, colour: str) -> bool:
     return thing.shape in (None, shape) and thing.colour in (None, colour)
 
 
-def _stands(relation: str, a: list[float], b: list[float]) -> bool:
+def stands(relation: str, a: list[float], b: list[float]) -> bool:
     """Whether an object at a (x, y in px, y downwards) is left of, right of, above or below one at b: the longer axis decides."""
     dx, dy = a[0] - b[0], a[1] - b[1]
     if abs(dx) >= abs(dy):

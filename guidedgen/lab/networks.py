@@ -79,7 +79,7 @@ def _end(tokenizer: Tokenizer) -> int:
 
 @functools.cache
 def load_tokenizer() -> Tokenizer:
-    """The shipped tokenizer, which the generator and both CLIPs share."""
+    """The shipped tokenizer, which the generator and the CLIPs share."""
     from tokenizers import Tokenizer
 
     return Tokenizer.from_file(str(WEIGHTS / "generator" / "tokenizer" / "tokenizer.json"))
@@ -172,9 +172,11 @@ class SceneClassifier(nn.Module):
         return Reading(shape=present, colour=colour, texture=texture, size=size, centre=centre, count=count, background=background)
 
 
-# Two different CLIPs: `guide` may steer, `judge` only judges. Both read 64 x 64 pixels.
+# `guide` may steer, `judge`, which differs in architecture, only judges; `preference` is the guide taught a rater's choices.
+# All read 64 x 64 pixels.
 CLIPS = {
     "guide": {"layers": (1, 1, 1, 1), "width": 16},
+    "preference": {"layers": (1, 1, 1, 1), "width": 16},
     "judge": {"layers": (1, 2, 1, 1), "width": 16},
 }
 
@@ -228,7 +230,7 @@ def load_classifier() -> SceneClassifier:
 
 
 def load_clip(name: str) -> open_clip.model.CLIP:
-    """A shipped CLIP ("guide" or "judge") in fp32, frozen."""
+    """A shipped CLIP (of CLIPS) in fp32, frozen."""
     return _load(build_clip(name, load_tokenizer().get_vocab_size()), f"clip-{name}")
 
 

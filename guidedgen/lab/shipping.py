@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from guidedgen.lab import exam, networks, training
+from guidedgen.images import to_pil
+from guidedgen.lab import exam, networks, styles, training
 from guidedgen.lab.card import card
 from guidedgen.lab.fitting import Settings, fit, spent_on
 from guidedgen.lab.networks import WEIGHTS
@@ -29,6 +30,7 @@ def train(names: Sequence[str], settings: Settings) -> None:
         TextColumn("{task.fields[note]}"),
     )
     ship_tokenizer(networks.train_tokenizer())
+    ship_styles()
     with Progress(*columns, TextColumn("{task.fields[note]}")) as progress:
         for name in names:
             part = training.build(name, settings)
@@ -80,6 +82,13 @@ def ship_tokenizer(tokenizer: Tokenizer) -> None:
         tokenizer_object=tokenizer, bos_token="<|startoftext|>", eos_token=end, unk_token=end, pad_token=end,
         model_max_length=networks.MAX_TOKENS,
     ).save_pretrained(WEIGHTS / "generator" / "tokenizer")  # fmt: skip
+
+
+def ship_styles() -> None:
+    """Writes the style references as `weights/styles/NAME.png`."""
+    (WEIGHTS / "styles").mkdir(parents=True, exist_ok=True)
+    for name in styles.STYLES:
+        to_pil(styles.draw(name)[None])[0].save(WEIGHTS / "styles" / f"{name}.png", optimize=True)
 
 
 def ship_pipeline() -> None:

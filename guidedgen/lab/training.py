@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from guidedgen.lab import captions, networks, taste
+from guidedgen.lab import captions, networks, preference, taste
 from guidedgen.lab.fitting import Part, Settings
 from guidedgen.lab.render import render
-from guidedgen.lab.world import SIZE, Split, draw_scenes, unseen_pair
+from guidedgen.lab.world import SIZE, Scenes, Split, draw_scenes, unseen_pair
 from guidedgen.noise import generator as stream
 
 if TYPE_CHECKING:
@@ -26,13 +26,15 @@ _CLIP_STEPS = {"guide": 2600, "judge": 1800}
 _STORED_SCENES = 60_000  # encoded once for the generator; captions are drawn anew at every step
 
 
-PARTS = ("vae", "generator", "classifier", "clip-guide", "clip-judge", "aesthetic")  # in an order in which they can be trained
+# In an order in which they can be trained.
+PARTS = ("vae", "generator", "classifier", "clip-guide", "clip-preference", "clip-judge", "aesthetic")
 
 
 def build(name: str, settings: Settings) -> Part:
     """An untrained part, its initial weights a function of the seed.
 
-    The generator and the classifier need the shipped autoencoder, the aesthetic head the shipped guide CLIP.
+    The generator and the classifier need the shipped autoencoder, the aesthetic head the shipped guide CLIP, the preference CLIP
+    both.
     """
     torch.manual_seed(int.from_bytes(f"{settings.seed}{name}".encode()[:7], "big"))
     if name == "vae":
@@ -43,6 +45,8 @@ def build(name: str, settings: Settings) -> Part:
         return classifier(settings, networks.load_vae())
     if name == "aesthetic":
         return aesthetic(settings, networks.load_clip("guide"))
+    if name == "clip-preference":
+        return preference_clip(settings, networks.load_clip("guide"), networks.load_vae(), networks.train_tokenizer())
     return clip(settings, name.removeprefix("clip-"), networks.train_tokenizer())
 
 
@@ -264,23 +268,66 @@ def clip(settings: Settings, name: str, tokenizer: Tokenizer) -> Part:
         del step
         scenes = draw_scenes(128, generator, counts=(0.35, 0.5, 0.15))
         images = _photographed(render(scenes), generator).to(settings.device)
-        rng = _rng(generator)
-        texts, wrong = [], []
-        for description in captions.describe(scenes):
-            while (said := captions.parse(captions.caption(description, rng))) is None or _vague(said):
-                continue
-            texts.append(str(said))
-            wrong += [str(captions.corrupt(said, rng)), str(captions.misname(said, rng))]
-        ids = networks.tokenize(tokenizer, texts + wrong).to(settings.device)
-        seen = F.normalize(network.encode_image(2 * images - 1).float(), dim=-1)
-        read = F.normalize(network.encode_text(ids).float(), dim=-1)
-        logits = network.logit_scale.exp().clamp(max=100) * seen @ read.T
-        target = torch.arange(len(images), device=images.device)
-        forward, backward = F.cross_entropy(logits, target), F.cross_entropy(logits[:, : len(images)].T, target)
-        right = (logits.argmax(1) == target).float().mean()
-        return {"loss": (forward + backward) / 2, "top-1": right.detach()}
+        ids = networks.tokenize(tokenizer, _captions(scenes, _rng(generator))).to(settings.device)
+        contrast, right = _contrast(_scale(network), _embed_images(network, images), _embed_texts(network, ids))
+        return {"loss": contrast, "top-1": right}
 
     return Part(name=f"clip-{name}", network=network, loss=loss, steps=_CLIP_STEPS[name], lr=1e-3, weight_decay=0.05, average=0.995)
+
+
+def preference_clip(settings: Settings, guide: Any, vae: AutoencoderKL, tokenizer: Tokenizer) -> Part:
+    """The guide CLIP, taught what a rater prefers (see `preference`) by PickScore's loss, on pictures half of which have been
+    through the autoencoder. Half of the contrastive loss stays beside it, so that it remains a CLIP.
+    """
+    network, vae = guide.requires_grad_(True), vae.to(settings.device)
+
+    def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        del step
+        pairs = preference.draw_pairs(64, generator)
+        n, scenes = len(pairs), Scenes.cat([pairs.first, pairs.second])
+        images = _photographed(preference.show(scenes, vae), generator)
+        first, second = preference.utility(scenes, pairs.prompts * 2, images).split(n)
+        chosen = preference.choose(first, second, generator).to(settings.device)
+        texts = [*map(str, pairs.prompts), *_captions(pairs.first, _rng(generator))]
+        seen = _embed_images(network, images.to(settings.device))
+        read = _embed_texts(network, networks.tokenize(tokenizer, texts).to(settings.device))
+        scale = _scale(network)
+        choice = preference.preference_loss(scale, read[:n], seen[:n], seen[n:], chosen)
+        contrast, right = _contrast(scale, seen[:n], read[n:])
+        return {"loss": choice + contrast / 2, "choice": choice.detach(), "contrast": contrast.detach(), "top-1": right}
+
+    return Part(name="clip-preference", network=network, loss=loss, steps=700, lr=5e-4, weight_decay=0.05, average=0.99)
+
+
+def _scale(network: Any) -> Tensor:
+    return network.logit_scale.exp().clamp(max=100)
+
+
+def _embed_images(network: Any, images: Tensor) -> Tensor:
+    return F.normalize(network.encode_image(2 * images - 1).float(), dim=-1)
+
+
+def _embed_texts(network: Any, ids: Tensor) -> Tensor:
+    return F.normalize(network.encode_text(ids).float(), dim=-1)
+
+
+def _captions(scenes: Scenes, rng: random.Random) -> list[str]:
+    """A caption of each of b scenes, then for each two that are false in one point: any point, and a shape."""
+    texts, wrong = [], []
+    for description in captions.describe(scenes):
+        while (said := captions.parse(captions.caption(description, rng))) is None or _vague(said):
+            continue
+        texts.append(str(said))
+        wrong += [str(captions.corrupt(said, rng)), str(captions.misname(said, rng))]
+    return texts + wrong
+
+
+def _contrast(scale: Tensor, seen: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:
+    """CLIP's loss, and the share of images (b) whose text comes first; texts beyond b are negatives for the images alone."""
+    logits = scale * seen @ read.T
+    target = torch.arange(len(seen), device=seen.device)
+    forward, backward = F.cross_entropy(logits, target), F.cross_entropy(logits[:, : len(seen)].T, target)
+    return (forward + backward) / 2, (logits.argmax(1) == target).float().mean()
 
 
 def _vague(said: captions.Description) -> bool:

@@ -138,6 +138,34 @@ def draw_scenes(
     )  # fmt: skip
 
 
+def lay_out(
+    *,
+    count: Tensor,
+    colour: Tensor,
+    shape: Tensor,
+    texture: Tensor,
+    size: Tensor,
+    relation: Tensor,
+    background: Tensor,
+    generator: torch.Generator,
+) -> Scenes:
+    """Scenes of given facts (see `Scenes`), natural or not, with places, radii and shades drawn as `draw_scenes` draws them.
+
+    Pairs need a relation; other scenes have none (-1).
+    """
+    n = len(count)
+    jitter = 1 + _RADIUS_JITTER * (2 * torch.rand(n, SLOTS, generator=generator) - 1)
+    radius = _RADII[count[:, None] - 1, size] * jitter
+    centre = _place(count, radius, relation, generator)
+    rgb = torch.tensor(list(COLOURS.values()))[colour]
+    rgb = rgb + _COLOUR_JITTER * (2 * torch.rand(n, SLOTS, 3, generator=generator) - 1)
+    grey = torch.tensor(list(BACKGROUNDS.values()))[background] + _COLOUR_JITTER * (2 * torch.rand(n, generator=generator) - 1)
+    return Scenes(
+        count=count, colour=colour, shape=shape, texture=texture, size=size, radius=radius, centre=centre, rgb=rgb.clamp(0, 1),
+        background=background, background_rgb=grey.clamp(0, 1)[:, None].expand(n, 3), relation=relation,
+    )  # fmt: skip
+
+
 def _draw_attributes(n: int, messy: Tensor, generator: torch.Generator, split: Split) -> tuple[Tensor, Tensor]:
     """Colours and shapes (n SLOTS each): distinct within a scene unless it is messy, and allowed by the split."""
     shapes = len(SHAPES) if split is Split.WORLD else len(COMMON_SHAPES)

@@ -1,4 +1,4 @@
-"""CLIPs: any of transformers' CLIPModel, and the two of the lab.
+"""CLIPs: any of transformers' CLIPModel, and those of the lab.
 
 Both take images in [0, 1] of any size and prepare them as OpenAI's CLIP does, on tensors, so that gradients reach the pixels:
 bicubic antialiased resize of the shorter side, centre crop, normalisation. Pillow, which the released code uses, also rounds the
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from guidedgen import images as pictures
 from guidedgen.types import UsageError
-from guidedgen.zoo.files import locate, locate_lab
+from guidedgen.zoo.files import TOKENIZER, locate, locate_lab
 
 if TYPE_CHECKING:
     import open_clip
@@ -30,7 +30,9 @@ class HubClip:
 
     `name` labels the network in reports; `path` is a folder or a hub name; `key` is its config key, for messages. `weights` names
     the file that is read (its shards count as well): "pytorch_model.bin", for repositories that have nothing else, is read with
-    torch's `weights_only` unpickler. Raises UsageError where something is missing or the folder holds another kind of model.
+    torch's `weights_only` unpickler. `tokenizer` is the folder or hub name that its tokenizer is from, where that is not its own;
+    nothing but the tokenizer's files is fetched from there. Raises UsageError where something is missing or the folder holds
+    another kind of model.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class HubClip:
         path: str | Path,
         device: torch.device | str = "cpu",
         weights: str = "model.safetensors",
+        tokenizer: str | Path | None = None,
         revision: str = "main",
         key: str = "clip.path",
     ) -> None:
@@ -54,11 +57,19 @@ class HubClip:
         if config.get("model_type") != "clip":
             raise UsageError(f"{key}={path}: holds a model of type {config.get('model_type')}; a clip is needed")
         self.dim: int = config.get("projection_dim", 512)  # CLIPConfig's default, which a config may leave out
+        self._words = self.folder
+        if tokenizer is not None:
+            self._words = locate(tokenizer, key=f"{key}: tokenizer", files=TOKENIZER, required=TOKENIZER[:1])
 
     @property
     def network(self) -> CLIPModel:
         """The frozen network, loaded at first use."""
         return _load_hub(self.folder, self._safetensors, self.device)
+
+    @property
+    def logit_scale(self) -> float:
+        """What cosines are multiplied by in training: exp of the stored parameter."""
+        return float(self.network.logit_scale.exp())
 
     @property
     def _config(self) -> Any:
@@ -68,7 +79,7 @@ class HubClip:
     def _tokenizer(self) -> CLIPTokenizer:
         from transformers import CLIPTokenizer
 
-        return CLIPTokenizer.from_pretrained(self.folder, local_files_only=True)
+        return CLIPTokenizer.from_pretrained(self._words, local_files_only=True)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """b 3 H W in [0, 1] -> b d of unit length, differentiable."""
@@ -88,9 +99,10 @@ class HubClip:
 
 
 class LabClip:
-    """A CLIP of the lab, "lab-guide" or "lab-judge": types.Clip. Images are brought to 64 px; texts are cut at 40 tokens.
+    """A CLIP of the lab, "lab-guide", "lab-preference" or "lab-judge": types.Clip.
 
-    Raises UsageError where the name is another one, or the weights are missing.
+    Images are brought to 64 px; texts are cut at 40 tokens. Raises UsageError where the name is another one, or the weights are
+    missing.
     """
 
     def __init__(self, *, name: str, device: torch.device | str = "cpu", key: str = "clip.name") -> None:
@@ -110,6 +122,11 @@ class LabClip:
     def network(self) -> open_clip.model.CLIP:
         """The frozen network, loaded at first use."""
         return _load_lab(self._which, self.device)
+
+    @property
+    def logit_scale(self) -> float:
+        """What cosines are multiplied by in training: exp of the stored parameter."""
+        return float(self.network.logit_scale.exp())
 
     def encode_image(self, images: Tensor) -> Tensor:
         """b 3 H W in [0, 1] -> b d of unit length, differentiable."""

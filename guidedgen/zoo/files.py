@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SAFE = ("*.safetensors", "*.json", "*.txt")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 
 # Files that are not on the hub: file name, URL, SHA-256 or its first digits.
 DOWNLOADS = {
@@ -30,6 +31,11 @@ DOWNLOADS = {
         "weights-inception-2015-12-05-6726825d.pth",
         "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
         "6726825d",
+    ),
+    "vgg16": (
+        "vgg16-397923af.pth",
+        "https://download.pytorch.org/models/vgg16-397923af.pth",
+        "397923af",
     ),
 }
 
@@ -102,7 +108,7 @@ def locate_lab(filename: str, *, key: str, part: str) -> Path:
 
 
 def read_state(path: Path, *, key: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """The state dict in a safetensors file, or in a file of torch.save that holds tensors only.
+    """The state dict in a safetensors file, or in a file of torch.save: alone, or under "state_dict" as in training checkpoints.
 
     Raises UsageError where the file is neither. On the device "meta", shapes are read and numbers are not.
     """
@@ -120,6 +126,8 @@ def read_state(path: Path, *, key: str, device: torch.device | str = "cpu") -> d
         raise UsageError(
             f"{key}={path}: not a state dict of tensors ({type(error).__name__}); pickled objects are refused"
         ) from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UsageError(f"{key}={path}: not a state dict of tensors")
     return state

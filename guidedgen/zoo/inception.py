@@ -72,7 +72,7 @@ class LabInception:
     @property
     def network(self) -> SceneClassifier:
         """The frozen network, loaded at first use."""
-        return _load_classifier(self.device)
+        return load_lab_classifier(self.device)
 
     def __call__(self, images: Tensor) -> Tensor:
         """b 3 H W in [0, 1] -> b 120."""
@@ -112,7 +112,8 @@ def _load_inception(file: Path, device: torch.device, key: str) -> nn.Module:
 
 @functools.cache
 @torch.inference_mode(False)
-def _load_classifier(device: torch.device) -> SceneClassifier:
+def load_lab_classifier(device: torch.device) -> SceneClassifier:
+    """The lab's scene classifier, frozen; one per device."""
     from guidedgen.lab.networks import load_classifier
 
     return load_classifier().to(device)

@@ -118,6 +118,22 @@ def test_correlations_of_a_known_head(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0.5 < curved["aesthetic/pearson"] < 0.99
 
 
+def test_a_clip_that_sees_taste_alone_chooses_right_where_taste_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One embeds a picture as its rating, the other as the rating's opposite."""
+    monkeypatch.setattr(exam.preference, "show", lambda scenes, vae: render(scenes))
+    monkeypatch.setattr(exam, "_embed_images", lambda sign, images: sign * taste.rate(images)[:, None])
+    monkeypatch.setattr(exam, "_embed_texts", lambda sign, tokenizer, texts: torch.ones(len(texts), 1))
+    figures = exam.examine_preference(1, -1, None, None, n=200)  # type: ignore[arg-type]
+    assert figures["clip-preference/choice, taste"] == 1
+    assert figures["clip-preference/choice, taste, guide's"] == 0
+    assert 0.4 < figures["clip-preference/choice, prompt"] < 0.9
+    for kind in ("", ", prompt"):
+        choices = figures[f"clip-preference/choice{kind}"] + figures[f"clip-preference/choice{kind}, guide's"]
+        assert choices == pytest.approx(1)
+    gain = figures["clip-preference/choice"] - figures["clip-preference/choice, guide's"]
+    assert figures["clip-preference/choice, over the guide's"] == gain
+
+
 class _Pipe:
     """Draws noise: what a picture shows depends on its own generator alone."""
 

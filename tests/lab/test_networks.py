@@ -127,10 +127,10 @@ def test_the_aesthetic_head_is_linear_and_named_as_released() -> None:
         torch.testing.assert_close(head(a + b), head(a) + head(b) - head(zero), atol=1e-5, rtol=1e-4)
 
 
-def test_the_two_clips_differ_and_share_their_interface() -> None:
+def test_the_judge_differs_from_the_clips_that_guide_and_all_share_their_interface() -> None:
     built = {name: networks.build_clip(name, 700).eval() for name in networks.CLIPS}
     sizes = {name: sum(p.numel() for p in clip.visual.parameters()) for name, clip in built.items()}
-    assert len(set(sizes.values())) == len(sizes)
+    assert sizes["guide"] == sizes["preference"] != sizes["judge"]
     with torch.no_grad():
         for clip in built.values():
             assert clip.encode_image(torch.randn(2, 3, 64, 64)).shape == (2, networks.CLIP_DIM)

@@ -25,7 +25,9 @@ def test_all_weights_together_fit_the_repository() -> None:
     assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) <= 25e6
 
 
-@pytest.mark.parametrize(("part", "n"), [("vae", 64), ("classifier", 96), ("clip-guide", 512), ("clip-judge", 512)])
+@pytest.mark.parametrize(
+    ("part", "n"), [("vae", 64), ("classifier", 96), ("clip-guide", 512), ("clip-preference", 512), ("clip-judge", 512)]
+)
 def test_bars_hold_on_a_small_sample(part: str, n: int) -> None:
     figures = _figures(part, n=n)
     kept = exam.passed(figures)
@@ -41,6 +43,16 @@ def test_the_aesthetic_head_ranks_as_the_oracle() -> None:
     assert _figures("aesthetic", n=256)["aesthetic/spearman"] > 0.7
 
 
+def test_the_preference_clip_chooses_as_the_rater_does_and_not_as_the_guide() -> None:
+    if not all((WEIGHTS / name).exists() for name in exam.PARTS["clip-preference"]):
+        pytest.skip("no preference CLIP is shipped")
+    clips = networks.load_clip("preference"), networks.load_clip("guide")
+    figures = exam.examine_preference(*clips, networks.load_tokenizer(), networks.load_vae(), seed=1, n=128)
+    assert figures["clip-preference/choice"] > 0.75
+    assert figures["clip-preference/choice"] > figures["clip-preference/choice, guide's"]
+    assert figures["clip-preference/choice, taste"] > 0.6
+
+
 def test_the_generator_draws_what_is_asked() -> None:
     if not all((WEIGHTS / name).exists() for name in exam.PARTS["generator"]):
         pytest.skip("no generator is shipped")
@@ -48,7 +60,7 @@ def test_the_generator_draws_what_is_asked() -> None:
     assert figures["generator/single"] >= 7 / 8
 
 
-@pytest.mark.parametrize("name", ["classifier", "aesthetic", "clip-guide", "clip-judge"])
+@pytest.mark.parametrize("name", ["classifier", "aesthetic", "clip-guide", "clip-preference", "clip-judge"])
 def test_shipped_networks_are_frozen_and_finite(name: str) -> None:
     if not all((WEIGHTS / needed).exists() for needed in exam.PARTS[name]):
         pytest.skip(f"{name} is not shipped")
@@ -56,6 +68,7 @@ def test_shipped_networks_are_frozen_and_finite(name: str) -> None:
         "classifier": networks.load_classifier,
         "aesthetic": networks.load_aesthetic,
         "clip-guide": lambda: networks.load_clip("guide"),
+        "clip-preference": lambda: networks.load_clip("preference"),
         "clip-judge": lambda: networks.load_clip("judge"),
     }[name]()
     assert not network.training

@@ -46,7 +46,7 @@ def random_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     from guidedgen.zoo import clip, inception
 
     def forget() -> None:
-        for cached in (networks.load_tokenizer, clip._load_lab, inception._load_classifier):
+        for cached in (networks.load_tokenizer, clip._load_lab, inception.load_lab_classifier):
             cached.cache_clear()
 
     folder = tmp_path / "weights"

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from guidedgen import images
-from guidedgen.types import UsageError
+from guidedgen.rewards.pickscore import PickScore
+from guidedgen.types import Task, UsageError
 from guidedgen.zoo import clip as module
 from guidedgen.zoo.clip import HubClip
 from guidedgen.zoo.inception import ClipFeatures
@@ -141,3 +142,32 @@ def test_clip_as_features(clip: HubClip):
     features = ClipFeatures(clip=clip)
     assert features.name == "tiny"
     assert torch.equal(features(picture(40, 40)), clip.encode_image(picture(40, 40)))
+
+
+def test_pickscore_is_the_authors_score(another_clip_folder: Path, tmp_path: Path):
+    """The logit that CLIPModel gives, exp(logit_scale) * cosine, with the tokenizer of another repository; the README's recipe."""
+    from safetensors.torch import load_file, save_file
+    from transformers import CLIPTokenizer
+
+    (tmp_path / "words").mkdir()
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (another_clip_folder / file).rename(tmp_path / "words" / file)
+    state = load_file(another_clip_folder / "model.safetensors")
+    state["logit_scale"] = torch.tensor(100.0).log()
+    save_file(state, another_clip_folder / "model.safetensors", metadata={"format": "pt"})
+    clip = HubClip(name="tiny", path=another_clip_folder, tokenizer=tmp_path / "words")
+    x, prompts = torch.cat([picture(32, 32), 1 - picture(32, 32)]), ["a cat", "cat dog"]
+    tokens = CLIPTokenizer.from_pretrained(tmp_path / "words")(prompts, padding=True, return_tensors="pt")
+    logits = clip.network(pixel_values=images.normalise(x, images.CLIP_MEAN, images.CLIP_STD), **tokens).logits_per_image
+    tasks = [Task(id=prompt, prompt=prompt) for prompt in prompts]
+    reward = PickScore(clip=clip)
+    assert clip.logit_scale == pytest.approx(100, rel=1e-5)
+    torch.testing.assert_close(reward.reports["pickscore_x100"](x, tasks), logits.diagonal(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(reward(x, tasks), logits.diagonal() / 100, rtol=0, atol=1e-6)
+
+
+def test_a_tokenizer_from_elsewhere_is_located_at_once(clip_folder: Path, tmp_path: Path):
+    with pytest.raises(UsageError, match=r"^zoo\.preference\.path: tokenizer=.*: has no tokenizer\.json"):
+        HubClip(name="tiny", path=clip_folder, tokenizer=tmp_path, key="zoo.preference.path")
+    with pytest.raises(UsageError, match="tokenizer=org/none: .* fetch it with: python scripts/fetch.py org/none"):
+        HubClip(name="tiny", path=clip_folder, tokenizer="org/none")

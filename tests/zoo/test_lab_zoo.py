@@ -17,7 +17,7 @@ def noise(side: int = 64) -> torch.Tensor:
     return torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("which", ["guide", "judge"])
+@pytest.mark.parametrize("which", ["guide", "preference", "judge"])
 def test_clip(random_lab: Path, which: str):
     clip, network = LabClip(name=f"lab-{which}"), networks.load_clip(which)
     texts = ["a red circle", "a blue square and a green triangle"]
@@ -25,6 +25,7 @@ def test_clip(random_lab: Path, which: str):
     torch.testing.assert_close(clip.encode_image(noise()), F.normalize(network.encode_image(2 * noise() - 1), dim=-1))
     torch.testing.assert_close(clip.encode_text(texts), F.normalize(network.encode_text(tokens), dim=-1))
     assert clip.encode_text(texts).shape == (2, clip.dim)
+    assert clip.logit_scale == pytest.approx(1 / 0.07, rel=1e-5)  # open_clip's at the start of training
     assert clip.network is LabClip(name=f"lab-{which}").network
     x = noise(96).requires_grad_()
     [gradient] = torch.autograd.grad(clip.encode_image(x)[:, 0].sum(), x)
@@ -53,5 +54,5 @@ def test_missing_weights_are_noticed_at_once(tmp_path: Path, monkeypatch: pytest
 
 
 def test_unknown_name():
-    with pytest.raises(UsageError, match="clip.name=lab-critic: no such CLIP; choices: lab-guide, lab-judge"):
+    with pytest.raises(UsageError, match="clip.name=lab-critic: no such CLIP; choices: lab-guide, lab-preference, lab-judge"):
         LabClip(name="lab-critic")

@@ -1,0 +1,82 @@
+"""What style rewards share: feature maps, Gram matrices, and reference images.
+
+A reference is one image file for all tasks, or each task's own `reference`; it is embedded once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from guidedgen import images
+from guidedgen.types import Task, UsageError
+
+
+class FeatureMap(Protocol):
+    """Features of an image by position. `name` tells which network's."""
+
+    name: str
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """b 3 H W in [0, 1] -> b p d: p positions, d features; differentiable."""
+
+
+def gram(features: Tensor) -> Tensor:
+    """b p d -> b d d: sums over positions of products of features, so that places do not matter."""
+    return features.mT @ features
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class References:
+    """What the images of tasks are compared with: `embed` (1 3 H W in [0, 1] -> 1 ...) of their reference images.
+
+    `image` is one file for all, or None for the tasks' own. Raises UsageError at once where that file cannot be read.
+    """
+
+    reward: str  # its name, for messages
+    image: str | None
+    embed: Callable[[Tensor], Tensor]
+    _known: dict[str, Tensor] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.image is not None:
+            _read(self.image, f"reward.image={self.image}")
+
+    def check(self, tasks: Sequence[Task]) -> None:
+        """Raises UsageError where a task has no reference image, or one that cannot be read."""
+        for file in sorted({self._file(task) for task in tasks} - {self.image, *self._known}):
+            _read(file, f"reward={self.reward}: reference {file}")
+
+    def __call__(self, tasks: Sequence[Task]) -> Tensor:
+        """b tasks -> b ...: the embeddings of their references. Raises UsageError as `check` does."""
+        return torch.cat([self._embedding(self._file(task)) for task in tasks])
+
+    def _file(self, task: Task) -> str:
+        file = task.reference if self.image is None else self.image
+        if file is None:
+            raise UsageError(
+                f"reward={self.reward}: task {task.id} has no reference image; give one for all with reward.image=FILE, or use "
+                "a dataset that has them"
+            )
+        return file
+
+    def _embedding(self, file: str) -> Tensor:
+        if file not in self._known:
+            picture = _read(file, f"reward={self.reward}: reference {file}")
+            with torch.inference_mode(False), torch.no_grad():  # kept for calls that differentiate
+                self._known[file] = self.embed(picture)
+        return self._known[file]
+
+
+def _read(file: str, what: str) -> Tensor:
+    try:
+        return images.read(Path(file).expanduser())
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's errors for broken files
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{what}: cannot be read as an image ({reason})") from error

@@ -1,0 +1,77 @@
+"""Style as the CoDeX thesis measures and guides by it: the cosine of image embeddings of CLIP RN50, called "I-Gram" there."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from guidedgen import images as pictures
+from guidedgen.rewards.inputs import check_inputs
+from guidedgen.rewards.style import References
+from guidedgen.types import Clip, Task, UsageError
+
+
+
+class PixelClip(Clip, Protocol):
+    """A CLIP that also takes pixels which its caller has prepared."""
+
+    size: int
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """b 3 size size, normalised -> b d of unit length."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StyleClipRn50:
+    """100 cos(image, reference) of image embeddings. No Gram matrix is involved, whatever the thesis' tables call it.
+
+    `published_code_range` repeats how maurya-goyal10/CoDe_ext, BoN/src_sd/scorers/stylescorer.py prepares both images, which is
+    what the published numbers are of: images in [0, 1] are mapped to [0.5, 1] as if they were in [-1, 1], squashed to 224 px
+    (bicubic, antialiased as torchvision does since 0.17) and normalised by ImageNet's mean and deviation. Off, the network sees
+    the image as CLIP prepares it. Raises UsageError where the option is on and the CLIP takes no prepared pixels (the lab's).
+    """
+
+    clip: Clip
+    image: str | None = None
+    published_code_range: bool = False
+
+    differentiable = True
+
+    def __post_init__(self) -> None:
+        if self.published_code_range and not hasattr(self.clip, "encode_pixels"):
+            raise UsageError(
+                f"reward.published_code_range=true: {self.clip.name} has a preparation of its own; use zoo=hub, or leave it false"
+            )
+        self._references  # noqa: B018  reads the image
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Names of the networks that guide."""
+        return (self.clip.name,)
+
+    @functools.cached_property
+    def _references(self) -> References:
+        return References(reward="style_clip_rn50", image=self.image, embed=self._embed)
+
+    def _embed(self, images: Tensor) -> Tensor:
+        """b 3 H W in [0, 1] -> b d of unit length."""
+        return _as_published(self.clip, images) if self.published_code_range else self.clip.encode_image(images)  # type: ignore[arg-type]
+
+    def check(self, tasks: Sequence[Task]) -> None:
+        """Raises UsageError where a task has no readable reference."""
+        self._references.check(tasks)
+
+    def __call__(self, images: Tensor, tasks: Sequence[Task]) -> Tensor:
+        """b 3 H W in [0, 1] and b tasks -> b in [-100, 100]."""
+        return 100 * (self._embed(check_inputs(images, tasks, "style_clip_rn50")) * self._references(tasks)).sum(-1)
+
+
+def _as_published(clip: PixelClip, images: Tensor) -> Tensor:
+    size = (clip.size, clip.size)
+    pixels = F.interpolate(images / 2 + 0.5, size=size, mode="bicubic", antialias=True, align_corners=False)
+    return clip.encode_pixels(pictures.normalise(pixels, pictures.IMAGENET_MEAN, pictures.IMAGENET_STD))
