@@ -13,6 +13,7 @@ import importlib
 import inspect
 import json
 import os
+import re
 import sys
 import types
 import typing
@@ -20,15 +21,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from guidedgen.types import BadValue, UsageError
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 TARGETS = ("guidedgen.",)  # whose code a config may call; `allow_targets` adds to it
+_OF_HYDRA = ("_target_", "_convert_", "_partial_", "_recursive_")  # keys of a node that are no options of its target
 # What does not change a sample: where it is stored, how it is shown and judged.
-_NOT_IDENTITY = ("outputs", "study", "run", "tracker", "metrics", "zoo", "reference", "allow_targets")
+_NOT_IDENTITY = ("outputs", "study", "run", "tracker", "metrics", "zoo", "reference", "allow_targets", "table")
 
 
 def command_line(arguments: Sequence[str]) -> list[str]:
@@ -85,13 +87,31 @@ def check(parsed: argparse.Namespace, prepare: Callable[[DictConfig], object]) -
     folder = str(Path(parsed.config_dir).absolute()) if parsed.config_dir else None
     search = [f"hydra.searchpath=[file://{folder}]"] if folder else []
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        for overrides in _alternatives(parsed.overrides, multirun=parsed.multirun):
+        swept = _swept(parsed.overrides, search) if parsed.multirun else []
+        for overrides in _alternatives([*parsed.overrides, *swept], multirun=parsed.multirun):
             _check_names(overrides, search, [CONF, *([Path(folder)] if folder else [])])
             try:
                 config = compose("config", overrides=[*search, *overrides])
             except Exception as error:  # Hydra's and OmegaConf's errors have no common base
                 raise UsageError(f"{' '.join(overrides)}: {error}") from error
+            if "table" in config and "name" not in config.table:
+                raise UsageError(f"row={config.table.row}: is a row of a table; choose that too, as in experiment=codex/aesthetic")
             prepare(config)
+
+
+def _swept(overrides: Sequence[str], search: Sequence[str]) -> list[str]:
+    """What an experiment's own `hydra.sweeper.params` add to a sweep: the rows of its table, say."""
+    from hydra import compose
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        plain = [str(item.input_line) for item in parsed if item.key_or_group == "experiment" and not item.is_sweep_override()]
+        params = compose("config", overrides=[*search, *plain], return_hydra_config=True).hydra.sweeper.params or {}
+    except Exception:  # what is wrong with the overrides is told when they are checked
+        return []
+    given = {item.key_or_group for item in parsed}
+    return [f"{key}={value}" for key, value in params.items() if key not in given]
 
 
 def _alternatives(overrides: Sequence[str], *, multirun: bool) -> Iterator[list[str]]:
@@ -185,6 +205,38 @@ def identity(config: DictConfig) -> str:
     return digest({str(key): value for key, value in plain.items() if key not in _NOT_IDENTITY})
 
 
+def published(config: DictConfig) -> dict[str, Any]:
+    """What the source of its table prints of a run; empty where the run's setting is not the printed one.
+
+    It is where the table's overlay and row alone make the same samples. The device, its dtype, the batch size and the keys that
+    the table lists as `given` by the user may differ.
+    """
+    table = config.get("table")
+    if not table or not table.get("published") or table.get("row") not in table.published:
+        return {}
+    names = [f"experiment={table.name}", f"row={table.name.split('/')[0]}/{table.row}"]
+    free = [f"{key}={config[key]}" for key in ("device", "dtype", "batch_size")]
+    try:
+        composed = _composed([*names, *free])
+        for key in composed.table.given:
+            OmegaConf.update(composed, key, OmegaConf.select(config, key))
+        same = identity(composed) == identity(config)
+    except Exception:  # Hydra's and OmegaConf's: a table that is no longer there
+        return {}
+    return {"source": composed.table.source, **composed.table.published[composed.table.row]} if same else {}
+
+
+def _composed(overrides: list[str]) -> DictConfig:
+    """A config from the folders of the running process, or from the project's own where Hydra does not run."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    if GlobalHydra.instance().is_initialized():
+        return compose("config", overrides=overrides)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=overrides)
+
+
 def digest(values: Mapping[str, Any]) -> str:
     """Twelve hex digits that change with any of the values."""
     plain = {key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for key, value in values.items()}
@@ -209,7 +261,8 @@ def build(node: DictConfig, key: str, allow: Sequence[str] = ()) -> Any:
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, BadValue):
-            raise UsageError(f"{key}.{cause.name}={cause.value}: {cause.rule}") from error
+            inner = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)  # of a node inside this one, it may be
+            raise UsageError(f"{inner[1] if inner else key}.{cause.name}={cause.value}: {cause.rule}") from error
         if isinstance(cause, UsageError):
             raise cause from error
         raise (cause or error) from error
@@ -221,18 +274,42 @@ def check_node(node: DictConfig, key: str, allow: Sequence[str] = ()) -> None:
     parameters = inspect.signature(target).parameters
     hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     for name in map(str, node):
-        if name.startswith("_"):
+        if name in _OF_HYDRA:
             continue
-        if name not in parameters:
+        if name not in parameters or name.startswith("_"):  # `_args_` would hide options from the checks
             raise UsageError(f"{key}.{name}: {node['_target_']} has no such option{near(name, parameters)}")
-        value = node[name]
-        if isinstance(value, DictConfig) and "_target_" in value:
-            check_node(value, f"{key}.{name}", allow)
-        else:
-            _check_type(value, hints.get(name, Any), f"{key}.{name}")
+        _check_value(node[name], hints.get(name, Any), f"{key}.{name}", allow)
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in node:
             raise UsageError(f"{key}.{name}: missing; {node['_target_']} needs it")
+
+
+def _check_value(value: Any, hint: Any, key: str, allow: Sequence[str]) -> None:
+    """Raises UsageError for a value of the wrong type, or a wrong node inside it at any depth: Hydra would build that too."""
+    if isinstance(value, DictConfig) and "_target_" in value:
+        check_node(value, key, allow)
+        return
+    _check_type(value, hint, key)
+    if isinstance(value, DictConfig):
+        inner = typing.get_args(hint)[1] if typing.get_origin(hint) in (dict, Mapping) else Any
+        for name in map(str, value):
+            _check_value(value[name], inner, f"{key}.{name}", allow)
+    elif isinstance(value, ListConfig):
+        for i, item in enumerate(value):
+            _check_value(item, Any, f"{key}.{i}", allow)
+
+
+def without_weightless(node: DictConfig) -> DictConfig:
+    """A weighted sum (`rewards` and `weights` by name) without the rewards of weight 0: they are not built, nor their weights
+    looked for. Any other node as it is.
+    """
+    if not isinstance(node.get("rewards"), DictConfig) or not isinstance(node.get("weights"), DictConfig):
+        return node
+    kept = node.copy()
+    with open_dict(kept):
+        for name in [name for name in node.rewards if node.weights.get(name) == 0]:
+            del kept.rewards[name]
+    return kept
 
 
 def target_of(node: DictConfig, key: str, allow: Sequence[str] = ()) -> Callable[..., Any]:
@@ -258,7 +335,8 @@ def _check_type(value: Any, hint: Any, key: str) -> None:
         if typing.get_origin(hint) is typing.Literal:
             options = [str(option) for option in typing.get_args(hint)]
             raise UsageError(f"{key}={value}: no such choice{near(str(value), options)}; choose from {', '.join(options)}")
-        raise UsageError(f"{key}={value}: expected {getattr(hint, '__name__', None) or hint}, got {type(value).__name__}")
+        expected = hint.__name__ if isinstance(hint, type) else hint
+        raise UsageError(f"{key}={value}: expected {expected}, got {type(value).__name__}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -274,7 +352,10 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint in (str, bool):
         return isinstance(value, hint)
     if origin in (list, tuple, Sequence):
-        return isinstance(value, list)
+        if not isinstance(value, list):
+            return False
+        each = arguments if origin is tuple and Ellipsis not in arguments else arguments[:1] * len(value)
+        return all(_fits(item, wanted) for item, wanted in zip(value, each, strict=False))
     return True  # a type that YAML cannot spell: the constructor's business
 
 

@@ -75,13 +75,18 @@ def check_reference(folder: Path) -> None:
             raise UsageError(f"reference={folder}: {path.name} is not a readable image ({error})") from error
 
 
-def score(pictures: Images, scorers: Mapping[str, Reward], *, batch_size: int, device: str) -> dict[str, list[float]]:
-    """Scores of a run's stored images, one per image, by scorer.
+def score(
+    pictures: Images, scorers: Mapping[str, Reward], known: Mapping[str, Task], *, batch_size: int, device: str
+) -> dict[str, list[float]]:
+    """Scores of a run's stored images, one per image, by scorer; `known` are tasks by id, with what records do not hold of them.
 
     Computed anew even where the records hold scores of that name: those may be of other options, or another network.
     """
     assert pictures.records is not None
-    tasks = [Task(id=record.task, prompt=record.prompt, category=record.category) for record in pictures.records]
+    tasks = [
+        known.get(record.task) or Task(id=record.task, prompt=record.prompt, category=record.category)
+        for record in pictures.records
+    ]
     values: dict[str, list[float]] = {name: [] for name in scorers}
     done = 0
     with torch.no_grad():

@@ -105,7 +105,7 @@ def _prepare(cfg: DictConfig, model: StableDiffusion | None = None) -> Job:
     except BadValue as error:
         raise UsageError(f"scheduler.{error.name}={error.value}: {error.rule}") from error
     model.check(tasks)
-    reward = _reward(cfg, method, allow)
+    reward = _reward(cfg, method, tasks, allow)
     run_id = _identity(cfg, guided=method.needs.reward)
     base, reference = _reference(cfg, model)
     return Job(
@@ -171,10 +171,12 @@ def _check_combination(cfg: DictConfig, method: Method, scheduler: Scheduler, ta
         raise UsageError(f"method={name} starts from reference images: give them with dataset=image_to_image")
 
 
-def _reward(cfg: DictConfig, method: Method, allow: Sequence[str]) -> Any:
+def _reward(cfg: DictConfig, method: Method, tasks: Sequence[Task], allow: Sequence[str]) -> Any:
     if not cfg.reward:
         return None
-    reward = config.build(cfg.reward, "reward", allow)
+    reward = config.build(config.without_weightless(cfg.reward), "reward", allow)
+    if hasattr(reward, "check"):
+        reward.check(tasks)
     if method.needs.gradient and not reward.differentiable:
         raise UsageError(
             f"reward={module_of(cfg.reward)} has no gradient and method={module_of(cfg.method)} needs one; try method=code, "

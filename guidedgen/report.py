@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,10 +17,15 @@ from rich.table import Table
 
 from guidedgen.cost import Ledger
 from guidedgen.evaluate import Images
+from guidedgen.types import UsageError
 
 _COLUMNS = 8  # images per row of a grid
 _SIDE = 160  # px of an image in a grid
-_NETWORKS = ("text", "denoise", "decode", "encode", "reward", "judge")  # the ledger's kinds
+_NETWORKS = ("text", "denoise", "decode", "encode", "reward", "backward", "judge")  # the ledger's kinds
+
+
+# What published tables call our figures; `reward` is the guided one.
+_PRINTED = {"t_clip": "clip_score", "i_gram": "style_clip_rn50"}
 
 
 @contextlib.contextmanager
@@ -51,26 +57,93 @@ def _lines(label: str, total: int) -> Callable[[], None]:
 def show(metrics: Mapping[str, Any]) -> None:
     """Prints the table of a run: base beside guided, with sample sizes, cost and what shares a network with the guidance."""
     table = Table(title=str(metrics.get("title", "")), title_justify="left", caption_justify="left")
-    for column in ("", "base", "this run", "95 % interval", "wins"):
+    printed = _printed(metrics)
+    columns = ["", "base", "this run", "95 % interval", "wins", *(["published"] if printed else [])]
+    for column in columns:
         table.add_column(column, justify="left" if column == "" else "right")
     shared = False
+
+    def row(label: str, name: str, base: float | None, value: float | None, interval: str = "", wins: str = "") -> None:
+        table.add_row(*(label, _number(base), _number(value), interval, wins, _number(printed.get(name)))[: len(columns)])
+
     for name, entry in metrics.get("scores", {}).items():
         mark = "*" if entry.get("shares_guide") else ""
         shared |= bool(mark)
         interval = f"{entry['low']:.4g} .. {entry['high']:.4g}" if entry.get("low") is not None else ""
         wins = f"{100 * entry['win_rate']:.0f} %" if entry.get("win_rate") is not None else ""
-        table.add_row(name + mark, _number(entry.get("base")), _number(entry["value"]), interval, wins)
+        row(name + mark, name, entry.get("base"), entry["value"], interval, wins)
     for name, entry in metrics.get("distances", {}).items():
         mark = "*" if entry.get("shares_guide") else ""
         shared |= bool(mark)
-        table.add_row(f"{name}{mark} ({metrics['samples']} v {metrics['reference_samples']})", "", _number(entry["value"]), "", "")
+        row(f"{name}{mark} ({metrics['samples']} v {metrics['reference_samples']})", name, None, entry["value"])
     cost, base = metrics.get("cost", {}), metrics.get("base_cost", {})
-    for name in ("nfe", "decodes", "reward_calls", "seconds"):
-        table.add_row(f"{name} / sample", _number(base.get(name)), _number(cost.get(name)), "", "")
+    for name in ("nfe", "nfe_backward", "decodes", "reward_calls", "seconds"):
+        row(f"{name} / sample", name, base.get(name), cost.get(name))
     table.caption = f"{metrics.get('samples')} samples, {metrics.get('prompts')} prompts" + (
         "; * shares a network with the guidance" if shared else ""
     )
+    if printed:
+        table.caption += f"\npublished: {metrics['published']['source']}"
     Console().print(table)
+
+
+def _printed(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Published figures by our names for them; seconds per sample from minutes."""
+    found = dict(metrics.get("published", {}))
+    found.pop("source", None)
+    if "minutes" in found:
+        found["seconds"] = 60 * found.pop("minutes")
+    names = {**{name: name for name in found}, "reward": str(metrics.get("reward")), **_PRINTED}
+    return {names[name]: value for name, value in found.items()}
+
+
+def study_table(folder: Path) -> str:
+    """A Markdown table of a study's judged runs, base first, then by cost; published figures stand in brackets where they apply.
+
+    Raises:
+        UsageError: no run in the folder has been judged.
+    """
+    runs = [json.loads(file.read_text()) for file in sorted(folder.glob("*/metrics.json"))]
+    if not runs:
+        raise UsageError(f"{folder}: holds no run with metrics; give a study's folder, as in outputs/default")
+    runs.sort(key=lambda run: (run.get("label") != "base", run["cost"]["nfe"], str(run.get("label")), run["title"]))
+    labels = [run.get("label") or run["title"] for run in runs]
+    rewards = {run.get("reward") for run in runs}
+    head = str(rewards.pop()) if len(rewards) == 1 else "guided reward"
+    rows = []
+    for run, label in zip(runs, labels, strict=True):
+        name = label if labels.count(label) == 1 else f"{label} {run['title'].rsplit('-', 1)[-1]}"
+        rows.append({"": name, **_row(run, head)})
+    scores = dict.fromkeys(name for run in runs for name in run["scores"] if name != run.get("reward"))
+    columns = ["", head, "wins", *scores, "fid", "cmmd", "nfe", "nfe_backward", "seconds", "n"]
+    columns = [name for name in columns if any(row.get(name) for row in rows)]
+    lines = [columns, ["---"] + ["---:"] * (len(columns) - 1), *([row.get(name, "") for name in columns] for row in rows)]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join([table, "", *_notes(runs, table)]).rstrip()
+
+
+def _row(run: Mapping[str, Any], head: str) -> dict[str, str]:
+    """A run's cells by column; `head` is the guided reward's."""
+    printed, guided = _printed(run), run.get("reward")
+
+    def cell(name: str, value: float | None, mark: bool = False) -> str:
+        text = _number(value) + ("*" if mark else "")
+        return f"{text} ({_number(printed[name])})".strip() if name in printed else text
+
+    row = {}
+    for name, entry in {**run["scores"], **run.get("distances", {})}.items():
+        row[head if name == guided else name] = cell(name, entry["value"], entry.get("shares_guide", False))
+    wins = run["scores"].get(guided, {}).get("win_rate")
+    row["wins"] = "" if wins is None else f"{100 * wins:.0f} %"
+    return row | {name: cell(name, value) for name, value in run["cost"].items()} | {"n": str(run["samples"])}
+
+
+def _notes(runs: Sequence[Mapping[str, Any]], table: str) -> Iterator[str]:
+    yield "nfe, nfe_backward: network rows per sample; seconds per sample; n images; wins: guided reward against the base's."
+    if "*" in table:
+        yield "\\* shares a network with the guidance."
+    for source in dict.fromkeys(run["published"]["source"] for run in runs if run.get("published")):
+        yield f"In brackets: {source}."
 
 
 def show_profile(ledger: Ledger, wall: float) -> None:
@@ -85,7 +158,9 @@ def show_profile(ledger: Ledger, wall: float) -> None:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None or not math.isfinite(value) else f"{value:.4g}"
+    if value is None or not math.isfinite(value):
+        return ""
+    return f"{value:.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
 
 
 def write_grid(file: Path, rows: Mapping[str, tuple[Images, Sequence[float]]], score: str) -> None:

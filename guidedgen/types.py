@@ -97,7 +97,7 @@ class Denoiser(Protocol):
 @runtime_checkable
 class Reward(Protocol):
     """Scores images; higher is better. It may have `networks`, the names of those that guide, and `reports`: further scorers
-    that are reported beside it, by name.
+    that are reported beside it, by name; and `check(tasks)`, which raises UsageError for tasks that it cannot score.
     """
 
     differentiable: bool  # whether gradients reach the pixels

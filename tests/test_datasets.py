@@ -1,18 +1,24 @@
 """Data sets: what they hold, and names that are stable, unique and safe."""
 
+import json
 import random
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from guidedgen.datasets.animals import Animals
+from guidedgen.datasets.hpdv2 import Hpdv2
+from guidedgen.datasets.image_to_image import ImageToImage
+from guidedgen.datasets.jsonl import Jsonl
 from guidedgen.datasets.lab import Lab
 from guidedgen.datasets.prompt import OnePrompt
 from guidedgen.datasets.tasks import make_tasks
 from guidedgen.datasets.text import TextFile
 from guidedgen.lab.captions import CATEGORIES, prompts
-from guidedgen.types import BadValue, Sample
+from guidedgen.types import BadValue, Sample, Task
 
 HARD = [
     "a/b", "../../etc/passwd", "..", ".", "/", "\\", "a\\b", "it's", '"quoted"', "`$(rm -rf)`", "猫", "🐱🐱", "é", "e\u0301", "a\nb", "a\tb",
@@ -177,6 +183,200 @@ def test_an_unknown_lab_category_names_the_nearest() -> None:
 
 @pytest.mark.parametrize("limit", [0, -1])
 def test_limits_are_positive(limit: int) -> None:
-    for make in (lambda: Animals(limit=limit), lambda: Lab(limit=limit), lambda: TextFile(path="x", limit=limit)):
+    files = (lambda: TextFile(path="x", limit=limit), lambda: Jsonl(path="x", limit=limit), lambda: Hpdv2(path="x", limit=limit))
+    for make in (lambda: Animals(limit=limit), lambda: Lab(limit=limit), *files):
         with pytest.raises(BadValue, match=f"limit={limit}: must be at least 1"):
             make()
+
+
+# HPDv2
+
+
+def test_hpdv2_is_the_thesis_s_50_prompts(shared: Path, tmp_path: Path) -> None:
+    file = shared / "data" / "hpdv2" / "eval_50.txt"
+    expected = [line.strip() for line in file.read_text().splitlines()]
+    tasks = Hpdv2(path=str(file)).tasks()
+    assert len(tasks) == 50
+    assert [task.prompt for task in tasks] == expected
+    assert [task.id for task in tasks] == [task.id for task in make_tasks(expected)]
+    assert {task.category for task in tasks} == {"hpdv2"}
+    assert list(Hpdv2(path=str(file), limit=7).tasks()) == list(tasks[:7])
+    again = write(tmp_path, "\r\n".join(reversed(expected)).encode())
+    assert {task.id for task in Hpdv2(path=again).tasks()} == {task.id for task in tasks}
+
+
+def test_hpdv2_says_which_file_it_is() -> None:
+    with pytest.raises(BadValue, match=r"path='null': is needed.*hps_v2_all_eval.txt of github.com/mihirp1998/AlignProp"):
+        Hpdv2().tasks()
+
+
+@pytest.mark.parametrize("count", [2, 50])
+def test_hpdv2_takes_no_other_prompts(tmp_path: Path, count: int) -> None:
+    path = write(tmp_path, "\n".join(f"a cat {i}" for i in range(count)).encode())
+    with pytest.raises(BadValue, match=f"holds {count} prompts that are not the 50 .*dataset=text") as error:
+        Hpdv2(path=path, limit=2).tasks()
+    assert (error.value.name, error.value.value) == ("path", path)
+
+
+# Reference images
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "Red Thing.png")
+    return tmp_path / "Red Thing.png"
+
+
+ANIMALS = Animals(limit=3)
+
+
+def test_every_prompt_is_drawn_from_every_image(picture: Path) -> None:
+    other = picture.with_name("blue.jpg")
+    Image.new("L", (4, 9)).save(other)
+    tasks = ImageToImage(prompts=ANIMALS, images=[str(picture), str(other)], noise_ratio=[0.6, 0.8]).tasks()
+    assert [(task.prompt, task.reference, task.noise_ratio, task.category) for task in tasks] == [
+        (animal.prompt, str(file), ratio, "animals") for file, ratio in ((picture, 0.6), (other, 0.8)) for animal in ANIMALS.tasks()
+    ]
+    assert len({task.id for task in tasks}) == 6
+    for task, animal in zip(tasks, ANIMALS.tasks(), strict=False):
+        assert re.fullmatch(rf"{animal.id}-red-thing-[0-9a-f]{{8}}", task.id)
+
+
+def test_the_default_is_the_thesis_s_ratio_and_one_is_pure_noise(picture: Path) -> None:
+    assert {task.noise_ratio for task in ImageToImage(prompts=ANIMALS, images=[str(picture)]).tasks()} == {0.6}
+    for task in ImageToImage(prompts=ANIMALS, images=[str(picture)], noise_ratio=1).tasks():
+        assert (task.reference, task.noise_ratio) == (str(picture), None)
+
+
+def test_names_with_references_do_not_depend_on_order_or_place(picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def names(*images: str) -> set[str]:
+        return {task.id for task in ImageToImage(prompts=ANIMALS, images=list(images), noise_ratio=0.5).tasks()}
+
+    elsewhere = picture.parent / "deep" / picture.name
+    elsewhere.parent.mkdir()
+    elsewhere.write_bytes(picture.read_bytes())
+    both = names(str(picture), "lab:night")
+    assert names("lab:night", str(elsewhere)) == both
+    assert names(str(picture)) < both
+    monkeypatch.chdir(picture.parent)
+    (task, *_) = ImageToImage(prompts=ANIMALS, images=[picture.name]).tasks()
+    assert task.reference == str(picture)  # absolute, for whoever reads the run from another folder
+    Image.new("RGB", (8, 8), "blue").save(picture)
+    assert not names(str(picture)) & both  # another content is another task
+
+
+def test_an_image_given_twice_is_two_tasks(picture: Path) -> None:
+    tasks = ImageToImage(prompts=Animals(limit=1), images=[str(picture)] * 2, noise_ratio=[0.4, 0.8]).tasks()
+    assert [task.id for task in tasks] == [tasks[0].id, f"{tasks[0].id}-2"]
+
+
+def test_the_lab_s_style_pictures_have_names() -> None:
+    (task,) = ImageToImage(prompts=Animals(limit=1), images=["lab:night"]).tasks()
+    assert task.id.endswith("-lab-night")
+    assert task.reference is not None
+    assert Path(task.reference).is_file() and Path(task.reference).is_absolute()
+    with pytest.raises(BadValue, match="lab:nigth.*no such style.*night"):
+        ImageToImage(prompts=ANIMALS, images=["lab:nigth"]).tasks()
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "rule"),
+    [
+        ({"images": []}, "images", "names no image"),
+        ({"noise_ratio": [0.5]}, "noise_ratio", "as many as there are images \\(2\\)"),
+        ({"noise_ratio": [0.5, 0]}, "noise_ratio", "above 0 and at most 1"),
+        ({"noise_ratio": 1.01}, "noise_ratio", "above 0 and at most 1"),
+        ({"noise_ratio": float("nan")}, "noise_ratio", "above 0 and at most 1"),
+    ],
+)
+def test_wrong_references(options: dict[str, Any], name: str, rule: str) -> None:
+    with pytest.raises(BadValue, match=rule) as error:
+        ImageToImage(**{"prompts": ANIMALS, "images": ["a.png", "b.png"], **options})
+    assert error.value.name == name
+
+
+def test_images_that_are_none(tmp_path: Path, picture: Path) -> None:
+    (tmp_path / "text.png").write_text("not an image")
+    (tmp_path / "torn.png").write_bytes(picture.read_bytes()[:-30])
+    for file, rule in {"text.png": "not an image", "torn.png": "cannot be read", "none.png": "No such file"}.items():
+        with pytest.raises(BadValue, match=rule) as error:
+            ImageToImage(prompts=ANIMALS, images=[str(picture), str(tmp_path / file)]).tasks()
+        assert (error.value.name, error.value.value) == ("images", str(tmp_path / file))
+
+
+def test_what_is_wrong_with_the_prompts_is_told_of_them(picture: Path) -> None:
+    with pytest.raises(BadValue, match="No such file") as error:
+        ImageToImage(prompts=TextFile(path="none.txt"), images=[str(picture)]).tasks()
+    assert error.value.name == "prompts.path"
+
+
+# JSONL
+
+
+def lines(folder: Path, *values: Any) -> str:
+    text = "\n".join(value if isinstance(value, str) else json.dumps(value) for value in values)
+    (folder / "tasks.jsonl").write_text(text, encoding="utf-8")
+    return str(folder / "tasks.jsonl")
+
+
+def test_a_line_of_jsonl_is_a_task(tmp_path: Path, picture: Path) -> None:
+    path = lines(
+        tmp_path, {"prompt": " a cat ", "category": "pets"}, "", {"prompt": "猫"},
+        {"prompt": "a cat", "reference": picture.name, "noise_ratio": 0.5}, {"prompt": "a cat", "reference": "lab:night", "noise_ratio": None},
+        {"prompt": "a cat", "reference": str(picture), "noise_ratio": 1},
+    )  # fmt: skip
+    tasks = Jsonl(path=path).tasks()
+    cat, kanji = make_tasks(["a cat", "猫"])
+    assert tasks[0] == Task(id=cat.id, prompt="a cat", category="pets")
+    assert tasks[1] == kanji
+    assert [(task.prompt, task.reference, task.noise_ratio) for task in tasks[2:]] == [
+        ("a cat", str(picture), 0.5),
+        ("a cat", tasks[3].reference, None),
+        ("a cat", str(picture), None),
+    ]
+    assert tasks[3].id == f"{cat.id}-lab-night"
+    assert tasks[4].id == f"{tasks[2].id}-2"
+    assert [task.id for task in Jsonl(path=path, limit=3).tasks()] == [task.id for task in tasks[:3]]
+
+
+def test_jsonl_and_image_to_image_name_tasks_alike(tmp_path: Path, picture: Path) -> None:
+    path = lines(tmp_path, {"prompt": "a cat", "reference": picture.name, "noise_ratio": 0.5, "category": "x"})
+    text = write(tmp_path, b"a cat")
+    (one,), (other,) = (
+        Jsonl(path=path).tasks(),
+        ImageToImage(prompts=TextFile(path=text), images=[str(picture)], noise_ratio=0.5).tasks(),
+    )
+    assert one == Task(**{**vars(other), "category": "x"})
+
+
+@pytest.mark.parametrize(
+    ("line", "rule"),
+    [
+        ("{", "is not JSON"),
+        ("[1]", "is not an object"),
+        ("{}", "has no prompt"),
+        ('{"prompt": null}', "has no prompt"),
+        ('{"prompt": "  "}', "prompt=  : is empty"),
+        ('{"prompt": 3}', "prompt=3: expected a text, got int"),
+        ('{"prompt": "a", "noise_ratio": 0.5}', "noise_ratio=0.5: needs a reference"),
+        ('{"prompt": "a", "reference": "lab:night", "noise_ratio": 0}', "noise_ratio=0: must be above 0"),
+        ('{"prompt": "a", "reference": "lab:night", "noise_ratio": NaN}', "noise_ratio=nan: must be above 0"),
+        ('{"prompt": "a", "reference": "lab:night", "noise_ratio": true}', "noise_ratio=True: expected a number, got bool"),
+        ('{"prompt": "a", "noise_ration": 0.5}', "noise_ration=0.5: no such key; did you mean noise_ratio"),
+        ('{"prompt": "a", "reference": "none.png"}', "reference=none.png: cannot be read"),
+    ],
+)
+def test_a_wrong_line_is_named_by_its_number(tmp_path: Path, line: str, rule: str) -> None:
+    path = lines(tmp_path, {"prompt": "a cat"}, "", line)
+    with pytest.raises(
+        BadValue, match=re.escape(f"line 3: {rule}") if "is not JSON" not in rule else "line 3: is not JSON"
+    ) as error:
+        Jsonl(path=path).tasks()
+    assert (error.value.name, error.value.value) == ("path", path)
+    assert "\n" not in error.value.rule
+    assert len(Jsonl(path=path, limit=1).tasks()) == 1  # lines beyond the limit are not read
+
+
+def test_a_jsonl_file_without_tasks(tmp_path: Path) -> None:
+    with pytest.raises(BadValue, match="holds no task"):
+        Jsonl(path=lines(tmp_path, "", "  ")).tasks()

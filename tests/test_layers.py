@@ -49,7 +49,7 @@ ANNOTATIONS = {"types": {"problem", "process"}}
 PACKAGES = {
     "torch": set(ALLOWED) - {"store", "tracker", "config", "datasets"},
     "numpy": {"noise", "images", "evaluate", "metrics", "lab", "report"},
-    "PIL": {"images", "evaluate", "rewards", "lab", "report"},
+    "PIL": {"images", "evaluate", "rewards", "datasets", "lab", "report"},
     "diffusers": {"models", "lab"},
     "transformers": {"models", "zoo", "lab"},
     "open_clip": {"zoo", "lab"},

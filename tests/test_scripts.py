@@ -1,6 +1,7 @@
 """The thin mains: what they print and how they fail."""
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -61,7 +62,19 @@ def test_evaluate_says_in_one_line_what_is_no_run(tmp_path: Path) -> None:
     assert "not a run's config" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["fetch.py", "evaluate.py", "train_lab.py"])
+def test_table_prints_a_study(tmp_path: Path) -> None:
+    run = {"title": "base-none-lab-lab-0", "label": "base", "reward": None, "samples": 4, "scores": {}, "cost": {"nfe": 12.0}}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps(run))
+    done = script("table.py", str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "| base | 12 | 4 |\n" in done.stdout
+    done = script("table.py", str(tmp_path / "run"))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "holds no run with metrics" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["fetch.py", "evaluate.py", "table.py", "train_lab.py"])
 def test_help_names_the_commands(name: str) -> None:
     done = script(name, "--help")
     assert f"python scripts/{name}" in done.stdout + done.stderr

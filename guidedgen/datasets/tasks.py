@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 
 from guidedgen.types import BadValue, Task
 
@@ -43,3 +44,26 @@ def check_limit(limit: int | None) -> None:
     """Raises BadValue unless the limit is None or positive."""
     if limit is not None and limit < 1:
         raise BadValue("limit", limit, "must be at least 1, or null for all")
+
+
+def read_text(name: str, path: str) -> str:
+    """A UTF-8 file's text, its line ends made one newline each, without a byte order mark.
+
+    Raises:
+        BadValue: the file that the option `name` holds cannot be read.
+    """
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise BadValue(name, path, f"cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise BadValue(name, path, f"not UTF-8 ({error.reason} at byte {error.start})") from error
+    return text
+
+
+def read_lines(name: str, path: str) -> list[str]:
+    """The lines of a text file that are not blank. Raises BadValue where there is none, or the file cannot be read."""
+    lines = [line for line in read_text(name, path).split("\n") if line.strip()]
+    if not lines:
+        raise BadValue(name, path, "holds no prompt; write one a line")
+    return lines

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
-from pathlib import Path
 
-from guidedgen.datasets.tasks import check_limit, make_tasks
-from guidedgen.types import BadValue, Task
+from guidedgen.datasets.tasks import check_limit, make_tasks, read_lines
+from guidedgen.types import Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,13 +20,4 @@ class TextFile:
         check_limit(self.limit)
 
     def tasks(self) -> Sequence[Task]:
-        try:
-            text = Path(self.path).expanduser().read_text(encoding="utf-8-sig")
-        except OSError as error:
-            raise BadValue("path", self.path, f"cannot be read ({error.strerror or error})") from error
-        except UnicodeDecodeError as error:
-            raise BadValue("path", self.path, f"not UTF-8 ({error.reason} at byte {error.start})") from error
-        lines = [line for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
-        if not lines:
-            raise BadValue("path", self.path, "holds no prompt; write one a line")
-        return make_tasks(lines[: self.limit])
+        return make_tasks(read_lines("path", self.path)[: self.limit])

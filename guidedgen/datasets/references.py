@@ -1,0 +1,78 @@
+"""Reference images of tasks: files that can be read, named by their content."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from guidedgen.types import BadValue, Task
+
+LAB = "lab:"  # before the name of one of the lab's style pictures
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reference:
+    """A readable image file and the part it adds to a task's id."""
+
+    id: str
+    path: str  # absolute
+
+
+def read_reference(name: str, image: str, folder: Path | None = None) -> Reference:
+    """The reference image that the option `name` holds: a file, relative to `folder` (else to where one stands), or `lab:NAME`.
+
+    A file's id is its stem and a hash of its content, a lab picture's its name: neither depends on where files lie.
+
+    Raises:
+        BadValue: it does not exist or is no image.
+    """
+    if image.startswith(LAB):
+        from guidedgen.lab import styles
+
+        try:
+            path = styles.file(image.removeprefix(LAB))
+        except BadValue as error:
+            raise BadValue(name, image, error.rule) from error
+        return Reference(id=_slug(image), path=str(path.absolute()))
+    path = (folder or Path()) / Path(image).expanduser()
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+        content = path.read_bytes()
+    except UnidentifiedImageError as error:
+        raise BadValue(name, image, "is not an image that Pillow can read") from error
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's errors for broken files
+        raise BadValue(name, image, f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    return Reference(id="-".join(part for part in (_slug(path.stem), digest) if part), path=str(path.absolute()))
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:24].rstrip("-")
+
+
+def check_ratio(name: str, ratio: float) -> None:
+    """Raises BadValue unless the noise ratio is above 0 and at most 1."""
+    if not 0 < ratio <= 1:
+        raise BadValue(name, ratio, "must be above 0 and at most 1 (1: from pure noise, the reference is only compared with)")
+
+
+def refer(task: Task, reference: Reference, ratio: float) -> Task:
+    """The task with a reference. At ratio 1 its chain starts from pure noise."""
+    return dataclasses.replace(
+        task, id=f"{task.id}-{reference.id}", reference=reference.path, noise_ratio=None if ratio == 1 else float(ratio)
+    )
+
+
+def counted(tasks: Iterable[Task]) -> Iterator[Task]:
+    """The tasks, with a number on ids that come again."""
+    seen: Counter[str] = Counter()
+    for task in tasks:
+        seen[task.id] += 1
+        yield dataclasses.replace(task, id=f"{task.id}-{seen[task.id]}") if seen[task.id] > 1 else task
