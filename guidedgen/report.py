@@ -181,7 +181,9 @@ def write_grid(file: Path, rows: Mapping[str, tuple[Images, Sequence[float]]], s
                 draw.multiline_text((x, 4), _wrapped(pictures.records[column].prompt, font), fill="black", font=font)
             with Image.open(pictures.paths[column]) as picture:
                 sheet.paste(picture.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.BICUBIC), (x, y))
-            text = f"{label}: {score} {scores[column]:.3g}" if scores else label
+            number = f"{scores[column]:.3g}" if scores else ""
+            texts = (f"{label}: {score} {number}", f"{score} {number}", number) if scores else (label,)
+            text = next((text for text in texts if font.getlength(text) <= _SIDE), texts[-1])  # a long one would run into the next
             draw.text((x, y + _SIDE + 2), text, fill="black", font=font)
     sheet.save(file)
 

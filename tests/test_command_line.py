@@ -253,7 +253,7 @@ def test_a_default_model_comes_from_the_environment(place: Path) -> None:
     assert "HubClip" in done.stdout  # the zoo followed
     done = command("--cfg", "job", "model=lab", cwd=place, GUIDEDGEN_MODEL="sd15")
     assert "name: lab" in done.stdout
-    done = command("experiment=code_animals", "--cfg", "job", cwd=place, GUIDEDGEN_MODEL="sd21")
+    done = command("experiment=codex/aesthetic", "--cfg", "job", cwd=place, GUIDEDGEN_MODEL="sd21")
     assert "name: sd15" in done.stdout  # the experiment says so
     done = command("--cfg", "job", "zoo=hub", cwd=place)
     assert "name: lab" in done.stdout

@@ -225,7 +225,6 @@ def test_a_run_at_another_setting_has_none(change: str) -> None:
 
 def test_a_run_outside_of_tables_has_no_figures() -> None:
     assert config.published(settled()) == {}
-    assert config.published(settled("experiment=code_animals")) == {}
     assert config.published(settled("experiment=codex/lab/aesthetic")) == {}
     assert config.published(settled("experiment=codex/aesthetic", "row=codex/best_of_4")) == {}  # not in the thesis
     assert config.published(settled("experiment=codex/aesthetic", "table.name=codex/gone")) == {}
