@@ -168,7 +168,9 @@ def _check_combination(cfg: DictConfig, method: Method, scheduler: Scheduler, ta
     if method.needs.noise and not scheduler.stochastic:
         raise UsageError(f"method={name} needs a stochastic scheduler: scheduler=ddpm, or scheduler=ddim scheduler.eta=1")
     if method.needs.reference == "required" and not all(task.noise_ratio for task in tasks):
-        raise UsageError(f"method={name} starts from reference images: give them with dataset=image_to_image")
+        raise UsageError(
+            f"method={name} starts from reference images: give them with dataset=image_to_image, at a dataset.noise_ratio below 1"
+        )
 
 
 def _reward(cfg: DictConfig, method: Method, tasks: Sequence[Task], allow: Sequence[str]) -> Any:

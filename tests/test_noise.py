@@ -95,3 +95,67 @@ def test_the_global_generator_is_neither_read_nor_moved() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         assert torch.equal(Noise(["a"]).draw(1, SHAPE), first)
+
+
+# Numbers between 0 and 1, forks and subsets
+
+
+def test_uniform_numbers_are_in_the_unit_interval_and_a_function_of_their_streams() -> None:
+    numbers = Noise(["a", "b"]).uniform(20_000)
+    assert numbers.shape == (2, 20_000) and numbers.dtype == torch.float64
+    assert float(numbers.min()) >= 0 and float(numbers.max()) < 1
+    for k in (1, 2, 3):  # moments 1 / (k + 1), of variance 1 / (2k + 1) - 1 / (k + 1)^2
+        error = ((1 / (2 * k + 1) - 1 / (k + 1) ** 2) / 20_000) ** 0.5
+        assert (numbers.pow(k).mean(1) - 1 / (k + 1)).abs().max() < 4.5 * error
+    assert abs(float(torch.corrcoef(numbers)[0, 1])) < 4.5 * 20_000**-0.5
+    assert torch.equal(Noise(["b"]).uniform(3)[0], numbers[1, :3])
+    assert float(numbers[1, 2]) == stream("b", 2).random()
+
+
+def test_uniform_and_normal_draws_follow_each_other() -> None:
+    noise, numbers = Noise(["a"]), stream("a", 0)
+    for _ in range(2):
+        assert float(noise.uniform(1)) == numbers.random()
+        assert np.array_equal(noise.draw(1, SHAPE)[0, 0].numpy(), numbers.standard_normal(SHAPE, dtype=np.float32))
+
+
+def test_a_fork_leaves_the_chain_s_noise_as_it_was() -> None:
+    plain, forked = Noise(["a", "b"]), Noise(["a", "b"])
+    forked.draw(1, SHAPE), plain.draw(1, SHAPE)
+    fork = forked.fork("select")
+    fork.draw(3, SHAPE), fork.uniform(5)
+    assert torch.equal(forked.draw(2, SHAPE), plain.draw(2, SHAPE))
+
+
+def test_a_fork_is_a_function_of_its_purpose_and_not_of_what_was_drawn() -> None:
+    early, late = Noise(["a", "b"]), Noise(["a", "b"])
+    late.draw(4, SHAPE)
+    assert torch.equal(early.fork("select").draw(2, SHAPE), late.fork("select").draw(2, SHAPE))
+    draws = [
+        noise.draw(2, (4,)) for noise in (Noise(["a", "b"]), early.fork("renoise"), early.fork("select"), early.fork("x").fork("y"))
+    ]
+    assert len(torch.cat(draws).flatten(0, 1).unique(dim=0)) == 16
+    assert torch.equal(
+        early.fork("select").draw(1, (4,))[1, 0], torch.from_numpy(stream("b/select", 0).standard_normal(4, dtype=np.float32))
+    )
+
+
+def test_forks_and_subsets_keep_the_dtype() -> None:
+    noise = Noise(["a", "b"], dtype=torch.float64)
+    assert noise.fork("x").draw(1, SHAPE).dtype == noise.subset([1]).draw(1, SHAPE).dtype == torch.float64
+
+
+def test_a_subset_goes_on_where_the_whole_stands_and_the_whole_after_it() -> None:
+    whole, plain = Noise(["a", "b", "c"]), Noise(["a", "b", "c"])
+    whole.draw(2, SHAPE), plain.draw(2, SHAPE)
+    second, third = plain.draw(2, SHAPE), plain.draw(2, SHAPE)
+    assert torch.equal(whole.subset([2, 0]).draw(2, SHAPE), second[[2, 0]])
+    after = whole.draw(2, SHAPE)
+    assert torch.equal(after[1], second[1])
+    assert torch.equal(after[[0, 2]], third[[0, 2]])
+
+
+def test_a_subset_s_forks_are_those_of_its_samples() -> None:
+    whole = Noise(["a", "b", "c"])
+    assert torch.equal(whole.subset([2, 1]).fork("x").draw(2, SHAPE), whole.fork("x").draw(2, SHAPE)[[2, 1]])
+    assert torch.equal(whole.subset([1]).uniform(2), Noise(["b"]).uniform(2))

@@ -6,8 +6,8 @@ It is Dhariwal & Nichol's guidance (2021, arXiv:2105.05233) with an off-the-shel
 DOODL (salesforce/DOODL, doodl.py, `one_step_baseline`) and diffusers' community CLIP-guided pipeline. The step grows with the
 reward's scale.
 
-Cost: 2T rows forward, T of them backward per guided step (2T with `source=cfg`); one decode and reward call per guided step, one
-decode of the finished image. Null setting: strength = 0.
+Cost, with G guided steps: 2T rows forward, G backward (2G with `source=cfg`); G decodes and reward calls, and one decode of the
+finished image. Without classifier-free guidance a step of `cond` or `cfg` is one row. Null setting: strength = 0.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ def kmeans(x: Tensor, k: int, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
     """
     from sklearn.cluster import KMeans
 
-    samples = zip(x.flatten(2).cpu().double().numpy(), seeds, strict=True)
+    samples = zip(x.flatten(2).nan_to_num().cpu().double().numpy(), seeds, strict=True)
     labels = [KMeans(n_clusters=k, n_init=10, random_state=seed).fit(rows).labels_.tolist() for rows, seed in samples]
     owner = torch.tensor(labels, device=x.device)
     member = F.one_hot(owner, k).to(x.dtype)  # b n k

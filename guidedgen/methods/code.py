@@ -1,6 +1,6 @@
 """CoDe: blockwise best-of-N (Singh et al. 2025, "CoDe: Blockwise Control for Denoising Diffusion Models", arXiv:2502.00968;
 Algorithm 6 of the CoDeX thesis). N streams run for a block of B steps; the one whose look-ahead E[x_0 | x_t] has the highest
-reward is kept, and the next block starts with N copies of it.
+reward is kept, and the next block starts with N copies of it. Blocks count from where the chain starts, at a reference too.
 
 Cost: the network's answer that the look-ahead is made from is also what the next step needs, and N copies need it once. So the
 rows do not depend on B: 2N(T-1) + 2 with one shared x_T, 2NT with independent ones; the released code spends 2N(T + T/B - 1).

@@ -1,6 +1,8 @@
 """CoDeX: CoDe with the reward's gradient (Goyal 2025, "Controlling Diffusion Models Through Blockwise Gradient Guidance and
 Sampling", thesis, TU Delft; Algorithms 1 to 3). N streams; every B_g steps, inside a window, each stream moves along the gradient
-of its look-ahead's reward; every B_s steps the streams are resampled by reward, greedily or by a softmax.
+of its look-ahead's reward; every B_s steps the streams are resampled by reward, greedily or by a softmax. Blocks count from where
+the chain starts: from a reference image too, where the released code also counts the steps it skips (which is the same where B
+divides them, as in the thesis).
 
     x_s <- step(x_t);   x_s <- x_s + scale * grad_{x_s} r(D(x0_hat(x_s)));   {x_s} <- Sample({x_s}, r(D(x0_hat)), tau)
 
@@ -110,7 +112,7 @@ class Codex:
                 scores = problem.score(x0_from_eps(x_t, eps, s) if i < last else x_t)
                 observe("select", i, {"scores": scores})
                 agreement.see(scores)
-                x_t, eps = self._selected(x_t, eps, scores, i / max(last, 1), forks["select"])
+                x_t, eps = self._selected(x_t, eps, scores, i / last if last else 1, forks["select"])
             observe("step", i, {})
         return x_t[:, 0]
 
@@ -172,5 +174,8 @@ class _Agreement:
     def see(self, scores: Tensor) -> None:
         """The rewards (1 n, n > 1) of a selection."""
         spread = float(scores.double().std(1).max())
-        self._largest = max(self._largest, spread) if math.isfinite(spread) else self._largest
-        self.share = spread / self._largest if math.isfinite(spread) and self._largest > 0 else 1.0
+        if not math.isfinite(spread):
+            self.share = 1.0
+            return
+        self._largest = max(self._largest, spread)
+        self.share = spread / self._largest if self._largest > 0 else 0.0

@@ -43,7 +43,7 @@ def reward_gradient(
     """Rewards (b n) of the clean latents that `look` sees in x_t (b n c h w), and their gradients by x_t, through `look`.
 
     `look` maps latents to the clean ones and to whatever else is wanted of the same network call; all it returns is returned last,
-    without its graph. The graphs of at most `batch_size` latents are held at once.
+    without its graph. The graphs of at most `batch_size` latents are held at once, or of one per sample where those are more.
     """
     size = max(1, problem.batch_size // len(problem))
     parts = [_pulled_back(problem, x, look) for x in x_t.split(size, 1)]

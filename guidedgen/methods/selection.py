@@ -29,11 +29,11 @@ def spread_over(x: Tensor, n: int) -> Tensor:
 def multinomial(scores: Tensor, temperature: float, uniform: Tensor) -> Tensor:
     """Algorithm 3 of the CoDeX thesis: indices (b k) drawn with replacement with probabilities softmax(scores / temperature).
 
-    `scores` b n, `uniform` b k in [0, 1). The softmax is shifted by the largest score, so that no temperature overflows; a score
+    `scores` b n, `uniform` b k in [0, 1). Scores are compared with the largest one first, so that no temperature overflows; a score
     that is not a number is never drawn, unless none is one.
     """
-    logits = torch.where(scores.isnan(), -torch.inf, scores.double()) / temperature
-    logits = torch.where(logits.isneginf().all(1, keepdim=True), 0.0, logits)
-    upto = logits.softmax(1).cumsum(1)
+    values = torch.where(scores.isnan(), -torch.inf, scores.double())
+    top = values.amax(1, keepdim=True)
+    upto = (torch.where(values == top, 0.0, values - top) / temperature).softmax(1).cumsum(1)
     upto = upto / upto[:, -1:]  # its last value is 1 but for rounding
     return torch.searchsorted(upto, uniform.to(upto), right=True).clamp(max=scores.shape[1] - 1)

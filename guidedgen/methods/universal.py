@@ -9,7 +9,8 @@ backward step that its Stable Diffusion sampler reads the options of and never t
 The code samples by DDIM without noise: scheduler=ddim. The step grows with the reward's scale.
 
 Cost, with G guided steps taken k times each and m backward steps: 2(T + (k-1)G) rows forward, 2kG backward; kG(1 + m) decodes and
-reward calls, and one decode of the finished image. Null setting: strength = 0, backward_steps = 0, num_repeats = 1.
+reward calls, and one decode of the finished image; with strength = 0 no row backward, and kGm decodes. Null setting: strength = 0,
+backward_steps = 0, num_repeats = 1.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from guidedgen.methods.guidance import ascent, check_counts, check_window, inside, reward_gradient
+from guidedgen.methods.guidance import ascent, check_counts, check_window, inside, reward_gradient, rms
 from guidedgen.problem import Problem
 from guidedgen.process.formulas import renoise, x0_from_eps
 from guidedgen.process.grid import Point
@@ -52,8 +53,8 @@ class Universal:
             guided = inside(problem, i, self.window)
             for left in reversed(range(self.num_repeats if guided else 1)):
                 if guided:
-                    eps, rewards = self._guided_eps(problem, x_t, t)
-                    observe("guide", i, {"rewards": rewards})
+                    eps, push = self._guided_eps(problem, x_t, t)
+                    observe("guide", i, {"push": rms(push).flatten(1)})
                 else:
                     eps = problem.denoise(x_t, t)
                 x_s = problem.step(x_t, eps, t, s)
@@ -64,15 +65,20 @@ class Universal:
         return x_t[:, 0]
 
     def _guided_eps(self, problem: Problem, x_t: Tensor, t: Point) -> tuple[Tensor, Tensor]:
-        """The guided noise prediction, and the rewards of the unguided look-ahead."""
+        """The guided noise prediction, and how it differs from the unguided one."""
 
         def look(x: Tensor) -> tuple[Tensor, Tensor]:
             eps = problem.denoise(x, t)
             return x0_from_eps(x, eps, t), eps
 
-        rewards, gradient, (x_0, eps) = reward_gradient(problem, x_t, look)
-        eps = eps - ascent(gradient, t.sigma * self.strength)
+        if self.strength:
+            _, gradient, (x_0, eps) = reward_gradient(problem, x_t, look)
+            forward = -ascent(gradient, t.sigma * self.strength)
+        else:
+            x_0, eps = look(x_t)
+            forward = torch.zeros_like(eps)
         delta = torch.zeros_like(x_0)
         for _ in range(self.backward_steps):
             delta = delta + ascent(problem.score_and_gradient(x_0 + delta)[1], self.backward_lr)
-        return eps - t.alpha / t.sigma * delta, rewards
+        push = forward - t.alpha / t.sigma * delta
+        return eps + push, push

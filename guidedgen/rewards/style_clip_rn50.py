@@ -16,7 +16,6 @@ from guidedgen.rewards.style import References
 from guidedgen.types import Clip, Task, UsageError
 
 
-
 class PixelClip(Clip, Protocol):
     """A CLIP that also takes pixels which its caller has prepared."""
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,19 @@ import torch
 from torch import Tensor
 
 from guidedgen.lab.networks import WEIGHTS
+from guidedgen.methods.base import Base
+from guidedgen.methods.classifier_guidance import ClassifierGuidance
+from guidedgen.methods.codex import Codex
+from guidedgen.methods.freedom import FreeDom
+from guidedgen.methods.guidance import reward_gradient
+from guidedgen.methods.mpgd import Mpgd
+from guidedgen.methods.universal import Universal
 from guidedgen.models.stable_diffusion import StableDiffusion
-from guidedgen.process.schedulers import Ddim
-from guidedgen.types import BadValue, Task, UsageError
+from guidedgen.noise import Noise
+from guidedgen.problem import Problem
+from guidedgen.process.formulas import x0_from_eps
+from guidedgen.process.schedulers import Ddim, Ddpm
+from guidedgen.types import BadValue, Method, Task, UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ("a cat", "two dogs, red")
@@ -200,6 +211,123 @@ def test_networks_are_frozen_and_gradients_flow_through(folders: dict[str, Path]
     leaf = x[:, 0].clone().requires_grad_()
     (gradient,) = torch.autograd.grad(sd.decode(leaf).mean(), leaf)
     assert gradient.abs().max() > 0
+
+
+# The two predictions of a pair, and what methods spend
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_pair_and_the_scales(folders: dict[str, Path], prediction: str) -> None:
+    """u and c of a pair are what scales 0 and 1 evaluate alone; any other scale mixes them, and none is the model's."""
+    sd = model(folders[prediction], dtype="float64", guidance_scale=3.0, batch_size=4, negative_prompt="red")
+    denoise, plain = sd.denoiser(tasks(*PROMPTS)), model(folders[prediction], dtype="float64", negative_prompt="a cat")
+    x, t = normal(2, 3, *sd.latent_shape).double(), sd.schedule.at(400)
+    with torch.no_grad():
+        u, c = denoise.pair(x, t)
+        assert u.shape == c.shape == x.shape
+        for scale, expected in ((0, u), (0.0, u), (1, c), (None, u + 3 * (c - u)), (7.5, u + 7.5 * (c - u)), (-1.0, 2 * u - c)):
+            torch.testing.assert_close(denoise(x, t, scale), expected, rtol=1e-9, atol=1e-9)
+        assert denoise.guidance_scale == 3.0
+        assert (u - c).abs().amax((2, 3, 4)).min() > 1e-4
+        # "a cat" as the negative prompt is what it is as the prompt of the first task, for every task
+        other, _ = plain.denoiser(tasks(*PROMPTS)).pair(x, t)
+        torch.testing.assert_close(other[0], c[0], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(other[1], denoise.subset([0])(x[1:], t, 1)[0], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 7.5])
+def test_a_subset_is_the_denoiser_of_some_of_the_tasks(folders: dict[str, Path], guidance_scale: float) -> None:
+    sd = model(folders["epsilon"], dtype="float64", guidance_scale=guidance_scale)
+    prompts, x, t = ("a cat", "two dogs, red", "red"), normal(3, 2, 4, 8, 8).double(), sd.schedule.at(400)
+    whole = sd.denoiser(tasks(*prompts))
+    with torch.no_grad():
+        everything, pair = whole(x, t), whole.pair(x, t)
+        for rows in ([2, 0], [1], [0, 1, 2]):
+            part = whole.subset(rows)
+            torch.testing.assert_close(part(x[rows], t), everything[rows], rtol=1e-9, atol=1e-9)
+            for ours, theirs in zip(part.pair(x[rows], t), pair, strict=True):
+                torch.testing.assert_close(ours, theirs[rows], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("call", "rows"), [("pair", 2), (0, 1), (1, 1), (2.5, 2), (None, 2)])
+def test_the_ledger_counts_rows_forward_and_backward(folders: dict[str, Path], call: str | float | None, rows: int) -> None:
+    """Each call's rows, and those of it whose gradient is taken, in the middle of a call's chunks too."""
+    sd = model(folders["epsilon"], guidance_scale=7.5, batch_size=4)
+    denoise, t = sd.denoiser(tasks(*PROMPTS)), sd.schedule.at(300)
+    x = normal(2, 3, 4, 8, 8).requires_grad_()
+    if call == "pair":
+        u, c = denoise.pair(x, t)
+        eps = u + 3 * (c - u)
+    else:
+        eps = denoise(x, t, call)
+    assert (sd.ledger.nfe, sd.ledger.nfe_backward) == (6 * rows, 0)
+    torch.autograd.grad(eps.square().sum(), x)
+    assert (sd.ledger.nfe, sd.ledger.nfe_backward) == (6 * rows, 6 * rows)
+
+
+METHODS = [  # T = 4, b = 2, N = 3: rows forward, rows backward, decodes and reward calls of one sample
+    (Base(), 8, 0, 0),
+    (ClassifierGuidance(strength=0.1), 8, 4, 4),
+    (ClassifierGuidance(strength=0.1, source="cfg"), 8, 8, 4),
+    (Mpgd(strength=0.1, window=(1.0, 0.5), num_repeats=2, repeat_window=(1.0, 0.5)), 2 * 6, 0, 4),
+    (FreeDom(window=(1.0, 0.5), num_repeats=3, repeat_window=(1.0, 0.75)), 2 * 6, 2 * 4, 4),
+    (Universal(strength=0.1, num_repeats=2, backward_steps=1, backward_lr=0.1), 2 * 8, 2 * 8, 2 * 8),
+    (Codex(num_particles=3, block_size=2, gradient_block_size=1), 2 * 3 * 4 + 2 * 3 * 3, 2 * 3 * 3, 3 * 2 + 3 * 3),
+    (
+        Codex(num_particles=3, block_size=2, gradient_block_size=1, through="decoder", shared_start=True),
+        2 * 3 * 3 + 2 + 2 * 9,
+        0,
+        6 + 9,
+    ),
+    (Codex(num_particles=4, block_size=4, gradient_block_size=2, cluster=True), 2 * 4 * 4 + 2 * 2, 2 * 2, 4 + 2),
+]
+
+
+@pytest.mark.parametrize(("method", "forward", "backward", "calls"), METHODS, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_methods_spend_on_a_network_what_they_say(
+    folders: dict[str, Path], method: Method, forward: int, backward: int, calls: int, batch_size: int
+) -> None:
+    """The docstrings' formulas on a UNet and its autoencoder, with the ledger's counts; the decoder never sees more than batch_size."""
+    sd, scheduler, sizes = model(folders["epsilon"], batch_size=batch_size), Ddpm(num_steps=4), []
+    grid = scheduler.grid(sd.schedule)
+
+    def reward(pictures: Tensor, owners: Sequence[Task]) -> Tensor:
+        sizes.append(len(pictures))
+        sd.ledger.reward_calls += len(pictures)
+        return pictures[:, 0].mean((1, 2))
+
+    problem = Problem(
+        tasks=tasks(*PROMPTS), denoise=sd.denoiser(tasks(*PROMPTS)), scheduler=scheduler, grid=grid, num_steps=4,
+        noise=Noise(["a", "b"]), latent_shape=sd.latent_shape, decode=sd.decode, reward=reward, batch_size=batch_size,
+    )  # fmt: skip
+    with torch.no_grad():
+        x_0 = method(problem)
+    assert x_0.shape == (2, 4, 8, 8)
+    assert x_0.isfinite().all() and not x_0.requires_grad
+    assert sd.ledger.counts() == {"nfe": 2 * forward, "nfe_backward": 2 * backward, "decodes": 2 * calls, "reward_calls": 2 * calls}
+    assert max(sizes, default=0) <= batch_size
+
+
+def test_a_gradient_through_unet_and_decoder_is_that_of_finite_differences(folders: dict[str, Path]) -> None:
+    """d reward / d x_t of every latent of a batch, in chunks, in double precision and without the clamp's kinks."""
+    sd = model(folders["epsilon"], dtype="float64", guidance_scale=2.0, batch_size=2)
+    grid, shape = Ddpm(num_steps=4).grid(sd.schedule), sd.latent_shape
+    problem = Problem(
+        tasks=tasks(*PROMPTS), denoise=sd.denoiser(tasks(*PROMPTS)), scheduler=Ddpm(num_steps=4), grid=grid, num_steps=4,
+        noise=Noise(["a", "b"]), latent_shape=shape, decode=lambda x: sd.vae.decode(x / 0.31).sample,
+        reward=lambda rows, _: rows.sin().mean((1, 2, 3)), batch_size=3,
+    )  # fmt: skip
+    t, x, direction = grid[2], normal(2, 2, *shape).double(), normal(2, 2, *shape, seed=1).double()
+
+    def look(z: Tensor) -> tuple[Tensor, ...]:
+        return (x0_from_eps(z, problem.denoise(z, t), t),)
+
+    _, gradient, _ = reward_gradient(problem, x, look)
+    with torch.no_grad():
+        ahead, behind = (problem.score(look(x + step * direction)[0]) for step in (1e-5, -1e-5))
+    torch.testing.assert_close((gradient * direction).sum((2, 3, 4)), (ahead - behind) / 2e-5, rtol=1e-6, atol=1e-9)
+    assert gradient.flatten(2).norm(dim=2).min() > 1e-4
 
 
 # The autoencoder

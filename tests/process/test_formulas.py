@@ -102,6 +102,35 @@ def test_a_stochastic_step_keeps_the_marginal(eta: float) -> None:
     assert float(of_noise) == pytest.approx(eta * f.posterior_variance(late, early) ** 0.5, rel=1e-12)
 
 
+@pytest.mark.parametrize(("s", "t"), [(0, 999), (480, 500), (1, 21), (100, 300)])
+def test_going_back_keeps_the_marginal(s: int, t: int) -> None:
+    """x_s = alpha_s x_0 + sigma_s eps renoised has the mean alpha_t x_0, and eps and the noise have sigma_t as length together."""
+    early, late = SCHEDULE.at(s), SCHEDULE.at(t)
+    zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+    assert float(f.renoise(early.alpha * one, early, late, zero)) == pytest.approx(late.alpha, rel=1e-12)
+    of_eps, of_noise = f.renoise(early.sigma * one, early, late, zero), f.renoise(zero, early, late, one)
+    assert math.hypot(of_eps, of_noise) == pytest.approx(late.sigma, rel=1e-12)
+    ratio = float(SCHEDULE.alphas_cumprod[t] / SCHEDULE.alphas_cumprod[s])  # the released codes' coefficients
+    x, z = normal(3, 4), normal(3, 4, seed=1)
+    torch.testing.assert_close(f.renoise(x, early, late, z), ratio**0.5 * x + (1 - ratio) ** 0.5 * z, rtol=1e-10, atol=1e-10)
+
+
+def test_going_back_from_no_noise_is_adding_noise() -> None:
+    late, x, z = SCHEDULE.at(300), normal(3, 4), normal(3, 4, seed=1)
+    torch.testing.assert_close(f.renoise(x, Point(0.0, 1.0, 0.0), late, z), f.add_noise(x, z, late), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(f.renoise(x, late, late, z), x, rtol=0, atol=0)
+
+
+def test_going_back_in_two_leaps_is_going_back_in_one() -> None:
+    """The process is Markov: the kept shares multiply, and the variances add up."""
+    a, b, c = (SCHEDULE.at(t) for t in (100, 300, 700))
+    zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+    once, twice = f.renoise(one, a, c, zero), f.renoise(f.renoise(one, a, b, zero), b, c, zero)
+    assert float(once) == pytest.approx(float(twice), rel=1e-12)
+    noises = f.renoise(f.renoise(zero, a, b, one), b, c, zero), f.renoise(zero, b, c, one)
+    assert float(f.renoise(zero, a, c, one)) == pytest.approx(math.hypot(*noises), rel=1e-12)
+
+
 def test_steps_are_differentiable() -> None:
     t, s = SCHEDULE.at(500), SCHEDULE.at(400)
     x, noise = normal(4).requires_grad_(), normal(4, seed=1)

@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from guidedgen.process.grid import NoiseSchedule, Point, Spacing, make_grid, timesteps
+from guidedgen.process.grid import NoiseSchedule, Point, Spacing, make_grid, tail, timesteps
 from guidedgen.process.schedulers import Ddim, Ddpm
 from guidedgen.types import BadValue
 
@@ -140,3 +140,36 @@ def test_times_stay_in_the_trained_range(steps: int, offset: int) -> None:
 def test_there_is_no_point_outside_the_trained_range(t: float) -> None:
     with pytest.raises(ValueError, match="must be from 0 to 999"):
         NoiseSchedule.from_betas(0.00085, 0.012, 1000, "scaled_linear").at(t)
+
+
+@pytest.mark.parametrize("steps", [1, 5, 20, 50])
+def test_a_tail_is_the_last_share_of_the_steps(steps: int) -> None:
+    grid = Ddpm(num_steps=steps).grid(SCHEDULE)
+    assert tail(grid, 1.0) == grid
+    for left in range(1, steps + 1):
+        part = tail(grid, left / steps)
+        assert len(part) == left + 1
+        assert part == grid[-left - 1 :]
+
+
+def test_a_tail_is_to_the_nearest_step_and_of_one_at_least() -> None:
+    grid = Ddpm(num_steps=10).grid(SCHEDULE)
+    assert [len(tail(grid, share)) - 1 for share in (0.001, 0.04, 0.14, 0.16, 0.59, 0.94, 0.96, 0.999)] == [
+        1,
+        1,
+        1,
+        2,
+        6,
+        9,
+        10,
+        10,
+    ]
+
+
+def test_a_tail_starts_where_sdedit_s_released_grids_do() -> None:
+    """The first trailing time at or below 1000 r, as CoDeX's image-to-image code skips those above (cd_grad_final_general_i2i.py)."""
+    for steps in (50, 100, 500):
+        grid = Ddpm(num_steps=steps).grid(SCHEDULE)
+        for tenths in range(1, 11):
+            theirs = next(i for i, point in enumerate(grid) if point.t <= 100 * tenths)
+            assert tail(grid, tenths / 10) == grid[theirs:]
