@@ -4,7 +4,8 @@ Rooms, and who may import whom (held by tests/test_layers.py):
 
     types, images, noise, cost     what everything else speaks: torch, numpy, pillow
     process                        noise schedules, grids, formulas, step rules                <- types
-    problem                        what a method is given                                      <- types, noise, process
+    problem                        what a method is given                                      <- types, images, noise, process
+    gradients                      how to differentiate a whole chain                          <- types, process
     models                         Stable Diffusion folders, the analytic Gaussian mixture     <- types, process, images, cost, zoo
     methods                        one paper, one file                                         <- types, process, noise, problem
     zoo                            reward and metric networks, and where weights are found     <- types, images, lab

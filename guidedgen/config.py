@@ -174,12 +174,15 @@ def _check_names(overrides: Sequence[str], search: Sequence[str], folders: Seque
 
 
 def _groups(folders: Sequence[Path]) -> dict[str, list[str]]:
-    """Config groups and their options; an option may lie in a folder of its group, as in experiment=codex/aesthetic."""
+    """Config groups and their options. An overlay's or a row's may lie in a folder of its group, as in experiment=codex/aesthetic;
+    other folders in a group are groups themselves, as method/gradients.
+    """
     groups: dict[str, set[str]] = {}
     for folder in folders:
         for file in folder.rglob("*.yaml"):
             option = file.relative_to(folder).with_suffix("")
-            for parent in option.parents[:-1]:
+            nested = option.parts[0] in ("experiment", "row")
+            for parent in option.parents[:-1] if nested else option.parents[:-1][:1]:
                 groups.setdefault(parent.as_posix(), set()).add(option.relative_to(parent).as_posix())
     return {group: sorted(options) for group, options in groups.items() if not group.startswith("hydra")}
 

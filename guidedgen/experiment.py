@@ -168,7 +168,7 @@ def _sample_all(job: Job, label: str, *, fresh: bool = False) -> None:
     if todo:
         job.model.load()
     steps = [len(job.grid if (share := _share(job, batch[0])) is None else tail(job.grid, share)) - 1 for batch in todo]
-    with report.progress(label, total=sum(steps)) as advance:
+    with report.progress(label, total=job.method.needs.chains * sum(steps)) as advance:
         for batch in todo:
             for sample, image, record, trace in _sample(job, batch, advance):
                 if sample.name not in finished:
@@ -228,15 +228,16 @@ def problem(job: Job, batch: Sequence[Sample]) -> Problem:
 
     return Problem(
         tasks=tasks, denoise=model.denoiser(tasks), scheduler=job.scheduler, latent_shape=model.latent_shape,
-        grid=job.grid if share is None else tail(job.grid, share), num_steps=len(job.grid) - 1,
+        grid=job.grid if share is None else tail(job.grid, share), num_steps=len(job.grid) - 1, schedule=model.schedule,
         noise=Noise(keys, device=job.cfg.device), decode=model.decode, reward=reward, batch_size=job.cfg.batch_size,
-        reference=None if share is None else torch.cat([_encoded(job, task) for task in tasks]), timed=model.ledger.timed,
+        reference=torch.cat([_encoded(job, task) for task in tasks]) if share or job.method.needs.reference == "inverted" else None,
+        timed=model.ledger.timed,
     )  # fmt: skip
 
 
 def _share(job: Job, sample: Sample) -> float | None:
     """How much of the chain is run from the task's reference; None where it starts from noise."""
-    return None if job.method.needs.reference == "ignored" else sample.task.noise_ratio
+    return None if job.method.needs.reference in ("ignored", "inverted") else sample.task.noise_ratio
 
 
 def _encoded(job: Job, task: Task) -> Tensor:

@@ -68,6 +68,23 @@ def resize(images: Tensor, side: int, *, mode: str = "bicubic", crop: bool = Tru
     return images[..., top : top + side, left : left + side]
 
 
+def crop(images: Tensor, boxes: Tensor, smallest: float) -> Tensor:
+    """Square crops of images (k 3 H W) at boxes (k v 3: side, top, left), averaged to one size: k v 3 s s, differentiable.
+
+    A side is a share of the shorter side, top and left are shares of the room it leaves; s is `smallest` of the shorter side.
+    """
+    height, width = images.shape[-2:]
+    short = min(height, width)
+    size = max(1, int(smallest * short))
+    crops = []
+    for image, own in zip(images, boxes.tolist(), strict=True):
+        for share, down, across in own:
+            side = max(size, int(share * short))
+            top, left = int(down * (height - side + 1)), int(across * (width - side + 1))
+            crops.append(F.adaptive_avg_pool2d(image[:, top : top + side, left : left + side], size))
+    return torch.stack(crops).unflatten(0, boxes.shape[:2])
+
+
 def to_bytes(images: Tensor) -> Tensor:
     """b 3 H W in [0, 1] -> uint8, rounded to nearest as diffusers does."""
     return (images.detach().float() * 255).round().clamp(0, 255).to(torch.uint8)

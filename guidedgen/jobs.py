@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from guidedgen import config, evaluate
+from guidedgen import config, evaluate, images
 from guidedgen.metrics.sets import SetMetric
 from guidedgen.models.stable_diffusion import StableDiffusion
 from guidedgen.process.grid import Grid
@@ -97,7 +97,7 @@ def _prepare(cfg: DictConfig, model: StableDiffusion | None = None) -> Job:
     allow = tuple(cfg.allow_targets)
     method = config.build(cfg.method, "method", allow)
     scheduler = config.build(cfg.scheduler, "scheduler", allow)
-    tasks = _tasks(cfg, allow)
+    tasks = _with_source(_tasks(cfg, allow), method)
     _check_combination(cfg, method, scheduler, tasks)
     model = config.build(cfg.model, "model", allow) if model is None else model
     try:
@@ -161,12 +161,26 @@ def _tasks(cfg: DictConfig, allow: Sequence[str]) -> Sequence[Task]:
         raise UsageError(f"dataset.{error.name}={error.value}: {error.rule}") from error
 
 
+def _with_source(tasks: Sequence[Task], method: Method) -> Sequence[Task]:
+    """The tasks, with the picture that the method starts from as their reference where it names one."""
+    source = getattr(method, "source_image", None)
+    if source is None:
+        return tasks
+    try:
+        images.read(Path(source).expanduser())
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's errors for broken files
+        raise UsageError(f"method.source_image={source}: cannot be read as an image ({error})") from error
+    return [dataclasses.replace(task, reference=str(Path(source).expanduser().absolute())) for task in tasks]
+
+
 def _check_combination(cfg: DictConfig, method: Method, scheduler: Scheduler, tasks: Sequence[Task]) -> None:
     name = module_of(cfg.method)
     if method.needs.reward and not cfg.reward:
         raise UsageError(f"method={name} needs a reward: choose one, as in reward=aesthetic")
-    if method.needs.noise and not scheduler.stochastic:
+    if method.needs.sampler == "stochastic" and not scheduler.stochastic:
         raise UsageError(f"method={name} needs a stochastic scheduler: scheduler=ddpm, or scheduler=ddim scheduler.eta=1")
+    if method.needs.sampler == "deterministic" and scheduler.stochastic:
+        raise UsageError(f"method={name} needs a deterministic scheduler: scheduler=ddim scheduler.eta=0")
     if method.needs.reference == "required" and not all(task.noise_ratio for task in tasks):
         raise UsageError(
             f"method={name} starts from reference images: give them with dataset=image_to_image, at a dataset.noise_ratio below 1"

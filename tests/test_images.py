@@ -191,3 +191,32 @@ def test_gradients_reach_every_pixel() -> None:
     decoded = (noise(1, 3, 4, 4) - 0.5).requires_grad_()
     (gradient,) = torch.autograd.grad(images.normalise(images.from_model(decoded), (0.5,) * 3, (0.25,) * 3).sum(), decoded)
     torch.testing.assert_close(gradient, torch.full_like(gradient, 2.0))
+
+
+# Crops
+
+
+def test_a_crop_of_everything_is_the_picture_averaged() -> None:
+    picture = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([1.0, 0.3, 0.9]).expand(2, 1, 3)  # no room left to move in
+    assert torch.equal(images.crop(picture, boxes, 1.0)[:, 0], picture)
+    halves = images.crop(picture, boxes, 0.5)[:, 0]
+    assert torch.allclose(halves, picture.unflatten(-1, (16, 2)).unflatten(-3, (16, 2)).mean((-1, -3)), atol=1e-6)
+
+
+def test_a_crop_is_where_its_box_says() -> None:
+    """A quarter of a picture whose pixels hold their own place; not square, so that the shorter side counts."""
+    rows, columns = torch.meshgrid(torch.arange(16.0), torch.arange(24.0), indexing="ij")
+    picture = torch.stack([rows / 100, columns / 100, torch.zeros_like(rows)])[None]
+    boxes = torch.tensor([[[0.5, 0.0, 0.0], [0.5, 0.999, 0.999], [0.5, 0.25, 0.5]]])
+    crops = images.crop(picture, boxes, 0.5)
+    assert crops.shape == (1, 3, 3, 8, 8)
+    corners = [(round(float(c[0, 0, 0]) * 100), round(float(c[1, 0, 0]) * 100)) for c in crops[0]]
+    assert corners == [(0, 0), (8, 16), (2, 8)]  # of 9 rows and 17 columns that a corner can be at
+
+
+def test_gradients_reach_what_is_cropped_and_nothing_else() -> None:
+    picture = torch.rand(1, 3, 16, 16, requires_grad=True)
+    images.crop(picture, torch.tensor([[[0.5, 0.0, 0.0]]]), 0.5).sum().backward()
+    assert (picture.grad[..., :8, :8] == 1).all()
+    assert picture.grad.sum() == 3 * 64

@@ -22,9 +22,10 @@ ALLOWED = {
     "noise": set(),
     "cost": set(),
     "process": {"types"},
-    "problem": {"types", "noise", "process"},
+    "problem": {"types", "images", "noise", "process"},
     "models": {"types", "process", "images", "cost", "zoo"},
-    "methods": {"types", "process", "noise", "problem"},
+    "gradients": {"types", "process"},
+    "methods": {"types", "process", "noise", "problem", "gradients"},
     "rewards": {"types", "images"},
     "metrics": {"types", "images"},
     "zoo": {"types", "images", "lab"},  # lab: the loaders of the shipped weights
@@ -35,10 +36,10 @@ ALLOWED = {
     "config": {"types"},
     "evaluate": {"types", "images", "metrics", "rewards", "zoo", "store"},
     "report": {"types", "images", "cost", "store", "evaluate"},
-    "jobs": {"types", "process", "models", "metrics", "store", "tracker", "config", "evaluate"},
+    "jobs": {"types", "images", "process", "models", "metrics", "store", "tracker", "config", "evaluate"},
     "experiment": {
         "jobs",
-        "types", "images", "noise", "cost", "process", "problem", "models", "methods", "rewards", "metrics", "datasets", "zoo", "store",
+        "types", "images", "noise", "cost", "process", "problem", "gradients", "models", "methods", "rewards", "metrics", "datasets", "zoo", "store",
         "tracker", "config", "evaluate", "report",
     },
 }  # fmt: skip
@@ -54,6 +55,7 @@ PACKAGES = {
     "transformers": {"models", "zoo", "lab"},
     "open_clip": {"zoo", "lab"},
     "torch_fidelity": {"zoo"},
+    "torchdiffeq": {"gradients"},
     "huggingface_hub": {"zoo"},
     "safetensors": {"models", "zoo", "lab"},
     "tokenizers": {"lab"},
@@ -63,7 +65,7 @@ PACKAGES = {
     "omegaconf": {"config", "jobs", "experiment"},
     "rich": {"report", "lab"},
 }
-HEAVY = {"diffusers", "transformers", "open_clip", "torch_fidelity", "torchvision", "torchmetrics", "sklearn", "wandb"}
+HEAVY = {"diffusers", "transformers", "open_clip", "torch_fidelity", "torchvision", "torchmetrics", "torchdiffeq", "sklearn", "wandb"}
 
 
 def files() -> list[Path]:

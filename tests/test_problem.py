@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from guidedgen import images
 from guidedgen.models.gaussian import GaussianDenoiser, GaussianMixture
 from guidedgen.noise import Noise
-from guidedgen.problem import Problem
+from guidedgen.problem import Crops, Problem
 from guidedgen.process.grid import NoiseSchedule, tail
 from guidedgen.process.schedulers import Ddim, Ddpm
 from guidedgen.types import Scheduler, Task
@@ -46,7 +47,7 @@ def make(b: int = 3, *, scheduler: Scheduler | None = None, batch_size: int = 10
 
     return Problem(
         tasks=[Task(id=f"{i + 1}", prompt="") for i in range(b)], denoise=Prompted(cond=gaussian, uncond=gaussian),
-        scheduler=scheduler, grid=grid, num_steps=len(grid) - 1, noise=Noise([f"sample-{i}" for i in range(b)], dtype=torch.float64),
+        scheduler=scheduler, grid=grid, schedule=SCHEDULE, num_steps=len(grid) - 1, noise=Noise([f"sample-{i}" for i in range(b)], dtype=torch.float64),
         latent_shape=SHAPE, decode=lambda x: x / 2, reward=reward, batch_size=batch_size,
     )  # fmt: skip
 
@@ -138,3 +139,26 @@ def test_the_subset_of_all_is_the_problem_itself() -> None:
     problem = make()
     assert problem.subset([0, 1, 2]) is problem
     assert problem.subset([0, 2, 1]) is not problem
+
+
+# Crops
+
+
+@pytest.mark.parametrize("reduction", ["mean", "best"])
+@pytest.mark.parametrize("size", [1, 4, 100])
+def test_crops_are_scored_as_pictures_of_their_own(size: int, reduction: str) -> None:
+    """Against a loop over samples, particles and crops; in chunks of any size."""
+    square = (2, 4, 4)
+    boxes = torch.rand(3, 2, 5, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x_0 = normal(3, 2, *square)
+    problem = dataclasses.replace(make(batch_size=size), latent_shape=square)
+    rewards, gradient = problem.score_and_gradient(x_0, Crops(boxes=boxes, smallest=0.5, reduction=reduction))
+    for i in range(3):
+        for k in range(2):
+            z = x_0[i, k].clone().requires_grad_()
+            views = images.crop((z / 2)[None], boxes[i, k][None], 0.5)[0]
+            values = torch.stack([(i + 1) * view.sin().sum() for view in views])
+            expected = values.mean() if reduction == "mean" else values.max()
+            (by_z,) = torch.autograd.grad(expected, z)
+            torch.testing.assert_close(rewards[i, k], expected.detach())
+            torch.testing.assert_close(gradient[i, k], by_z)

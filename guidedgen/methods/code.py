@@ -29,7 +29,7 @@ class Code:
     extra_draw: the code looks ahead by a full scheduler step, which draws and drops a Gaussian; only the noise differs.
     """
 
-    needs: ClassVar[Needs] = Needs(noise=True)
+    needs: ClassVar[Needs] = Needs(sampler="stochastic")
 
     num_particles: int = 4
     block_size: int = 5

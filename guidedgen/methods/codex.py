@@ -85,7 +85,7 @@ class Codex:
     @property
     def needs(self) -> Needs:
         differentiates = bool(self.strength) and not self.zero_order_samples
-        return Needs(gradient=differentiates, noise=True, one_sample=self.min_particles is not None)
+        return Needs(gradient=differentiates, sampler="stochastic", one_sample=self.min_particles is not None)
 
     @property
     def _schedule(self) -> Sequence[int]:

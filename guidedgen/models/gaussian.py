@@ -23,15 +23,20 @@ class GaussianMixture:
 
     def __call__(self, x_t: Tensor, t: Point) -> Tensor:
         """The exact E[eps | x_t] (b n c h w -> b n c h w), from Tweedie's formula."""
-        return (x_t - t.alpha * self.posterior_mean(x_t, t)) / t.sigma
+        off, responsibility, variance = self._split(x_t, t)
+        return t.sigma / variance * (responsibility * off).sum(2)  # also without noise, where (x_t - alpha x_0) / sigma is 0 / 0
 
     def posterior_mean(self, x_t: Tensor, t: Point) -> Tensor:
         """E[x_0 | x_t]: each component's posterior mean, weighted by its responsibility."""
+        off, responsibility, variance = self._split(x_t, t)
+        return (responsibility * (self.means + t.alpha * self.std**2 / variance * off)).sum(2)
+
+    def _split(self, x_t: Tensor, t: Point) -> tuple[Tensor, Tensor, float]:
+        """Offsets from the components (b n k c h w), their responsibilities (b n k 1 1 1), and their variance."""
         variance = (t.alpha * self.std) ** 2 + t.sigma**2
-        off = x_t.unsqueeze(2) - t.alpha * self.means  # b n k c h w
+        off = x_t.unsqueeze(2) - t.alpha * self.means
         responsibility = (self.weights.log() - off.flatten(3).square().sum(-1) / (2 * variance)).softmax(-1)
-        means = self.means + t.alpha * self.std**2 / variance * off
-        return (responsibility[..., None, None, None] * means).sum(2)
+        return off, responsibility[..., None, None, None], variance
 
     def log_density(self, x_t: Tensor, t: Point) -> Tensor:
         """log p_t(x_t) (b n), of which -E[eps | x_t] / sigma is the gradient."""
@@ -43,20 +48,35 @@ class GaussianMixture:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GaussianDenoiser:
-    """types.Denoiser of a mixture `cond`, the same for every task, guided away from `uncond`; at scale 1 it is exact."""
+    """types.Denoiser of a mixture `cond`, guided away from `uncond`; at scale 1 it is exact. Each task's conditioning (b c h w)
+    is a shift of all means of `cond`; without one the denoiser is the same for every task.
+    """
 
     cond: GaussianMixture
     uncond: GaussianMixture
     guidance_scale: float = 1.0
+    shift: Tensor | None = None
 
     def __call__(self, x_t: Tensor, t: Point, guidance_scale: float | None = None) -> Tensor:
         w = self.guidance_scale if guidance_scale is None else guidance_scale
         if w in (0, 1):
-            return (self.cond if w == 1 else self.uncond)(x_t, t)
+            return self._shifted(x_t, t) if w == 1 else self.uncond(x_t, t)
         return classifier_free(*self.pair(x_t, t), w)
 
     def pair(self, x_t: Tensor, t: Point) -> tuple[Tensor, Tensor]:
-        return self.uncond(x_t, t), self.cond(x_t, t)
+        return self.uncond(x_t, t), self._shifted(x_t, t)
+
+    @property
+    def conditioning(self) -> Tensor:
+        if self.shift is None:
+            raise ValueError("this denoiser has no conditioning")
+        return self.shift
+
+    def conditioned_on(self, conditioning: Tensor) -> GaussianDenoiser:
+        return dataclasses.replace(self, shift=conditioning)
 
     def subset(self, rows: Sequence[int]) -> GaussianDenoiser:
-        return self
+        return self if self.shift is None else dataclasses.replace(self, shift=self.shift[list(rows)])
+
+    def _shifted(self, x_t: Tensor, t: Point) -> Tensor:
+        return self.cond(x_t if self.shift is None else x_t - t.alpha * self.shift.unsqueeze(1), t)

@@ -8,25 +8,32 @@ import torch
 from torch import Tensor
 
 
-def run_in(dtype: torch.dtype, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """network(x) computed in `dtype` and returned in x's own, differentiable.
+def run_in(dtype: torch.dtype, network: Callable[..., Tensor], x: Tensor, *others: Tensor) -> Tensor:
+    """network(x, *others) computed in `dtype` and returned in x's own, differentiable in all of these; but not, in float16, in
+    what else the network closes over.
 
     In float16 numbers below 6e-8 are 0, and the gradient of a reward by a pixel or a latent is often that small. On its way back
     through the network it is therefore multiplied by a power of two that brings its largest element to between 1 and 2, and divided
     by it again behind: without rounding, the same as no scaling at all.
     """
-    if dtype != torch.float16 or not (torch.is_grad_enabled() and x.requires_grad):
-        return network(x.to(dtype)).to(x.dtype)
+    wanted = torch.is_grad_enabled() and any(value.requires_grad for value in (x, *others))
+    if dtype != torch.float16 or not wanted:
+        return network(x.to(dtype), *(value.to(dtype) for value in others)).to(x.dtype)
     factors: list[Tensor] = []
 
     def enlarge(gradient: Tensor) -> Tensor:
         largest = gradient.abs().max()
         exponent = torch.where((largest > 0) & largest.isfinite(), -torch.frexp(largest).exponent + 1, 0)
-        factors.append(torch.ldexp(torch.ones_like(largest), exponent))
-        return gradient * factors[-1]
+        factors[:] = [torch.ldexp(torch.ones_like(largest), exponent)]
+        return gradient * factors[0]
 
-    inside = x.view_as(x)  # the gradient by x itself may have other parts
-    inside.register_hook(lambda gradient: gradient / factors.pop())
-    outside = network(inside.to(dtype)).to(x.dtype)
+    def inside(value: Tensor) -> Tensor:
+        if not value.requires_grad:
+            return value.to(dtype)
+        own = value.view_as(value)  # the gradient by the value itself may have other parts
+        own.register_hook(lambda gradient: gradient / factors[0])
+        return own.to(dtype)
+
+    outside = network(*map(inside, (x, *others))).to(x.dtype)
     outside.register_hook(enlarge)
     return outside

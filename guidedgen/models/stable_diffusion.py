@@ -261,6 +261,14 @@ class PromptedDenoiser:
         both = self._rows(lambda rows, cond: torch.stack(self._pair(rows, cond, t), 1), x_t)  # b n 2 c h w
         return both[:, :, 0], both[:, :, 1]
 
+    @property
+    def conditioning(self) -> Tensor:
+        """The prompts' embeddings: b l d."""
+        return self.cond
+
+    def conditioned_on(self, conditioning: Tensor) -> PromptedDenoiser:
+        return dataclasses.replace(self, cond=conditioning)
+
     def subset(self, rows: Sequence[int]) -> PromptedDenoiser:
         return dataclasses.replace(self, cond=self.cond[list(rows)])
 
@@ -279,9 +287,9 @@ class PromptedDenoiser:
 
     def _network(self, x_t: Tensor, embedding: Tensor, t: Point) -> Tensor:
         model = self.model
+        model.ledger.nfe += len(x_t)  # before the call: when a checkpoint computes it again, it is left as soon as enough is known
         with model.ledger.timed("denoise"):
             time = torch.full((len(x_t),), t.t, device=x_t.device)
-            predicted = run_in(model.unet.dtype, lambda x: model.unet(x, time, embedding).sample, x_t)
-        model.ledger.nfe += len(x_t)
+            predicted = run_in(model.unet.dtype, lambda x, prompt: model.unet(x, time, prompt).sample, x_t, embedding)
         model.ledger.count_backward(predicted, len(x_t))
         return eps_from_v(x_t, predicted, t) if model.prediction == "v_prediction" else predicted

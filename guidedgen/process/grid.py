@@ -60,6 +60,20 @@ class NoiseSchedule:
         log_alpha_bar = a + (t - low) * (b - a)
         return Point(float(t), math.exp(log_alpha_bar / 2), math.sqrt(-math.expm1(log_alpha_bar)))
 
+    def when(self, ratio: float) -> Point:
+        """The point at which sigma / alpha is `ratio`: the inverse of `at`. Beyond the trained levels the network is told the
+        nearest one's time, and alpha and sigma are still those of the ratio. ValueError where it is below 0.
+        """
+        if not ratio >= 0:
+            raise ValueError(f"ratio={ratio}: must be at least 0")
+        log_alpha_bar = -math.log1p(ratio**2)
+        levels = -self.alphas_cumprod.log()  # rising
+        low = min(max(int(torch.searchsorted(levels, -log_alpha_bar, right=True)) - 1, 0), len(self) - 2)
+        a, b = levels[low : low + 2].tolist()
+        t = low + (-log_alpha_bar - a) / (b - a)
+        norm = math.hypot(1, ratio)
+        return Point(min(max(t, 0.0), len(self) - 1.0), 1 / norm, ratio / norm)
+
 
 def timesteps(trained: int, num_steps: int, spacing: Spacing, offset: int = 0) -> list[int]:
     """S decreasing times of a process trained with `trained` steps; `offset` shifts the leading ones (SD: 1)."""

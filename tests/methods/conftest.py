@@ -84,13 +84,15 @@ def make_problem(mixture: GaussianMixture) -> Callable[..., Problem]:
         batch_size: int = 1000,
     ) -> Problem:
         scheduler = Ddpm(num_steps=20) if scheduler is None else scheduler
-        grid = scheduler.grid(NoiseSchedule.from_betas(0.00085, 0.012, 1000, "scaled_linear"))
+        schedule = NoiseSchedule.from_betas(0.00085, 0.012, 1000, "scaled_linear")
+        grid = scheduler.grid(schedule)
         anything = GaussianMixture(means=torch.zeros_like(mixture.means[:1]), std=1.5, weights=torch.ones(1, dtype=torch.float64))
         return Problem(
             tasks=[Task(id=f"{i}", prompt="") for i in range(b)],
             denoise=Counting(GaussianDenoiser(cond=mixture, uncond=anything, guidance_scale=guidance_scale)),
             scheduler=scheduler,
             grid=grid,
+            schedule=schedule,
             num_steps=len(grid) - 1,
             noise=Noise([f"{prefix}-{i}" for i in range(b)], dtype=torch.float64),
             latent_shape=SHAPE,

@@ -450,7 +450,7 @@ def test_adaptive_streams_are_of_one_sample_at_a_time(make_problem: Make) -> Non
 
 
 def test_what_it_needs() -> None:
-    assert Codex().needs.noise and Codex().needs.reward and Codex().needs.gradient
+    assert Codex().needs.sampler == "stochastic" and Codex().needs.reward and Codex().needs.gradient
     assert not Codex(strength=0.0).needs.gradient and not Codex(zero_order_samples=2).needs.gradient
 
 

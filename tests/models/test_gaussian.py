@@ -1,12 +1,14 @@
 """The analytic mixture against autograd and closed forms."""
 
+import dataclasses
 import itertools
+import math
 
 import pytest
 import torch
 from torch import Tensor
 
-from guidedgen.models.gaussian import GaussianMixture
+from guidedgen.models.gaussian import GaussianDenoiser, GaussianMixture
 from guidedgen.process.formulas import x0_from_eps
 from guidedgen.process.grid import NoiseSchedule, Point
 
@@ -77,3 +79,25 @@ def test_far_away_nothing_overflows() -> None:
 def test_rows_do_not_mix() -> None:
     model, x, t = mixture(), normal(4, 2, *SHAPE), SCHEDULE.at(300)
     torch.testing.assert_close(model(x, t)[2:3, 1:], model(x[2:3, 1:], t), rtol=1e-12, atol=1e-12)
+
+
+def test_without_noise_the_prediction_is_its_limit() -> None:
+    """(x_t - alpha x_0) / sigma is 0 / 0 there."""
+    model, x = mixture(), normal(4, 2, *SHAPE)
+    assert model(x, Point(0.0, 1.0, 0.0)).abs().max() == 0
+    near = model(x, Point(0.0, math.sqrt(1 - 1e-12), 1e-6))
+    torch.testing.assert_close(near / 1e-6, 1e9 * model(x, Point(0.0, 1.0, 1e-9)), rtol=1e-5, atol=1e-5)
+
+
+def test_conditioning_shifts_each_task_s_means() -> None:
+    exact, other, shifts = mixture(), mixture(1), normal(3, *SHAPE, seed=7)
+    denoise = GaussianDenoiser(cond=exact, uncond=other, guidance_scale=3.0).conditioned_on(shifts)
+    x, t = normal(3, 2, *SHAPE), SCHEDULE.at(300)
+    for i, shift in enumerate(shifts):
+        moved = GaussianDenoiser(cond=dataclasses.replace(exact, means=exact.means + shift), uncond=other, guidance_scale=3.0)
+        for w in (None, 0, 1):
+            torch.testing.assert_close(denoise(x, t, w)[i], moved(x[i : i + 1], t, w)[0], rtol=1e-11, atol=1e-11)
+        assert torch.equal(denoise.subset([i])(x[i : i + 1], t)[0], denoise(x, t)[i])
+    assert torch.equal(denoise.conditioning, shifts)
+    with pytest.raises(ValueError, match="no conditioning"):
+        _ = GaussianDenoiser(cond=exact, uncond=other).conditioning

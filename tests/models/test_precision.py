@@ -47,3 +47,20 @@ def test_a_gradient_that_also_flows_past_the_network_is_not_scaled() -> None:
 def test_other_types_are_plain_casts(dtype: torch.dtype) -> None:
     x = torch.randn(4, 8)
     assert torch.equal(run_in(dtype, network, x), network(x.to(dtype)).float())
+
+
+@pytest.mark.parametrize("wanted", [(True, True), (False, True), (True, False)])
+@pytest.mark.parametrize("size", [1e-12, 1.0])
+def test_gradients_by_other_inputs_survive_too(wanted: tuple[bool, bool], size: float) -> None:
+    """Also where x itself has none."""
+
+    def mixing(x: Tensor, y: Tensor) -> Tensor:
+        return network(x) * (1 + y.sum(1, keepdim=True).tanh())
+
+    found = []
+    for dtype in (torch.float32, torch.float16):
+        inputs = [torch.randn(4, 8, generator=torch.Generator().manual_seed(i)).requires_grad_(w) for i, w in enumerate(wanted)]
+        total = (size * run_in(dtype, mixing, *inputs)).sum()
+        found.append(torch.autograd.grad(total, [value for value in inputs if value.requires_grad]))
+    for exact, half in zip(*found, strict=True):
+        assert (half - exact).norm() < 5e-3 * exact.norm()

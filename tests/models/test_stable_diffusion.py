@@ -298,7 +298,7 @@ def test_methods_spend_on_a_network_what_they_say(
         return pictures[:, 0].mean((1, 2))
 
     problem = Problem(
-        tasks=tasks(*PROMPTS), denoise=sd.denoiser(tasks(*PROMPTS)), scheduler=scheduler, grid=grid, num_steps=4,
+        tasks=tasks(*PROMPTS), denoise=sd.denoiser(tasks(*PROMPTS)), scheduler=scheduler, grid=grid, schedule=sd.schedule, num_steps=4,
         noise=Noise(["a", "b"]), latent_shape=sd.latent_shape, decode=sd.decode, reward=reward, batch_size=batch_size,
     )  # fmt: skip
     with torch.no_grad():
@@ -314,7 +314,7 @@ def test_a_gradient_through_unet_and_decoder_is_that_of_finite_differences(folde
     sd = model(folders["epsilon"], dtype="float64", guidance_scale=2.0, batch_size=2)
     grid, shape = Ddpm(num_steps=4).grid(sd.schedule), sd.latent_shape
     problem = Problem(
-        tasks=tasks(*PROMPTS), denoise=sd.denoiser(tasks(*PROMPTS)), scheduler=Ddpm(num_steps=4), grid=grid, num_steps=4,
+        tasks=tasks(*PROMPTS), denoise=sd.denoiser(tasks(*PROMPTS)), scheduler=Ddpm(num_steps=4), grid=grid, schedule=sd.schedule, num_steps=4,
         noise=Noise(["a", "b"]), latent_shape=shape, decode=lambda x: sd.vae.decode(x / 0.31).sample,
         reward=lambda rows, _: rows.sin().mean((1, 2, 3)), batch_size=3,
     )  # fmt: skip
@@ -452,3 +452,31 @@ def test_truncated_weights_are_one_line(folders: dict[str, Path], tmp_path: Path
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(UsageError, match="model.path=.*: unet cannot be loaded"):
         model(folder).load()
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
+def test_a_gradient_by_the_embeddings_is_that_of_finite_differences(folders: dict[str, Path], guidance_scale: float) -> None:
+    sd = model(folders["epsilon"], dtype="float64", guidance_scale=guidance_scale, batch_size=3)
+    denoise, t = sd.denoiser(tasks(*PROMPTS)), sd.schedule.at(500.5)
+    x_t, towards = (normal(2, 1, *sd.latent_shape, seed=i).double() for i in range(2))
+    embedding = denoise.conditioning.clone().requires_grad_()
+    assert embedding.shape == (2, 12, 16)
+    assert torch.equal(denoise.conditioned_on(embedding)(x_t, t), denoise(x_t, t))
+    (gradient,) = torch.autograd.grad((denoise.conditioned_on(embedding)(x_t, t) * towards).sum(), embedding)
+    direction = normal(*embedding.shape, seed=3).double()
+    with torch.no_grad():
+        ahead, behind = (denoise.conditioned_on(embedding + s * 1e-5 * direction)(x_t, t) for s in (1, -1))
+    for i in range(2):  # each prompt's from its own picture
+        difference = ((ahead - behind)[i] * towards[i]).sum() / 2e-5
+        assert float((gradient[i] * direction[i]).sum()) == pytest.approx(float(difference), rel=1e-5)
+
+
+def test_embeddings_may_be_finer_than_the_network(folders: dict[str, Path]) -> None:
+    """float32 variables of a bfloat16 network: the same picture, and gradients that come back in float32."""
+    sd = model(folders["epsilon"], dtype="bfloat16", guidance_scale=2.0)
+    denoise, x_t, t = sd.denoiser(tasks(*PROMPTS)), normal(2, 1, *sd.latent_shape), sd.schedule.at(500)
+    fine = denoise.conditioning.float().requires_grad_()
+    predicted = denoise.conditioned_on(fine)(x_t, t)
+    assert torch.equal(predicted, denoise(x_t, t))
+    (gradient,) = torch.autograd.grad(predicted.square().sum(), fine)
+    assert gradient.dtype == torch.float32 and gradient.abs().amax((1, 2)).min() > 0

@@ -1,0 +1,140 @@
+"""AdjointDPM (Pan et al. 2024, "AdjointDPM: Adjoint Sensitivity Method for Gradient Backpropagation of Diffusion Probabilistic
+Models", arXiv:2307.10711): what a picture is drawn from is optimised by the reward of the finished picture, L = -r(D(x_0)), with
+gradients through the whole probability flow. What is optimised is
+
+    noise       x_T, as the released code does for the vocabulary expansion of section 4.1.1.
+    trajectory  every state from x_T to the last but x_0, as that section says: "in each time step t, [...] the gradient of guidance
+                L with respect to the noisy state x_t [...] to drive the sampling trajectory". With x_s = step(x_t) + u_s, the moves
+                u_s zero at first, dL/du_s is dL/dx_s, the adjoint state that the way back meets at s: one pass gives it for all s.
+                The optimiser moves x_T and the u_s: each state along its own gradient, on top of what moved before it.
+    embedding   the prompt's embedding of each sample, all tokens of it; x_T stays.
+
+Cost, with S steps (those of the grid that go somewhere) and m updates: 2S(2m + 1) rows forward and 2Sm backward with euler,
+checkpoint at the same; backprop 2S(m + 1) and 2Sm; other solvers as guidedgen.gradients.adjoint says. m + 1 decodes and reward
+calls, with keep=last m; and one decode of the finished image. Null setting: num_updates = 0, the unguided chain of the solver,
+which is DDIM for euler.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from guidedgen.gradients.reversible import Reversible
+from guidedgen.methods.guidance import check_counts
+from guidedgen.methods.selection import best, pick
+from guidedgen.problem import Problem
+from guidedgen.process.flow import FlowChain
+from guidedgen.types import GradientEngine, Needs, Observer, UsageError, ignore
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdjointDpm:
+    """The defaults of the numbers are the released code's (HanshuYAN/AdjointDPM, adjoint/examples/vocabulary_expansion/run.sh; the
+    paper's appendix has none for Stable Diffusion). `keep` is the best picture of all updates, or the last; the code never renders
+    its last latent.
+
+    "adam" is AdamW, whose step depends little on the reward's scale: `lr` is about how far an element moves in an update. "sgd"
+    moves by lr times the gradient. `weight_decay` draws what is optimised towards zero, by lr times that share an update: for
+    a trajectory, x_T and the moves.
+    """
+
+    gradients: GradientEngine
+    what: Literal["noise", "trajectory", "embedding"] = "noise"
+    num_updates: int = 30
+    lr: float = 0.01
+    optimizer: Literal["adam", "sgd"] = "adam"
+    weight_decay: float = 0.01
+    keep: Literal["best", "last"] = "best"
+
+    def __post_init__(self) -> None:
+        check_counts(self, "num_updates", "lr", "weight_decay", least=0)
+        if isinstance(self.gradients, Reversible):
+            raise UsageError(
+                "method/gradients=reversible undoes EDICT's steps, and method=adjoint_dpm has a flow: checkpoint or adjoint"
+            )
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(gradient=self.num_updates > 0, sampler="deterministic", chains=self.num_updates + 1)
+
+    def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
+        x_t = problem.start()
+        free = self._free(problem, x_t)
+        optimizer = self._optimizer(free)
+        seen, scores = x_t[:, :0], x_t.new_empty(len(x_t), 0)
+        for i in range(self.num_updates):
+            with torch.enable_grad():
+                x_0 = self._drawn(problem, x_t, free)
+            rewards, by_x_0 = problem.score_and_gradient(x_0.detach())
+            with problem.timed("backward"):
+                gradients = torch.autograd.grad(x_0, free, -by_x_0)
+            if self.keep == "best":
+                seen, scores = _better(seen, scores, x_0.detach(), rewards)
+            observe("update", i, {"rewards": rewards[:, 0], "gradient": _lengths(gradients)})
+            for value, gradient in zip(free, gradients, strict=True):
+                value.grad = _finite(gradient)
+            optimizer.step()
+            _walked(problem, observe)
+        with torch.no_grad():
+            x_0 = self._drawn(problem, x_t, free)
+        _walked(problem, observe)
+        if self.keep == "best" and self.num_updates:
+            x_0, _ = _better(seen, scores, x_0, problem.score(x_0))
+        return x_0[:, 0]
+
+    def _free(self, problem: Problem, x_t: Tensor) -> list[Tensor]:
+        """What is optimised, each b ...: leaves in the latents' type, whatever the network's."""
+        if self.what == "embedding":
+            initial = [problem.denoise.conditioning.to(x_t.dtype)]
+        else:
+            between = len(self._chain(problem)) - 1 if self.what == "trajectory" else 0
+            initial = [x_t, *(torch.zeros_like(x_t) for _ in range(between))]
+        return [value.detach().clone().requires_grad_() for value in initial]
+
+    def _optimizer(self, free: Sequence[Tensor]) -> torch.optim.Optimizer:
+        """One that treats every element by itself, so that no sample depends on its neighbours."""
+        make = torch.optim.AdamW if self.optimizer == "adam" else torch.optim.SGD
+        return make(free, lr=self.lr, weight_decay=self.weight_decay)
+
+    def _chain(self, problem: Problem) -> FlowChain:
+        return FlowChain(denoise=problem.denoise, grid=problem.grid, schedule=problem.schedule)
+
+    def _drawn(self, problem: Problem, x_t: Tensor, free: Sequence[Tensor]) -> Tensor:
+        """x_0, b 1 c h w, differentiable in what is free."""
+        chain = self._chain(problem)
+        if self.what == "embedding":
+            chain = dataclasses.replace(chain, denoise=problem.denoise.conditioned_on(free[0]))
+            (x_0,) = self.gradients(chain, chain.start(x_t), free)
+        else:
+            chain = dataclasses.replace(chain, offsets=free[1:])
+            (x_0,) = self.gradients(chain, chain.start(free[0]))
+        return x_0
+
+
+def _better(kept: Tensor, scores: Tensor, x_0: Tensor, rewards: Tensor) -> tuple[Tensor, Tensor]:
+    """The better of two pictures (b k c h w and b 1 c h w, k = 0 or 1) of each sample, and its reward (b 1); of equals the old."""
+    scores = torch.cat([scores.to(rewards), rewards], 1)
+    index = best(scores)
+    return pick(torch.cat([kept, x_0], 1), index), scores.gather(1, index[:, None])
+
+
+def _lengths(gradients: Sequence[Tensor]) -> Tensor:
+    """The norm of each sample's gradient (b), over all that is optimised."""
+    return torch.cat([gradient.flatten(1) for gradient in gradients], 1).norm(dim=1)
+
+
+def _finite(gradient: Tensor) -> Tensor:
+    """b ...: that of a sample which is not finite as 0."""
+    rows = gradient.flatten(1)
+    return torch.where(rows.isfinite().all(1, keepdim=True), rows, 0).view_as(gradient)
+
+
+def _walked(problem: Problem, observe: Observer) -> None:
+    """Tells the observer that the chain has been walked through once."""
+    for i in range(len(problem.grid) - 1):
+        observe("step", i, {})

@@ -1,0 +1,194 @@
+"""DOODL (Wallace et al. 2023, "End-to-End Diffusion Latent Optimization Improves Classifier Guidance", arXiv:2303.13703): the noise
+that a picture is drawn from is optimised by the reward of the finished picture, through the whole chain. Algorithm 1:
+
+    L = -(r(MultiCrop(x_0)) + r(MultiCrop(y_0))) / 2;   g = clip(-lr dL/dx_T);   v = momentum v + g
+    x_T = x_T + v + perturbation;   x_T = x_T |first x_T| / |x_T|
+
+Cost, with S steps (those of the grid that go somewhere), m updates, c = 2 latents for EDICT and 1 for DDIM, and C crops, by
+checkpoint or reversible: 2cS(2m + 1) rows forward, 2cSm backward. Decodes cm + m + 1 and reward calls Ccm + m + 1, the whole
+pictures' being for the best to be kept; without crops m less of each; and one decode of the finished image. Null setting:
+num_updates = 0, the unguided chain: plain DDIM for process=ddim, EDICT's own otherwise.
+
+DDIM costs half of EDICT, and by checkpointing its gradient is exact too; EDICT is the paper's, and can invert a picture exactly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from guidedgen.methods.guidance import check_counts
+from guidedgen.noise import Noise
+from guidedgen.problem import Crops, Problem
+from guidedgen.process.chains import EdictChain, State
+from guidedgen.process.flow import FlowChain
+from guidedgen.types import BadValue, GradientEngine, Needs, Observer, ignore
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Doodl:
+    """Where paper and released code (salesforce/DOODL, doodl.py, lines 647-982) differ, the defaults are the paper's:
+
+    perturbation: standard deviation of what is added at each update: N(0, 1e-4 I) in the paper, 1e-4 in the code (line 947).
+    pair_gradient: the derivative by the x_T that both latents of the pair begin at ("total"), or half of it ("mean", line 936).
+    alternate: see `EdictChain`.
+    crop_reduction: the mean over crops, or the best one alone, as the code for CLIP losses (lines 198-199).
+    keep: the best picture of all updates, or the last one, which the code never renders.
+
+    `lr` is lambda. `tied` optimises one latent for both of the pair, else each its own. Crops are squares of U^crop_power, scaled
+    to between `smallest_crop` and 1 of the image's side, averaged to the smallest's size: the paper's 224 of 512 px. With
+    `patience` a sample stops after so many updates without a better reward. `source_image` is a picture to start from, by
+    EDICT's inversion, instead of from noise.
+    """
+
+    gradients: GradientEngine
+    process: Literal["edict", "ddim"] = "edict"
+    mixing: float = 0.93
+    alternate: bool = False
+    num_updates: int = 50
+    lr: float = 1.0
+    clip: float | None = 1e-3
+    momentum: float = 0.9
+    nesterov: bool = False
+    perturbation: float = 1e-2
+    renormalise: bool = True
+    tied: bool = True
+    pair_gradient: Literal["total", "mean"] = "total"
+    num_crops: int = 16
+    crop_power: float = 0.3
+    smallest_crop: float = 0.4375
+    crop_reduction: Literal["mean", "best"] = "mean"
+    keep: Literal["best", "last"] = "best"
+    patience: int | None = None
+    source_image: str | None = None
+
+    def __post_init__(self) -> None:
+        check_counts(self, "num_updates", "num_crops", least=0)
+        for name in ("momentum", "smallest_crop"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise BadValue(name, getattr(self, name), "must be from 0 to 1")
+        for name, value in (("mixing", self.mixing), ("clip", self.clip), ("patience", self.patience)):
+            if value is not None and not value > 0:
+                raise BadValue(name, value, "must be above 0")
+        if self.source_image is not None and (self.process != "edict" or self.tied):
+            raise BadValue("source_image", self.source_image, "is inverted to a pair: it needs process=edict and tied=false")
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(
+            gradient=self.num_updates > 0,
+            sampler="deterministic",
+            reference="optional" if self.source_image is None else "inverted",
+            one_sample=self.patience is not None,
+            chains=self.num_updates + 1,
+        )
+
+    def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
+        chain = self._chain(problem)
+        latents = self._start(problem, chain)
+        sizes, velocity = [_norm(z) for z in latents], [torch.zeros_like(z) for z in latents]
+        crops, perturbation = problem.noise.fork("crops"), problem.noise.fork("perturbation")
+        best = _Best()
+        for i in range(self.num_updates):
+            x_0, rewards, gradients = self._gradient(problem, chain, latents, crops)
+            best.see(x_0, problem.score(x_0)[:, 0] if self.num_crops else rewards)
+            observe("update", i, {"rewards": rewards, "gradient": gradients[0].flatten(1).norm(dim=1)})
+            _walked(problem, observe)
+            if self.patience is not None and best.stalled >= self.patience:
+                return best.x_0[:, 0]
+            noise = self.perturbation * perturbation.draw(1, problem.latent_shape)
+            latents = [self._moved(z, v, g, size, noise) for z, v, g, size in zip(latents, velocity, gradients, sizes, strict=True)]
+        x_0 = self._picture(chain, latents)
+        _walked(problem, observe)
+        if self.keep == "last" or not self.num_updates:
+            return x_0[:, 0]
+        best.see(x_0, problem.score(x_0)[:, 0])
+        return best.x_0[:, 0]
+
+    def _chain(self, problem: Problem) -> FlowChain | EdictChain:
+        if self.process == "ddim":
+            return FlowChain(denoise=problem.denoise, grid=problem.grid, schedule=problem.schedule)
+        return EdictChain(denoise=problem.denoise, grid=problem.grid, mixing=self.mixing, alternate=self.alternate)
+
+    def _start(self, problem: Problem, chain: FlowChain | EdictChain) -> list[Tensor]:
+        """What is optimised: x_T, or the pair of them, b 1 c h w each; in float64, because undoing EDICT's steps needs it."""
+        if self.source_image is not None:
+            assert isinstance(chain, EdictChain) and problem.reference is not None
+            state = chain.start(problem.reference.unsqueeze(1).double())
+            for i in reversed(range(len(chain))):
+                state = chain.unstep(state, i)
+            return list(state)
+        x_t = problem.start().double()
+        return [x_t] if self.tied else list(chain.start(x_t))
+
+    def _state(self, chain: FlowChain | EdictChain, latents: Sequence[Tensor]) -> State:
+        return chain.start(latents[0]) if self.tied else tuple(latents)
+
+    def _picture(self, chain: FlowChain | EdictChain, latents: Sequence[Tensor]) -> Tensor:
+        """x_0, b 1 c h w: of the pair, x."""
+        state = self._state(chain, latents)
+        for i in range(len(chain)):
+            state = chain.step(state, i)
+        return state[0]
+
+    def _gradient(
+        self, problem: Problem, chain: FlowChain | EdictChain, latents: Sequence[Tensor], crops: Noise
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """x_0, the mean reward of what the chain ends in (b), and the reward's gradients by the latents."""
+        with torch.enable_grad():
+            leaves = [z.detach().requires_grad_() for z in latents]
+            end = self.gradients(chain, self._state(chain, leaves))
+        rewards, by_end = problem.score_and_gradient(torch.cat(end, 1).detach(), self._crops(crops, len(end)))
+        with problem.timed("backward"):
+            gradients = torch.autograd.grad(end, leaves, (by_end / len(end)).split(1, 1))
+        share = 0.5 if self.pair_gradient == "mean" and self.process == "edict" else 1.0
+        return end[0].detach(), rewards.mean(1), [share * g for g in gradients]
+
+    def _crops(self, noise: Noise, pictures: int) -> Crops | None:
+        """New crops for every picture of every sample."""
+        if not self.num_crops:
+            return None
+        numbers = noise.uniform(pictures * self.num_crops * 3).unflatten(1, (pictures, self.num_crops, 3))
+        side = numbers[..., :1] ** self.crop_power * (1 - self.smallest_crop) + self.smallest_crop
+        return Crops(boxes=torch.cat([side, numbers[..., 1:]], -1), smallest=self.smallest_crop, reduction=self.crop_reduction)
+
+    def _moved(self, z: Tensor, velocity: Tensor, gradient: Tensor, size: Tensor, noise: Tensor) -> Tensor:
+        """The latent after an update; `velocity` is updated in place."""
+        gradient = torch.where(gradient.isfinite(), self.lr * gradient, 0)
+        if self.clip is not None:
+            gradient = gradient.clamp(-self.clip, self.clip)
+        velocity.mul_(self.momentum).add_(gradient)
+        z = z + (gradient + self.momentum * velocity if self.nesterov else velocity) + noise
+        return z * (size / _norm(z)) if self.renormalise else z
+
+
+class _Best:
+    """The best picture so far of every sample."""
+
+    def __init__(self) -> None:
+        self.stalled = 0  # sightings since one was better
+
+    def see(self, x_0: Tensor, rewards: Tensor) -> None:
+        """x_0 b 1 c h w and its rewards b; one that is not a number is never better."""
+        if not hasattr(self, "x_0"):
+            self.x_0, self.rewards = x_0, torch.where(rewards.isnan(), -torch.inf, rewards)
+            return
+        better = rewards > self.rewards
+        self.stalled = 0 if better.any() else self.stalled + 1
+        self.x_0 = torch.where(better[:, None, None, None, None], x_0, self.x_0)
+        self.rewards = torch.where(better, rewards, self.rewards)
+
+
+def _norm(z: Tensor) -> Tensor:
+    """Euclidean norm of each latent: b n c h w -> b n 1 1 1."""
+    return z.flatten(2).norm(dim=2)[..., None, None, None]
+
+
+def _walked(problem: Problem, observe: Observer) -> None:
+    """Tells the observer that the chain has been walked through once."""
+    for i in range(len(problem.grid) - 1):
+        observe("step", i, {})
