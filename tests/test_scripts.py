@@ -74,7 +74,36 @@ def test_table_prints_a_study(tmp_path: Path) -> None:
     assert "holds no run with metrics" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["fetch.py", "evaluate.py", "table.py", "train_lab.py"])
+def test_bench_measures_every_engine() -> None:
+    """Memory and rows as guidedgen.gradients has them: MiB, rows, rows backward by process, engine and steps."""
+    done = script("bench.py", "gradients", "--steps", "2", "4", "--threads", "1", "--memory-gb", "0.03")
+    assert done.returncode == 0, done.stderr
+    lines = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in done.stdout.splitlines() if "|" in line]
+    table = {(process, engine, int(steps)): [float(cell) for cell in rest] for process, engine, steps, *rest in lines[2:]}
+    assert lines[0] == ["process", "engine", "T", "peak MiB", "seconds", "rows", "backward"]
+    call = table["ddim", "backprop", 2][0] / 2  # MiB of a guided call's activations
+    expected = {  # calls whose activations are held, and rows
+        ("ddim", "backprop"): (4, 8), ("ddim", "checkpoint"): (1, 16), ("ddim", "checkpoint, 0.03 GB"): (2, 8 + 4 + 2),
+        ("edict", "backprop"): (8, 16), ("edict", "checkpoint"): (2, 32), ("edict", "checkpoint, 0.03 GB"): (2, 16 + 12 + 4),
+        ("edict", "reversible"): (1, 32),
+    }  # fmt: skip
+    for (process, engine), (held, rows) in expected.items():
+        peak, seconds, forward, backward = table[process, engine, 4]
+        assert peak == pytest.approx(held * call, rel=0.1)
+        assert seconds > 0
+        assert (forward, backward) == (rows, 8 if process == "ddim" else 16)
+    assert table["edict", "reversible", 4][0] == pytest.approx(table["edict", "reversible", 2][0], rel=1e-3)
+    assert table["ddim", "adjoint", 4][0] < 1.05 * table["ddim", "adjoint", 2][0]
+    assert len(table) == 2 * 8
+
+
+def test_bench_says_in_one_line_what_it_cannot_do() -> None:
+    done = script("bench.py", "gradients", "--dtype", "float8")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "float8" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["bench.py", "fetch.py", "evaluate.py", "table.py", "train_lab.py"])
 def test_help_names_the_commands(name: str) -> None:
     done = script(name, "--help")
     assert f"python scripts/{name}" in done.stdout + done.stderr

@@ -36,8 +36,8 @@ def saved_bytes(compute: Callable[[], object]) -> int:
 class Alive(TorchDispatchMode):
     """Inside `with Alive() as alive`, `alive.peak` is the most bytes that tensors made inside held at once.
 
-    Counted tensor by tensor, without an allocator's rounding or a kernel's workspace; what was there before (weights, inputs) is not
-    counted. Slow: not for timing. On a CPU alone: a GPU's backward passes run in a thread of their own, which is not seen.
+    Counted tensor by tensor, without an allocator's rounding or a kernel's workspace; what was there before (weights, inputs) is
+    not counted. Slow: not for timing. On a CPU alone: a GPU's backward passes run in a thread of their own, which is not seen.
     """
 
     def __init__(self) -> None:

@@ -287,7 +287,7 @@ class PromptedDenoiser:
 
     def _network(self, x_t: Tensor, embedding: Tensor, t: Point) -> Tensor:
         model = self.model
-        model.ledger.nfe += len(x_t)  # before the call: when a checkpoint computes it again, it is left as soon as enough is known
+        model.ledger.nfe += len(x_t)
         with model.ledger.timed("denoise"):
             time = torch.full((len(x_t),), t.t, device=x_t.device)
             predicted = run_in(model.unet.dtype, lambda x, prompt: model.unet(x, time, prompt).sample, x_t, embedding)

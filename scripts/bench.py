@@ -1,0 +1,157 @@
+"""Measures what things cost here.
+
+python scripts/bench.py gradients                                   every engine, on the lab: memory and seconds by number of steps
+python scripts/bench.py gradients --model PATH --device cuda --dtype bfloat16 --steps 50
+python scripts/bench.py gradients --engines checkpoint --memory-gb 2        and checkpointing that may keep so much
+
+One value and gradient of a whole chain of T steps, guided, by its first latent. Memory is the most that is held at once, weights
+aside: on a CPU the bytes of all tensors, on a GPU what torch has allocated for them. Latents are float64, whatever the network is.
+"""
+
+import argparse
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+# Spinning OpenMP threads make a shared machine several times slower; the variable must be set before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from guidedgen.types import BadValue, GradientEngine, Task, UsageError
+
+if TYPE_CHECKING:
+    from guidedgen.models.stable_diffusion import StableDiffusion
+    from guidedgen.process.chains import Chain
+
+ENGINES = ("backprop", "checkpoint", "reversible", "adjoint")
+PROCESSES = ("ddim", "edict")
+MIB = 2**20
+
+
+def measure(compute: Callable[[], object], device: str) -> tuple[float, int]:
+    """Seconds, and the most bytes held beyond those that were there before."""
+    import torch
+
+    from guidedgen.gradients.memory import Alive
+
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before, start = torch.cuda.memory_allocated(device), time.perf_counter()
+        compute()
+        torch.cuda.synchronize(device)
+        return time.perf_counter() - start, torch.cuda.max_memory_allocated(device) - before
+    start = time.perf_counter()
+    compute()
+    seconds = time.perf_counter() - start
+    with Alive() as alive:  # apart, because watching takes time
+        compute()
+    return seconds, alive.peak
+
+
+def engines(names: list[str], process: str, memory_gb: float) -> Iterator[tuple[str, GradientEngine]]:
+    """Those of the names that can differentiate a process."""
+    from guidedgen.gradients.adjoint import Adjoint
+    from guidedgen.gradients.backprop import Backprop
+    from guidedgen.gradients.checkpoint import Checkpoint
+    from guidedgen.gradients.reversible import Reversible
+
+    if "backprop" in names:
+        yield "backprop", Backprop()
+    if "checkpoint" in names:
+        yield "checkpoint", Checkpoint()
+        if memory_gb:
+            yield f"checkpoint, {memory_gb:g} GB", Checkpoint(memory_gb=memory_gb)
+    if "reversible" in names and process == "edict":
+        yield "reversible", Reversible()
+    if "adjoint" in names and process == "ddim":
+        yield "adjoint", Adjoint()
+
+
+def make_chain(process: str, model: "StableDiffusion", steps: int, samples: int) -> "Chain":
+    from guidedgen.process.chains import EdictChain
+    from guidedgen.process.flow import FlowChain
+    from guidedgen.process.schedulers import Ddim
+
+    grid = Ddim(num_steps=steps).grid(model.schedule)
+    denoise = model.denoiser([Task(id=str(i), prompt="a red circle") for i in range(samples)])
+    if process == "edict":
+        return EdictChain(denoise=denoise, grid=grid)
+    return FlowChain(denoise=denoise, grid=grid, schedule=model.schedule)
+
+
+def gradients(arguments: argparse.Namespace) -> None:
+    """Prints a table of engines and numbers of steps, in Markdown; meanwhile a terminal says what is measured."""
+    import torch
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from guidedgen.models.stable_diffusion import StableDiffusion
+
+    if torch.device(arguments.device).type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"--device {arguments.device}: torch sees no GPU here; use --device cpu")
+    model = StableDiffusion(
+        path=arguments.model, name="bench", device=arguments.device, dtype=arguments.dtype, guidance_scale=7.5,
+        batch_size=arguments.samples,
+    )  # fmt: skip
+    x = torch.randn(arguments.samples, 1, *model.latent_shape, dtype=torch.float64, device=arguments.device)
+
+    def value_and_gradient(engine: GradientEngine, chain: "Chain") -> None:
+        model.ledger.nfe = model.ledger.nfe_backward = 0
+        x_t = x.clone().requires_grad_()
+        state = engine(chain, chain.start(x_t))
+        torch.autograd.grad(sum(latent.square().mean() for latent in state), x_t)
+
+    table = Table("process", "engine", box=box.MARKDOWN, title=f"{arguments.model}, {arguments.dtype} on {arguments.device}")
+    for column in ("T", "peak MiB", "seconds", "rows", "backward"):
+        table.add_column(column, justify="right")
+    watched = Console(stderr=True)
+    for process in arguments.processes:
+        for name, engine in engines(arguments.engines, process, arguments.memory_gb):
+            value_and_gradient(engine, make_chain(process, model, 1, arguments.samples))  # the first time is slower
+            for steps in arguments.steps:
+                chain = make_chain(process, model, steps, arguments.samples)
+                row = [process, name, str(steps)]
+                with watched.status(" ".join(row)):
+                    try:
+                        seconds, peak = measure(functools.partial(value_and_gradient, engine, chain), arguments.device)
+                    except torch.OutOfMemoryError:
+                        table.add_row(*row, "more", "", "", "")
+                        torch.cuda.empty_cache()
+                        continue
+                rows = (str(model.ledger.nfe), str(model.ledger.nfe_backward))
+                table.add_row(*row, f"{peak / MIB:.2f}", f"{seconds:.2f}", *rows)
+    Console().print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("gradients",))
+    parser.add_argument("--model", default="lab", help="a Stable Diffusion folder, or lab (default)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--dtype", default="float32", help="of the network (default: float32)")
+    parser.add_argument("--steps", nargs="+", type=int, default=[10, 20, 50, 100], metavar="T")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--processes", nargs="+", choices=PROCESSES, default=list(PROCESSES))
+    parser.add_argument("--samples", type=int, default=1, help="pictures at once (default: 1)")
+    parser.add_argument("--memory-gb", type=float, default=0.0, help="adds checkpointing that may keep so many gigabytes")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        import torch
+
+        torch.set_num_threads(arguments.threads)
+    try:
+        gradients(arguments)
+    except (UsageError, BadValue) as error:
+        print(f"guidedgen: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
