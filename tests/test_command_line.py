@@ -70,6 +70,31 @@ WRONG = {
     "more at least than at most": (["method=codex", "method.min_particles=5"], ["method.min_particles=5", "from 1 to"]),
     "gradient through something": (["method=codex", "method.through=vae"], ["method.through=vae", "unet, decoder"]),
     "no repeats": (["method=universal", "method.num_repeats=0"], ["method.num_repeats=0", "at least 1"]),
+    "noise for a deterministic chain": (["method=doodl"], ["method=doodl", "scheduler=ddim scheduler.eta=0"]),
+    "engine that there is not": (
+        ["method=doodl", "method/gradients=chekpoint"],
+        ["method/gradients=chekpoint", "did you mean checkpoint?"],
+    ),
+    "chain that cannot be undone": (
+        ["method=doodl", "scheduler=ddim", "method.process=ddim", "method/gradients=reversible"],
+        ["method.process=ddim", "reversible needs edict"],
+    ),
+    "flow of a pair": (
+        ["method=doodl", "scheduler=ddim", "method/gradients=adjoint"],
+        ["method.process=edict", "adjoint needs ddim"],
+    ),
+    "picture that is not there": (
+        ["method=doodl", "scheduler=ddim", "method.source_image=none.png", "method.tied=false"],
+        ["method.source_image=none.png", "cannot be read as an image"],
+    ),
+    "picture for a single latent": (
+        ["method=doodl", "scheduler=ddim", "method.source_image=a.png"],
+        ["method.source_image", "tied=false"],
+    ),
+    "negative updates": (
+        ["method=adjoint_dpm", "scheduler=ddim", "method.num_updates=-1"],
+        ["method.num_updates=-1", "at least 0"],
+    ),
     "nothing to start from": (["method=sdedit"], ["method=sdedit", "dataset=image_to_image"]),
     "no reward to follow": (["reward=none"], ["method=code", "reward=aesthetic"]),
     "missing weights offline": (

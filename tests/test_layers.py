@@ -65,7 +65,17 @@ PACKAGES = {
     "omegaconf": {"config", "jobs", "experiment"},
     "rich": {"report", "lab"},
 }
-HEAVY = {"diffusers", "transformers", "open_clip", "torch_fidelity", "torchvision", "torchmetrics", "torchdiffeq", "sklearn", "wandb"}
+HEAVY = {
+    "diffusers",
+    "transformers",
+    "open_clip",
+    "torch_fidelity",
+    "torchvision",
+    "torchmetrics",
+    "torchdiffeq",
+    "sklearn",
+    "wandb",
+}
 
 
 def files() -> list[Path]:

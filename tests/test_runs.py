@@ -32,6 +32,8 @@ QUICK_METHOD = {
     "mpgd": ["method.strength=1"],
     "freedom": ["method.num_repeats=2"],
     "universal": ["method.num_repeats=2", "method.strength=5", "scheduler=ddim"],
+    "doodl": ["method.num_updates=1", "method.num_crops=2", "scheduler=ddim"],
+    "adjoint_dpm": ["method.num_updates=1", "scheduler=ddim"],
 }
 NULL = {
     "best_of_n": ["method.num_particles=1"],
@@ -41,6 +43,8 @@ NULL = {
     "mpgd": ["method.strength=0", "method.num_repeats=1"],
     "freedom": ["method.strength=0", "method.num_repeats=1"],
     "universal": ["method.strength=0", "method.num_repeats=1", "scheduler=ddim"],
+    "doodl": ["method.num_updates=0", "method.process=ddim", "scheduler=ddim"],
+    "adjoint_dpm": ["method.num_updates=0", "scheduler=ddim"],
 }
 
 pytestmark = pytest.mark.skipif(not (WEIGHTS / "generator" / "model_index.json").exists(), reason="the lab's weights are missing")

@@ -21,6 +21,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from guidedgen.gradients.adjoint import Adjoint
+from guidedgen.gradients.reversible import Reversible
 from guidedgen.methods.guidance import check_counts
 from guidedgen.noise import Noise
 from guidedgen.problem import Crops, Problem
@@ -74,6 +76,9 @@ class Doodl:
         for name, value in (("mixing", self.mixing), ("clip", self.clip), ("patience", self.patience)):
             if value is not None and not value > 0:
                 raise BadValue(name, value, "must be above 0")
+        wanted = {Reversible: "edict", Adjoint: "ddim"}.get(type(self.gradients), self.process)
+        if self.process != wanted:
+            raise BadValue("process", self.process, f"method/gradients={type(self.gradients).__name__.lower()} needs {wanted}")
         if self.source_image is not None and (self.process != "edict" or self.tied):
             raise BadValue("source_image", self.source_image, "is inverted to a pair: it needs process=edict and tied=false")
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import math
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor
 
 from guidedgen.images import check
-from guidedgen.types import Clip, Task, UsageError
+from guidedgen.types import BadValue, Clip, Reward, Task, UsageError
 
 
 class Head(Protocol):
@@ -26,6 +28,11 @@ class Head(Protocol):
 class Aesthetic:
     """head(clip(image)). The prompt is not looked at. The head must have been trained on the embeddings of this very CLIP.
 
+    With a `target` the reward is -|head(clip(image)) - target|, the loss of DOODL (arXiv:2303.13703), 5.3, less its lambda: 10 for
+    better pictures, 1 for worse ones. Its released code (salesforce/DOODL, doodl.py) clips scores to [1, 10] first, beyond which no
+    gradient is left, and that is not repeated here; and it takes the mean over crops before the difference, which is the same
+    number where no crop is beyond the target.
+
     `published_code_range` repeats a bug behind the published numbers of CoDe: its pipelines decode to [0, 1] and its
     scorers/aesthetic_scorer.py then maps x/2 + 0.5 once more, so the network sees a washed-out image in [0.5, 1] (the released code
     also resizes bilinearly and does not crop, which is not repeated here). Off, the network sees the image.
@@ -34,6 +41,7 @@ class Aesthetic:
     clip: Clip
     head: Head
     published_code_range: bool = False
+    target: float | None = None
 
     differentiable = True
 
@@ -44,15 +52,32 @@ class Aesthetic:
                 f"reward=aesthetic: {self.head.name} takes embeddings of {self.head.dim} numbers, {self.clip.name} gives {dim}; "
                 "use the CLIP that the head was trained on"
             )
+        check_target(self.target)
 
     @property
     def networks(self) -> tuple[str, ...]:
         """Names of the networks that guide."""
         return (self.clip.name, self.head.name)
 
+    @functools.cached_property
+    def reports(self) -> Mapping[str, Reward]:
+        """The score itself, where its distance to a target guides."""
+        return {} if self.target is None else {"aesthetic_score": dataclasses.replace(self, target=None)}
+
     def __call__(self, images: Tensor, tasks: Sequence[Task]) -> Tensor:
-        """b 3 H W in [0, 1] -> b, about 1 to 10."""
+        """b 3 H W in [0, 1] -> b, about 1 to 10; with a target at most 0."""
         images = check(images, "aesthetic")
         if self.published_code_range:
             images = images / 2 + 0.5
-        return self.head(self.clip.encode_image(images))
+        return towards(self.target, self.head(self.clip.encode_image(images)))
+
+
+def check_target(target: float | None) -> None:
+    """Raises BadValue for a target that is not a finite number, nor None."""
+    if target is not None and not math.isfinite(target):
+        raise BadValue("target", target, "must be finite, or null for the score itself")
+
+
+def towards(target: float | None, scores: Tensor) -> Tensor:
+    """Minus the distance of scores (b) to a target, or the scores where there is none."""
+    return scores if target is None else -(scores - target).abs()

@@ -1,0 +1,64 @@
+"""DrawBench (Saharia et al. 2022, "Photorealistic Text-to-Image Diffusion Models with Deep Language Understanding")."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import difflib
+import hashlib
+from collections.abc import Sequence
+
+from guidedgen.datasets.tasks import check_limit, make_tasks, read_text
+from guidedgen.types import BadValue, Task
+
+SOURCE = "FLUX/DrawBench_Prompts.csv of github.com/tinnerhrhe/EvoSearch-codes"
+CATEGORIES = (
+    "Colors", "Conflicting", "Counting", "DALL-E", "Descriptions", "Gary Marcus et al.", "Misspellings", "Positional", "Rare Words",
+    "Reddit", "Text",
+)  # fmt: skip
+# SHA-256 of "category: prompt" of every row, sorted, joined by newlines; white space around and in a row aside.
+DIGEST = "6039640630982975ef5002e9ca34f7f28244c1c98678a76ef55cae5946565183"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DrawBench:
+    """One task per prompt of all categories, or of one: DOODL (arXiv:2303.13703) evaluates on DALL-E and on Reddit.
+
+    path: the CSV file with the columns Prompts and Category, which is not part of this repository. It has to hold the 200 prompts,
+        in any order: figures are compared with published ones by the dataset's name. `dataset=text` takes other files.
+    """
+
+    path: str | None = None
+    category: str | None = None
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.category is not None and self.category not in CATEGORIES:
+            close = difflib.get_close_matches(self.category, CATEGORIES, 1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise BadValue("category", self.category, f"{hint}choose from {', '.join(CATEGORIES)}, or null for all")
+        check_limit(self.limit)
+
+    def tasks(self) -> Sequence[Task]:
+        if self.path is None:
+            raise BadValue("path", "null", f"is needed: DrawBench's 200 prompts, which are {SOURCE}")
+        rows = _rows(self.path)
+        tasks = make_tasks(prompt for prompt, _ in rows)  # of all, so that names do not change with the category
+        named = [dataclasses.replace(task, category=category) for task, (_, category) in zip(tasks, rows, strict=True)]
+        return [task for task in named if self.category in (None, task.category)][: self.limit]
+
+
+def _rows(path: str) -> list[tuple[str, str]]:
+    """Prompts and their categories, in the file's order. Raises BadValue where they are not DrawBench's."""
+    try:
+        rows = [
+            (" ".join(row["Prompts"].split()), row["Category"].strip())
+            for row in csv.DictReader(read_text("path", path).splitlines(keepends=True), strict=True)
+        ]
+    except (KeyError, AttributeError, csv.Error) as error:  # no such column, or a row that ends before it
+        raise BadValue("path", path, f"is no CSV file with the columns Prompts and Category; needed is {SOURCE}") from error
+    found = "\n".join(sorted(f"{category}: {prompt}" for prompt, category in rows))
+    if hashlib.sha256(found.encode()).hexdigest() != DIGEST:
+        rule = f"holds {len(rows)} prompts that are not the 200 of DrawBench, {SOURCE}; dataset=text takes a file of one prompt a line"
+        raise BadValue("path", path, rule)
+    return rows
