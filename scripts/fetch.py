@@ -26,6 +26,11 @@ SD15 = (
 # Rewards besides the default one, and what conf/zoo/hub.yaml has for them; `aesthetic` alone is a file.
 REWARDS = {
     "clip_text": ("openai/clip-vit-large-patch14",),
+    "clip_image": (
+        "laion/CLIP-ViT-B-32-laion2B-s34B-b79K",
+        "laion/CLIP-ViT-L-14-laion2B-s32B-b82K",
+        "laion/CLIP-ViT-g-14-laion2B-s12B-b42K",
+    ),
     "pickscore": ("yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"),
     "hps": ("xswu/HPSv2",),
     "classifier": ("google/vit-base-patch16-224",),
@@ -41,6 +46,9 @@ PICKLED = {
 }
 # Repositories of which only these files are used: the rest are gigabytes.
 ONLY = {
+    "laion/CLIP-ViT-B-32-laion2B-s34B-b79K": ("open_clip_model.safetensors",),
+    "laion/CLIP-ViT-L-14-laion2B-s32B-b82K": ("open_clip_model.safetensors",),
+    "laion/CLIP-ViT-g-14-laion2B-s12B-b42K": ("open_clip_model.safetensors",),
     "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": files.TOKENIZER,
     "timm/resnet50_clip.openai": ("open_clip_model.safetensors",),
     "xswu/HPSv2": ("HPS_v2.1_compressed.pt",),

@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from guidedgen.datasets.animals import Animals
+from guidedgen.datasets.drawbench import CATEGORIES as DRAWBENCH
+from guidedgen.datasets.drawbench import DrawBench
 from guidedgen.datasets.hpdv2 import Hpdv2
 from guidedgen.datasets.image_to_image import ImageToImage
 from guidedgen.datasets.jsonl import Jsonl
@@ -183,7 +185,12 @@ def test_an_unknown_lab_category_names_the_nearest() -> None:
 
 @pytest.mark.parametrize("limit", [0, -1])
 def test_limits_are_positive(limit: int) -> None:
-    files = (lambda: TextFile(path="x", limit=limit), lambda: Jsonl(path="x", limit=limit), lambda: Hpdv2(path="x", limit=limit))
+    files = (
+        lambda: TextFile(path="x", limit=limit),
+        lambda: Jsonl(path="x", limit=limit),
+        lambda: Hpdv2(path="x", limit=limit),
+        lambda: DrawBench(limit=limit),
+    )
     for make in (lambda: Animals(limit=limit), lambda: Lab(limit=limit), *files):
         with pytest.raises(BadValue, match=f"limit={limit}: must be at least 1"):
             make()
@@ -216,6 +223,63 @@ def test_hpdv2_takes_no_other_prompts(tmp_path: Path, count: int) -> None:
     with pytest.raises(BadValue, match=f"holds {count} prompts that are not the 50 .*dataset=text") as error:
         Hpdv2(path=path, limit=2).tasks()
     assert (error.value.name, error.value.value) == ("path", path)
+
+
+# DrawBench
+
+
+def test_drawbench_has_200_prompts_in_11_categories(shared: Path, tmp_path: Path) -> None:
+    file = shared / "data" / "drawbench" / "drawbench.csv"
+    tasks = DrawBench(path=str(file)).tasks()
+    assert len({task.id for task in tasks}) == len(tasks) == 200
+    assert tasks[0].prompt == "A red colored car."
+    counts = {category: len(DrawBench(path=str(file), category=category).tasks()) for category in DRAWBENCH}
+    assert counts == {
+        "Colors": 25, "Conflicting": 10, "Counting": 19, "DALL-E": 20, "Descriptions": 20, "Gary Marcus et al.": 10,
+        "Misspellings": 10, "Positional": 20, "Rare Words": 7, "Reddit": 38, "Text": 21,
+    }  # fmt: skip
+    reddit = DrawBench(path=str(file), category="Reddit").tasks()
+    assert [task for task in tasks if task.category == "Reddit"] == list(reddit)
+    assert list(DrawBench(path=str(file), category="Reddit", limit=3).tasks()) == list(reddit[:3])
+    header, *rows = file.read_text().splitlines()
+    again = write(tmp_path, "\n".join([header, *reversed(rows)]).encode("utf-8-sig"))
+    assert {(task.id, task.category) for task in DrawBench(path=again).tasks()} == {(task.id, task.category) for task in tasks}
+
+
+def test_drawbench_says_which_file_it_is() -> None:
+    with pytest.raises(BadValue, match=r"path='null': is needed.*DrawBench_Prompts.csv of github.com/tinnerhrhe/EvoSearch-codes"):
+        DrawBench().tasks()
+
+
+@pytest.mark.parametrize(
+    ("content", "rule"),
+    [
+        (b"No.,Prompts,Category\n1,a cat,Colors\n", "holds 1 prompts that are not the 200 of DrawBench.*dataset=text"),
+        (b"No.,Prompts,Category\n", "holds 0 prompts"),
+        (b"Prompt,Kind\na cat,Colors\n", "no CSV file with the columns Prompts and Category"),
+        (b"No.,Prompts,Category\n1,a cat\n", "no CSV file with the columns"),
+        (b'No.,Prompts,Category\n1,"a cat,Colors\n', "no CSV file with the columns"),
+        (b"", "holds 0 prompts"),
+        (b"caf\xe9", "not UTF-8"),
+    ],
+)
+def test_drawbench_takes_no_other_file(tmp_path: Path, content: bytes, rule: str) -> None:
+    path = write(tmp_path, content)
+    with pytest.raises(BadValue, match=rule) as error:
+        DrawBench(path=path).tasks()
+    assert (error.value.name, error.value.value) == ("path", path)
+    assert "\n" not in error.value.rule
+
+
+def test_drawbench_without_one_of_its_prompts(shared: Path, tmp_path: Path) -> None:
+    lines = (shared / "data" / "drawbench" / "drawbench.csv").read_text().splitlines()
+    with pytest.raises(BadValue, match="holds 199 prompts that are not the 200"):
+        DrawBench(path=write(tmp_path, "\n".join(lines[:-1]).encode()), category="DALL-E").tasks()
+
+
+def test_an_unknown_drawbench_category_names_the_nearest() -> None:
+    with pytest.raises(BadValue, match="did you mean DALL-E.*choose from Colors"):
+        DrawBench(category="DALLE")
 
 
 # Reference images

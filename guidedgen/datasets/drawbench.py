@@ -59,6 +59,6 @@ def _rows(path: str) -> list[tuple[str, str]]:
         raise BadValue("path", path, f"is no CSV file with the columns Prompts and Category; needed is {SOURCE}") from error
     found = "\n".join(sorted(f"{category}: {prompt}" for prompt, category in rows))
     if hashlib.sha256(found.encode()).hexdigest() != DIGEST:
-        rule = f"holds {len(rows)} prompts that are not the 200 of DrawBench, {SOURCE}; dataset=text takes a file of one prompt a line"
+        rule = f"holds {len(rows)} prompts that are not the 200 of DrawBench, {SOURCE}; dataset=text takes any file of prompts"
         raise BadValue("path", path, rule)
     return rows

@@ -19,11 +19,11 @@ C1, C2 = 0.01**2, 0.03**2  # for values in [0, 1]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ssim:
-    """SSIM (Wang et al. 2004) of each image and its task's reference, brought to the image's size as a model is given it: the shorter
-    side fits, the middle is kept. A scorer without gradients; NaN where a task has no reference.
+    """SSIM (Wang et al. 2004) of each image and its task's reference, brought to the image's size as a model is given it: the
+    shorter side fits, the middle is kept. A scorer without gradients; NaN where a task has no reference.
 
-    Mean over channels and over the places of a Gaussian window (11 px, deviation 1.5) that lie inside the image. It is what
-    torchmetrics' StructuralSimilarityIndexMeasure(data_range=1.0) gives.
+    Mean over channels and over the places of a Gaussian window (11 px, deviation 1.5), the image being mirrored at its edges. It is
+    what torchmetrics' StructuralSimilarityIndexMeasure(data_range=1.0) gives; the paper's own code leaves out places at the edges.
     """
 
     differentiable = False
@@ -39,13 +39,14 @@ class Ssim:
             raise ValueError(f"ssim: {len(images)} images for {len(tasks)} tasks")
         if len(set(size)) > 1 or min(size) < WINDOW:
             raise ValueError(f"ssim: expected square images of at least {WINDOW} px, got {size}")
-        scores = [self._score(image[None].detach().float(), task) for image, task in zip(images, tasks, strict=True)]
-        return torch.stack(scores)
+        scores = [self._score(image[None].detach(), task) for image, task in zip(images, tasks, strict=True)]
+        return torch.stack(scores).float()
 
     def _score(self, image: Tensor, task: Task) -> Tensor:
         if task.reference is None:
             return image.new_tensor(float("nan"))
-        return ssim(image, pictures.resize(_read(task).to(image), image.shape[-1]))[0]
+        reference = pictures.resize(_read(task).to(image), image.shape[-1])
+        return ssim(image.double(), reference.double())[0]  # variances are small differences of large numbers
 
 
 def ssim(x: Tensor, y: Tensor) -> Tensor:
@@ -60,7 +61,8 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _window_mean(images: Tensor) -> Tensor:
-    """b c H W -> b c H-10 W-10: means under a Gaussian window."""
+    """b c H W -> b c H W: means under a Gaussian window."""
+    images = F.pad(images, (WINDOW // 2,) * 4, mode="reflect")
     place = torch.arange(WINDOW, dtype=images.dtype, device=images.device) - WINDOW // 2
     weight = (-(place / SIGMA).square() / 2).softmax(0)
     across, down = weight.view(1, 1, 1, -1), weight.view(1, 1, -1, 1)

@@ -17,10 +17,11 @@ from guidedgen.types import BadValue, Reward, Task
 class AestheticV1:
     """Mean of the predictors' scores by weight; with a `target`, minus its distance to that, as of `Aesthetic`.
 
-    salesforce/DOODL, doodl.py, aesthetic_loss_fn: linear heads over OpenAI's ViT-L/14 and ViT-B/32, in its demonstration with weights
-    0.5 and 1.5. It divides the weighted sum by the number of heads, not by their weights' sum: the same for weights that sum to
-    that number, as those and its default of 1 each do. Predictors' own targets are not read. Raises BadValue where predictors and
-    weights differ by name, and for weights that are not finite and above 0.
+    salesforce/DOODL, doodl.py, aesthetic_loss_fn: linear heads over OpenAI's ViT-L/14 and ViT-B/32, in its demonstration with
+    weights 0.5 and 1.5 (in this order by the code, in the other by its comment). It divides the weighted sum by the number of
+    heads, not by their weights' sum: the same for weights that sum to that number, as those and its default of 1 each do.
+    Predictors' own targets are not read. Raises BadValue where predictors and weights differ by name, and for weights that are not
+    finite and above 0.
     """
 
     predictors: Mapping[str, Aesthetic]

@@ -15,7 +15,7 @@ from guidedgen import images
 from guidedgen.rewards.aesthetic import Aesthetic
 from guidedgen.rewards.clip_text import ClipText
 from guidedgen.rewards.compressibility import Compressibility
-from guidedgen.types import Reward, Task, UsageError
+from guidedgen.types import BadValue, Reward, Task, UsageError
 
 
 class TinyClip:
@@ -59,7 +59,9 @@ def rewards() -> list[Reward]:
     return [Aesthetic(clip=TinyClip(), head=TinyHead()), ClipText(clip=TinyClip()), Compressibility()]
 
 
-@pytest.mark.parametrize("reward", rewards()[:2], ids=lambda reward: type(reward).__name__)
+@pytest.mark.parametrize(
+    "reward", [*rewards()[:2], ClipText(clip=TinyClip(), distance="spherical")], ids=["Aesthetic", "ClipText", "spherical"]
+)
 def test_gradient_is_that_of_finite_differences(reward: Reward):
     prompts = tasks("a cat", "a dog")
     assert torch.autograd.gradcheck(lambda x: reward(x, prompts), noise(2, 4).requires_grad_())
@@ -128,8 +130,44 @@ def test_clip_text_is_the_cosine_and_reads_each_prompt_once():
         reward(x, prompts[:1])
 
 
-def test_clip_text_first_called_in_inference_mode_can_guide_later():
-    reward, x = ClipText(clip=TinyClip()), noise(1)
+def test_the_spherical_distance_is_half_the_squared_angle_and_reports_the_cosine():
+    clip, x, prompts = TinyClip(), noise(3), tasks("a cat", "a dog", "a cat")
+    reward, plain = (ClipText(clip=clip, prefix="A photo of ", distance=distance) for distance in ("spherical", "cosine"))
+    values = reward(x, prompts)
+    assert clip.texts == ["A photo of a cat", "A photo of a dog"]
+    torch.testing.assert_close(values, -(plain(x, prompts).arccos() ** 2) / 2)
+    torch.testing.assert_close(reward(x[1:2], prompts[1:2])[0], values[1])
+    assert list(reward.reports) == ["clip_text_cosine"] and plain.reports == {}
+    assert torch.equal(reward.reports["clip_text_cosine"](x, prompts), plain(x, prompts))
+    with pytest.raises(ValueError, match="3 images, but 1 tasks"):
+        reward(x, prompts[:1])
+    with pytest.raises(ValueError, match="clip_text: expected values in"):
+        reward(2 * x - 1, prompts)
+
+
+@pytest.mark.parametrize("target", [10, 1, 0.3])
+def test_a_target_is_met_from_both_sides_and_the_score_is_reported(target: float):
+    x = noise(3)
+    plain, aimed = (Aesthetic(clip=TinyClip(), head=TinyHead(), target=value) for value in (None, target))
+    torch.testing.assert_close(aimed(x, tasks(*"abc")), -(plain(x, tasks(*"abc")) - target).abs())
+    assert list(aimed.reports) == ["aesthetic_score"] and plain.reports == {}
+    assert torch.equal(aimed.reports["aesthetic_score"](x, tasks(*"abc")), plain(x, tasks(*"abc")))
+    x.requires_grad_()
+    [towards] = torch.autograd.grad(aimed(x, tasks(*"abc")).sum(), x)
+    signs = torch.where(plain(x, tasks(*"abc")) < target, 1.0, -1.0)
+    [up] = torch.autograd.grad((signs * plain(x, tasks(*"abc"))).sum(), x)
+    torch.testing.assert_close(towards, up)
+
+
+def test_a_target_that_is_no_number():
+    with pytest.raises(BadValue, match="must be finite, or null") as caught:
+        Aesthetic(clip=TinyClip(), head=TinyHead(), target=math.inf)
+    assert caught.value.name == "target"
+
+
+@pytest.mark.parametrize("distance", ["cosine", "spherical"])
+def test_clip_text_first_called_in_inference_mode_can_guide_later(distance: str):
+    reward, x = ClipText(clip=TinyClip(), distance=distance), noise(1)
     with torch.inference_mode():
         reward(x, tasks("a cat"))
     [gradient] = torch.autograd.grad(reward(x.requires_grad_(), tasks("a cat")).sum(), x)

@@ -1,0 +1,140 @@
+"""DOODL's applications: every overlay makes a job, what it holds is what the paper says, and the lab's twins run."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from guidedgen import config, experiment, jobs
+from guidedgen.lab.networks import WEIGHTS
+from guidedgen.types import UsageError
+
+APPLICATIONS = ["text", "vocabulary", "aesthetic", "edit", "personalise"]
+LAB = ["model=lab", "zoo=lab", "metrics=lab", "dtype=float32"]  # in place of weights that are not here
+BROUGHT = {  # what the user has to bring, and what stands in for it
+    "text": ["dataset=lab", "dataset.category=colour"],
+    "vocabulary": ["dataset=lab", "dataset.category=fine"],
+    "aesthetic": ["dataset=lab", "dataset.category=colour", "reward=aesthetic"],
+    "edit": ["reward=aesthetic", f"method.source_image={WEIGHTS / 'styles' / 'night.png'}"],
+    "personalise": ["dataset.images=['lab:night','lab:mosaic']"],
+}
+
+
+@pytest.fixture(autouse=True)
+def composing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(config.CONF.parent)  # where lab/edit's picture is looked for from
+    with initialize_config_dir(str(config.CONF), version_base="1.3"):
+        yield
+
+
+def overlay(application: str, *overrides: str) -> DictConfig:
+    return compose("config", overrides=[f"experiment=doodl/{application}", "device=cpu", *overrides])
+
+
+def test_every_application_has_a_twin_in_the_lab() -> None:
+    found = [option for option in config._groups([config.CONF])["experiment"] if option.startswith("doodl/")]
+    assert sorted(found) == sorted(f"doodl/{folder}{name}" for name in APPLICATIONS for folder in ("", "lab/"))
+
+
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_every_application_makes_a_job(name: str, tmp_path: Path) -> None:
+    job = jobs.prepare(overlay(name, f"outputs={tmp_path}", *LAB, *BROUGHT[name]))
+    assert job.method.needs.gradient and job.reward is not None and job.reward.differentiable
+    assert len(job.grid) - 1 == 50
+    assert (job.base is None) == (name == "edit")
+    assert ("ssim" in job.scorers) == (name == "edit")
+
+
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_every_twin_makes_a_job(name: str, tmp_path: Path) -> None:
+    cfg, full = overlay(f"lab/{name}", f"outputs={tmp_path}"), overlay(name)
+    job = jobs.prepare(cfg)
+    assert (cfg.model.name, cfg.dtype) == ("lab", "float32")
+    assert job.method.needs.gradient and job.reward is not None and job.reward.differentiable
+    for key in ("method.process", "method.tied", "method.renormalise", "reference"):
+        assert OmegaConf.select(cfg, key) == OmegaConf.select(full, key)
+    assert jobs.module_of(cfg.reward).removesuffix("_v1") == jobs.module_of(full.reward).removesuffix("_v1")
+    assert {*full.metrics.scorers} <= {*cfg.metrics.scorers}
+    if name == "edit":
+        assert job.method.needs.reference == "inverted"
+        assert [Path(sample.task.reference or "").name for sample in job.samples] == ["pastel.png"]
+
+
+# The paper's settings: 5.1 to 5.4, section 4 and Algorithm 1
+
+EVERY = {
+    "scheduler.num_steps": 50, "scheduler.spacing": "leading", "scheduler.offset": 0, "scheduler.end": "first", "scheduler.eta": 0,
+    "method.process": "edict", "method.mixing": 0.93, "method.momentum": 0.9, "method.nesterov": False, "method.clip": 0.001,
+    "method.alternate": False, "method.pair_gradient": "total", "model.path": "CompVis/stable-diffusion-v1-4",
+}  # fmt: skip
+FROM_NOISE = {
+    "model.guidance_scale": 7.5, "method.perturbation": 0.01, "method.renormalise": True, "method.tied": True, "method.source_image": None,
+}  # fmt: skip
+CROPS = {"method.num_crops": 16, "method.crop_power": 0.3, "method.smallest_crop": 224 / 512}
+BY_APPLICATION: dict[str, Mapping[str, object]] = {
+    "text": {
+        **FROM_NOISE, **CROPS, "method.lr": 0.1, "method.crop_reduction": "best", "reward.distance": "spherical", "samples_per_prompt": 9,
+        "reward.clip.path": "laion/CLIP-ViT-g-14-laion2B-s12B-b42K",
+    },
+    "vocabulary": {**FROM_NOISE, "method.lr": 0.05, "method.num_crops": 0, "samples_per_prompt": 4, "reward.label": None},
+    "aesthetic": {**FROM_NOISE, **CROPS, "method.lr": 1, "method.crop_reduction": "mean", "reward.target": 10},
+    "edit": {
+        **CROPS, "method.lr": 1, "method.crop_reduction": "mean", "reward.target": 10, "model.guidance_scale": 0, "method.perturbation": 0,
+        "method.renormalise": False, "method.tied": False, "reward.weights": {"l14": 0.5, "b32": 1.5},
+    },
+    "personalise": {
+        **FROM_NOISE, **CROPS, "method.lr": 3, "method.num_updates": 250, "method.crop_reduction": "best", "samples_per_prompt": 6,
+        "reward.distance": "spherical", "reward.weights": {"b32": 0.5, "l14": 0.25, "g14": 0.25}, "dataset.noise_ratio": 1,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_doodl_is_run_as_the_paper_runs_it(name: str) -> None:
+    cfg = overlay(name)
+    wanted = {**EVERY, **BY_APPLICATION[name]}
+    assert {key: OmegaConf.select(cfg, key) for key in wanted} == wanted
+    assert 10 <= cfg.method.num_updates <= 250  # Table 2; five times as many in 5.4
+
+
+def test_a_photo_is_asked_for() -> None:
+    with pytest.raises(UsageError, match=r"^method\.source_image=photo\.jpg: cannot be read as an image .*No such file"):
+        jobs.prepare(overlay("edit", *LAB, "reward=aesthetic"))
+
+
+def test_what_guides_does_not_judge() -> None:
+    for name in ("text", "vocabulary", "personalise"):  # aesthetic heads are LAION's for OpenAI's CLIPs
+        cfg = overlay(name, "dtype=float32")
+        assert cfg.zoo.judge.path not in OmegaConf.to_yaml(cfg.reward, resolve=True)
+
+
+def test_the_sweeps_are_the_paper_s() -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    def swept(name: str) -> list[str]:
+        params = compose("config", overrides=[f"experiment=doodl/{name}"], return_hydra_config=True).hydra.sweeper.params
+        (override,) = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+        return [f"{override.key_or_group}={value}" for value in override.sweep_string_iterator()]
+
+    assert swept("text") == ["dataset.category=DALL-E", "dataset.category=Reddit"]
+    assert [overlay("personalise", override).dataset.prompts.prompt for override in swept("personalise")] == [
+        f"a dog {what}" for what in ("at the Acropolis", "swimming", "in a bucket", "wearing sunglasses")
+    ]
+
+
+@pytest.mark.skipif(not (WEIGHTS / "generator" / "model_index.json").exists(), reason="the lab's weights are missing")
+@pytest.mark.parametrize("name", ["edit", "personalise"])
+def test_a_twin_runs(name: str, tmp_path: Path) -> None:
+    """The two that are given pictures, as briefly as can be."""
+    less = {"edit": [], "personalise": ["dataset.images=['lab:night']", "dataset.prompts.limit=1", "samples_per_prompt=1"]}
+    brief = ["scheduler.num_steps=2", "method.num_updates=1", "tracker=none", "reference=none", f"outputs={tmp_path}"]
+    metrics = experiment.run(jobs.prepare(overlay(f"lab/{name}", *brief, *less[name])))
+    scores = {key: entry["value"] for key, entry in metrics["scores"].items()}
+    if name == "edit":
+        assert 0.2 < scores["ssim"] <= 1  # an inversion of two steps is drawn again nearly as it was
+        assert scores["aesthetic"] == pytest.approx(scores["aesthetic_score"] - 10, abs=1e-5)
+    else:
+        assert -1 <= scores["judged_likeness"] <= 1
+        assert scores["clip_image"] <= 0
