@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from guidedgen.process.chains import Chain, State, moves
+from guidedgen.process.chains import Chain, State
 from guidedgen.process.flow import FlowChain
 from guidedgen.process.grid import Point
 from guidedgen.types import BadValue, UsageError
@@ -59,8 +59,7 @@ class Adjoint:
         if self.solver == "dopri5" and len(x) > 1:
             alone = [self(_sample(chain, i), (x[i : i + 1],), params)[0] for i in range(len(x))]
             return (torch.cat(alone),)
-        steps = moves(chain.grid)
-        points = [steps[0][0], *(s for _, s in steps)]
+        points = [chain.moves[0][0], *(s for _, s in chain.moves)]
         if not chain.offsets:
             return (self._solved(chain, x, points, params),)
         for i in range(len(chain)):

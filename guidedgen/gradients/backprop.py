@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from guidedgen.process.chains import Chain, State
+from guidedgen.process.chains import Chain, State, walk
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,6 +18,4 @@ class Backprop:
     exact: ClassVar[bool] = True
 
     def __call__(self, chain: Chain, state: State, params: Sequence[Tensor] = ()) -> State:
-        for i in range(len(chain)):
-            state = chain.step(state, i)
-        return state
+        return walk(chain, state)

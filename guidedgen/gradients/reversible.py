@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from guidedgen.process.chains import Chain, EdictChain, State, coefficients, moves
+from guidedgen.process.chains import Chain, EdictChain, State, coefficients, walk
 from guidedgen.process.grid import Point
 from guidedgen.types import UsageError
 
@@ -37,9 +37,7 @@ class _Undone(torch.autograd.Function):
     def forward(ctx: Any, chain: EdictChain, x: Tensor, y: Tensor, *params: Tensor) -> State:
         kind = x.device.type
         ctx.autocast = torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind))
-        state: State = (x, y)
-        for i in range(len(chain)):
-            state = chain.step(state, i)
+        state = walk(chain, (x, y))
         ctx.chain = chain
         ctx.save_for_backward(*state, *params)
         return state
@@ -69,7 +67,7 @@ class _Walk:
 
     def back(self, i: int) -> None:
         """Over step i, from its end to its beginning."""
-        chain, (t, s) = self.chain, moves(self.chain.grid)[i]
+        chain, (t, s) = self.chain, self.chain.moves[i]
         a, b = coefficients(t, s)
         first, second = chain.unmixed(self.state, i)
         gradients = self.gradients

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from guidedgen.gradients.reversible import Reversible
 from guidedgen.methods.guidance import check_counts
-from guidedgen.methods.selection import best, pick
+from guidedgen.methods.whole_chain import Best, walked
 from guidedgen.problem import Problem
 from guidedgen.process.flow import FlowChain
 from guidedgen.types import GradientEngine, Needs, Observer, UsageError, ignore
@@ -66,26 +66,26 @@ class AdjointDpm:
         x_t = problem.start()
         free = self._free(problem, x_t)
         optimizer = self._optimizer(free)
-        seen, scores = x_t[:, :0], x_t.new_empty(len(x_t), 0)
+        best = Best()
         for i in range(self.num_updates):
             with torch.enable_grad():
                 x_0 = self._drawn(problem, x_t, free)
             rewards, by_x_0 = problem.score_and_gradient(x_0.detach())
             with problem.timed("backward"):
                 gradients = torch.autograd.grad(x_0, free, -by_x_0)
-            if self.keep == "best":
-                seen, scores = _better(seen, scores, x_0.detach(), rewards)
+            best.see(x_0.detach(), rewards[:, 0])
             observe("update", i, {"rewards": rewards[:, 0], "gradient": _lengths(gradients)})
             for value, gradient in zip(free, gradients, strict=True):
                 value.grad = _finite(gradient)
             optimizer.step()
-            _walked(problem, observe)
+            walked(problem, observe)
         with torch.no_grad():
             x_0 = self._drawn(problem, x_t, free)
-        _walked(problem, observe)
-        if self.keep == "best" and self.num_updates:
-            x_0, _ = _better(seen, scores, x_0, problem.score(x_0))
-        return x_0[:, 0]
+        walked(problem, observe)
+        if self.keep == "last" or not self.num_updates:
+            return x_0[:, 0]
+        best.see(x_0, problem.score(x_0)[:, 0])
+        return best.x_0[:, 0]
 
     def _free(self, problem: Problem, x_t: Tensor) -> list[Tensor]:
         """What is optimised, each b ...: leaves in the latents' type, whatever the network's."""
@@ -116,13 +116,6 @@ class AdjointDpm:
         return x_0
 
 
-def _better(kept: Tensor, scores: Tensor, x_0: Tensor, rewards: Tensor) -> tuple[Tensor, Tensor]:
-    """The better of two pictures (b k c h w and b 1 c h w, k = 0 or 1) of each sample, and its reward (b 1); of equals the old."""
-    scores = torch.cat([scores.to(rewards), rewards], 1)
-    index = best(scores)
-    return pick(torch.cat([kept, x_0], 1), index), scores.gather(1, index[:, None])
-
-
 def _lengths(gradients: Sequence[Tensor]) -> Tensor:
     """The norm of each sample's gradient (b), over all that is optimised."""
     return torch.cat([gradient.flatten(1) for gradient in gradients], 1).norm(dim=1)
@@ -132,9 +125,3 @@ def _finite(gradient: Tensor) -> Tensor:
     """b ...: that of a sample which is not finite as 0."""
     rows = gradient.flatten(1)
     return torch.where(rows.isfinite().all(1, keepdim=True), rows, 0).view_as(gradient)
-
-
-def _walked(problem: Problem, observe: Observer) -> None:
-    """Tells the observer that the chain has been walked through once."""
-    for i in range(len(problem.grid) - 1):
-        observe("step", i, {})

@@ -24,9 +24,10 @@ from torch import Tensor
 from guidedgen.gradients.adjoint import Adjoint
 from guidedgen.gradients.reversible import Reversible
 from guidedgen.methods.guidance import check_counts
+from guidedgen.methods.whole_chain import Best, walked
 from guidedgen.noise import Noise
 from guidedgen.problem import Crops, Problem
-from guidedgen.process.chains import EdictChain, State
+from guidedgen.process.chains import EdictChain, State, walk
 from guidedgen.process.flow import FlowChain
 from guidedgen.types import BadValue, GradientEngine, Needs, Observer, ignore
 
@@ -97,18 +98,18 @@ class Doodl:
         latents = self._start(problem, chain)
         sizes, velocity = [_norm(z) for z in latents], [torch.zeros_like(z) for z in latents]
         crops, perturbation = problem.noise.fork("crops"), problem.noise.fork("perturbation")
-        best = _Best()
+        best = Best()
         for i in range(self.num_updates):
             x_0, rewards, gradients = self._gradient(problem, chain, latents, crops)
-            best.see(x_0, problem.score(x_0)[:, 0] if self.num_crops else rewards)
-            observe("update", i, {"rewards": rewards, "gradient": gradients[0].flatten(1).norm(dim=1)})
-            _walked(problem, observe)
+            best.see(x_0, (problem.score(x_0) if self.num_crops else rewards)[:, 0])
+            observe("update", i, {"rewards": rewards.mean(1), "gradient": gradients[0].flatten(1).norm(dim=1)})
+            walked(problem, observe)
             if self.patience is not None and best.stalled >= self.patience:
                 return best.x_0[:, 0]
             noise = self.perturbation * perturbation.draw(1, problem.latent_shape)
             latents = [self._moved(z, v, g, size, noise) for z, v, g, size in zip(latents, velocity, gradients, sizes, strict=True)]
         x_0 = self._picture(chain, latents)
-        _walked(problem, observe)
+        walked(problem, observe)
         if self.keep == "last" or not self.num_updates:
             return x_0[:, 0]
         best.see(x_0, problem.score(x_0)[:, 0])
@@ -135,15 +136,12 @@ class Doodl:
 
     def _picture(self, chain: FlowChain | EdictChain, latents: Sequence[Tensor]) -> Tensor:
         """x_0, b 1 c h w: of the pair, x."""
-        state = self._state(chain, latents)
-        for i in range(len(chain)):
-            state = chain.step(state, i)
-        return state[0]
+        return walk(chain, self._state(chain, latents))[0]
 
     def _gradient(
         self, problem: Problem, chain: FlowChain | EdictChain, latents: Sequence[Tensor], crops: Noise
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """x_0, the mean reward of what the chain ends in (b), and the reward's gradients by the latents."""
+        """x_0, the rewards of what the chain ends in (b 1, or b 2 for a pair), and their mean's gradients by the latents."""
         with torch.enable_grad():
             leaves = [z.detach().requires_grad_() for z in latents]
             end = self.gradients(chain, self._state(chain, leaves))
@@ -151,7 +149,7 @@ class Doodl:
         with problem.timed("backward"):
             gradients = torch.autograd.grad(end, leaves, (by_end / len(end)).split(1, 1))
         share = 0.5 if self.pair_gradient == "mean" and self.process == "edict" else 1.0
-        return end[0].detach(), rewards.mean(1), [share * g for g in gradients]
+        return end[0].detach(), rewards, [share * g for g in gradients]
 
     def _crops(self, noise: Noise, pictures: int) -> Crops | None:
         """New crops for every picture of every sample."""
@@ -171,29 +169,6 @@ class Doodl:
         return z * (size / _norm(z)) if self.renormalise else z
 
 
-class _Best:
-    """The best picture so far of every sample."""
-
-    def __init__(self) -> None:
-        self.stalled = 0  # sightings since one was better
-
-    def see(self, x_0: Tensor, rewards: Tensor) -> None:
-        """x_0 b 1 c h w and its rewards b; one that is not a number is never better."""
-        if not hasattr(self, "x_0"):
-            self.x_0, self.rewards = x_0, torch.where(rewards.isnan(), -torch.inf, rewards)
-            return
-        better = rewards > self.rewards
-        self.stalled = 0 if better.any() else self.stalled + 1
-        self.x_0 = torch.where(better[:, None, None, None, None], x_0, self.x_0)
-        self.rewards = torch.where(better, rewards, self.rewards)
-
-
 def _norm(z: Tensor) -> Tensor:
     """Euclidean norm of each latent: b n c h w -> b n 1 1 1."""
     return z.flatten(2).norm(dim=2)[..., None, None, None]
-
-
-def _walked(problem: Problem, observe: Observer) -> None:
-    """Tells the observer that the chain has been walked through once."""
-    for i in range(len(problem.grid) - 1):
-        observe("step", i, {})

@@ -7,6 +7,7 @@ last step goes nowhere: it is left out, and its network calls with it. Of EDICT'
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Protocol
@@ -33,31 +34,43 @@ class Chain(Protocol):
         """The state after step i."""
 
 
-def moves(grid: Grid) -> Sequence[tuple[Point, Point]]:
-    """The steps of a grid that go somewhere."""
-    return [(t, s) for t, s in pairwise(grid) if (t.alpha, t.sigma) != (s.alpha, s.sigma)]
+def walk(chain: Chain, state: State) -> State:
+    """The state at the chain's end."""
+    for i in range(len(chain)):
+        state = chain.step(state, i)
+    return state
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DdimChain:
-    """DDIM without noise, one denoiser call per step: Euler's method for dy/dr = eps, y = x / alpha, r = sigma / alpha."""
+class GridChain:
+    """A chain that a denoiser takes along a grid."""
 
     denoise: Denoiser
     grid: Grid
 
+    @functools.cached_property
+    def moves(self) -> Sequence[tuple[Point, Point]]:
+        """The steps of the grid that go somewhere."""
+        return [(t, s) for t, s in pairwise(self.grid) if (t.alpha, t.sigma) != (s.alpha, s.sigma)]
+
     def __len__(self) -> int:
-        return len(moves(self.grid))
+        return len(self.moves)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DdimChain(GridChain):
+    """DDIM without noise, one denoiser call per step: Euler's method for dy/dr = eps, y = x / alpha, r = sigma / alpha."""
 
     def start(self, x_t: Tensor) -> State:
         return (x_t,)
 
     def step(self, state: State, i: int) -> State:
-        (x,), (t, s) = state, moves(self.grid)[i]
+        (x,), (t, s) = state, self.moves[i]
         return (ddim_step(x, self.denoise(x, t), t, s),)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EdictChain:
+class EdictChain(GridChain):
     """EDICT (Wallace et al. 2023, arXiv:2211.12446, Eqs. 12 to 15; DOODL, Eqs. 5 and 6): two latents that are each denoised by what
     the network says of the other, so that every step can be undone. Two denoiser calls per step.
 
@@ -70,19 +83,14 @@ class EdictChain:
     Undoing divides by p, so round-off grows by 1 / p a step: latents should be float64, whatever the network computes in.
     """
 
-    denoise: Denoiser
-    grid: Grid
     mixing: float = 0.93
     alternate: bool = False
-
-    def __len__(self) -> int:
-        return len(moves(self.grid))
 
     def start(self, x_t: Tensor) -> State:
         return (x_t, x_t)
 
     def step(self, state: State, i: int) -> State:
-        (t, s), (first, second) = moves(self.grid)[i], self.ordered(state, i)
+        (t, s), (first, second) = self.moves[i], self.ordered(state, i)
         a, b = coefficients(t, s)
         first = a * first + b * self.denoise(second, t)
         second = a * second + b * self.denoise(first, t)
@@ -93,7 +101,7 @@ class EdictChain:
 
     def unstep(self, state: State, i: int) -> State:
         """The state before step i."""
-        (t, s), (first, second) = moves(self.grid)[i], self.unmixed(state, i)
+        (t, s), (first, second) = self.moves[i], self.unmixed(state, i)
         a, b = coefficients(t, s)
         second = (second - b * self.denoise(first, t)) / a
         first = (first - b * self.denoise(second, t)) / a

@@ -17,7 +17,7 @@ from guidedgen.methods.doodl import Doodl
 from guidedgen.models.gaussian import GaussianDenoiser, GaussianMixture
 from guidedgen.noise import Noise
 from guidedgen.problem import Problem
-from guidedgen.process.chains import EdictChain, moves
+from guidedgen.process.chains import EdictChain
 from guidedgen.process.schedulers import Ddim
 from guidedgen.types import BadValue
 
@@ -66,7 +66,7 @@ def by_hand(
     velocity = [torch.zeros_like(x), torch.zeros_like(x)]
 
     def chain(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        for t, s in moves(problem.grid):
+        for t, s in list(pairwise(problem.grid))[:-1]:  # the last goes nowhere
             a = s.alpha / t.alpha
             b = s.sigma - a * t.sigma
             x = a * x + b * mixture(y, t)
@@ -160,6 +160,22 @@ def test_the_best_picture_is_kept(make_problem: Make) -> None:
     assert (wild(last) < wild(plain)).any()
 
 
+def test_of_edicts_pair_the_picture_that_is_returned_is_the_one_that_is_compared(make_problem: Make) -> None:
+    """Walks at random under a rippled reward, in some of which the mean of a pair is highest elsewhere than its x."""
+    rewards: list[Tensor] = []
+
+    def rippled(rows: Tensor, tasks: object = None) -> Tensor:
+        values = rows.flatten(1).mul(100).sin().sum(1)
+        rewards.append(values.detach().view(4, -1)[:, 0])  # x before y
+        return values
+
+    problem = dataclasses.replace(make_problem(4, scheduler=EDICT), reward=rippled)
+    pictures = doodl(lr=0, perturbation=1.0, num_updates=8, num_crops=0)(problem)
+    assert len(rewards) == 9
+    highest = torch.stack(rewards).amax(0)
+    assert torch.equal(rippled(pictures), highest)
+
+
 def test_more_updates_never_end_lower(make_problem: Make) -> None:
     rewards = [
         curved(
@@ -194,9 +210,8 @@ def test_it_costs_what_it_says(make_problem: Make, process: str, crops: int, m: 
     problem = make_problem(2, scheduler=EDICT, reward=curved, guidance_scale=2.0)
     problem = dataclasses.replace(problem, decode=lambda x: (decoded.append(len(x)), x)[1])
     doodl(gradients=engine, process=process, num_crops=crops, num_updates=m, smallest_crop=1.0)(problem)
-    steps, c = len(moves(problem.grid)), 2 if process == "edict" else 1
+    steps, c = 7, 2 if process == "edict" else 1  # the eighth step goes nowhere
     passes = 2 * m + 1 if isinstance(engine, Checkpoint) else m + 1
-    assert steps == 7  # the eighth goes nowhere
     assert (problem.denoise.rows, problem.denoise.backward) == (2 * 2 * c * steps * passes, 2 * 2 * c * steps * m)
     whole = m + 1 if m else 0
     whole = whole if crops else whole - m if m else 0

@@ -1,0 +1,32 @@
+"""What the methods share that optimise by the reward of the finished picture, through the whole chain."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from guidedgen.problem import Problem
+from guidedgen.types import Observer
+
+
+class Best:
+    """The best picture so far of every sample."""
+
+    def __init__(self) -> None:
+        self.stalled = 0  # sightings since one was better
+
+    def see(self, x_0: Tensor, rewards: Tensor) -> None:
+        """x_0 b 1 c h w and its rewards b; one that is not a number is never better, one that is as good neither."""
+        if not hasattr(self, "x_0"):
+            self.x_0, self.rewards = x_0, torch.where(rewards.isnan(), -torch.inf, rewards)
+            return
+        better = rewards > self.rewards
+        self.stalled = 0 if better.any() else self.stalled + 1
+        self.x_0 = torch.where(better[:, None, None, None, None], x_0, self.x_0)
+        self.rewards = torch.where(better, rewards, self.rewards)
+
+
+def walked(problem: Problem, observe: Observer) -> None:
+    """Tells the observer that the chain has been walked through once."""
+    for i in range(len(problem.grid) - 1):
+        observe("step", i, {})
