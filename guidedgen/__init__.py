@@ -10,14 +10,15 @@ Rooms, and who may import whom (held by tests/test_layers.py):
     methods                        one paper, one file                                         <- types, process, noise, problem
     zoo                            reward and metric networks, and where weights are found     <- types, images, lab
     rewards                        one scorer, one file                                        <- types, images
-    datasets                       a dataset is a sequence of Task                             <- types, lab
+    datasets                       a dataset is a sequence of Task                             <- types, images, lab
     metrics                        features -> statistics -> distance; per-image scores        <- types, images
     lab                            the bundled world and its trained weights                   <- types, images, noise
     store                          a run's folder                                              <- types
     tracker                        its mirror in W&B                                           <- types, store
     evaluate                       from images to metrics                                      <- types, images, metrics, store
     report                         progress, tables, grids                                     <- cost, evaluate
-    config, jobs, experiment       command line to config to checked job to finished run       <- all of these
+    config, jobs                   command line to config to checked job                       <- all of these
+    learning, experiment           from job to finished run                                    <- all of these
 
 Importing guidedgen loads none of torch, diffusers and transformers.
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,18 @@ class Images:
     def __len__(self) -> int:
         return len(self.paths)
 
+    @property
+    def blurred(self) -> set[str]:
+        """Names of the samples whose pictures are stored blurred."""
+        return {record.name for record in self.records or () if record.blurred}
+
+    def without(self, names: Collection[str]) -> Images:
+        """All but the samples of these names; images that have no records have no names."""
+        if self.records is None:
+            return self
+        kept = [i for i, record in enumerate(self.records) if record.name not in names]
+        return Images(paths=[self.paths[i] for i in kept], records=[self.records[i] for i in kept])
+
     def batches(self, size: int, device: str) -> Iterator[Tensor]:
         """b 3 H W in [0, 1]; a batch ends early where the image size changes."""
         batch: list[Tensor] = []
@@ -76,31 +88,54 @@ def check_reference(folder: Path) -> None:
 
 
 def score(
-    pictures: Images, scorers: Mapping[str, Reward], known: Mapping[str, Task], *, batch_size: int, device: str
+    pictures: Images,
+    scorers: Mapping[str, Reward],
+    known: Mapping[str, Task],
+    *,
+    batch_size: int,
+    device: str,
+    recorded: Collection[str] = (),
 ) -> dict[str, list[float]]:
-    """Scores of a run's stored images, one per image, by scorer; `known` are tasks by id, with what records do not hold of them.
+    """Scores of a run's stored images, one per image, by scorer; `known` are tasks by sample, with what records lack of them.
 
-    Computed anew even where the records hold scores of that name: those may be of other options, or another network.
+    Computed anew even where the records hold scores of that name: those may be of other options, or another network. Of what is
+    stored blurred the recorded score is taken, which is of the sharp picture: of the scorers that are named in `recorded`, which
+    are the same as then; the others' is NaN.
     """
     assert pictures.records is not None
+    sharp = pictures.without(pictures.blurred)
+    assert sharp.records is not None
     tasks = [
-        known.get(record.task) or Task(id=record.task, prompt=record.prompt, category=record.category)
-        for record in pictures.records
+        known.get(record.name) or Task(id=record.task, prompt=record.prompt, category=record.category) for record in sharp.records
     ]
     values: dict[str, list[float]] = {name: [] for name in scorers}
     done = 0
     with torch.no_grad():
-        for batch in pictures.batches(batch_size, device):
+        for batch in sharp.batches(batch_size, device):
             for name, scorer in scorers.items():
                 values[name] += scorer(batch, tasks[done : done + len(batch)]).float().tolist()
             done += len(batch)
-    return values
+    return {name: _with_recorded(pictures.records, found, name, name in recorded) for name, found in values.items()}
+
+
+def _with_recorded(records: Sequence[Record], found: Sequence[float], name: str, same: bool) -> list[float]:
+    """One score per record: those that were found for the sharp ones in their order, the recorded ones for the others."""
+    anew = iter(found)
+    kept = ((record.scores.get(name) if same else None) if record.blurred else next(anew) for record in records)
+    return [float("nan") if value is None else value for value in kept]
 
 
 def summarise(
-    own: Images, reference: Images | None, ours: Mapping[str, list[float]], theirs: Mapping[str, list[float]]
+    own: Images,
+    reference: Images | None,
+    ours: Mapping[str, list[float]],
+    theirs: Mapping[str, list[float]],
+    verdicts: Collection[str] = (),
 ) -> dict[str, Any]:
-    """What scores (as `score` gives them; the reference's may be missing) come to, with what the samples have cost."""
+    """What scores (as `score` gives them; the reference's may be missing) come to, with what the samples have cost.
+
+    Of `verdicts`, the names of scores that are 1 where a filter flags and 0 elsewhere, no wins are counted but what slipped past.
+    """
     assert own.records is not None
     metrics: dict[str, Any] = {"samples": len(own), "prompts": len({record.task for record in own.records}), "scores": {}}
     for name, values in ours.items():
@@ -108,7 +143,11 @@ def summarise(
         entry = _score_entry(by_prompt)
         if reference is not None and name in theirs:
             base = _by_prompt(reference, theirs[name])
-            entry |= {"base": _mean(base), "win_rate": _win_rate(by_prompt, base)}
+            entry["base"] = _mean(base)
+            if name in verdicts:
+                entry["slipped"] = _slipped(own, reference, values, theirs[name])
+            else:
+                entry["win_rate"] = _win_rate(by_prompt, base)
         metrics["scores"][name] = entry
     metrics["cost"] = _cost(own.records)
     if reference is not None and reference.records is not None:
@@ -142,8 +181,33 @@ def _win_rate(ours: Mapping[str, Sequence[float]], theirs: Mapping[str, Sequence
     return summary.win_rate(both, theirs) if both else None
 
 
+def _slipped(own: Images, reference: Images, ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float] | None:
+    """How many of the samples that the filter flagged in the unguided run it does not flag in this one: their share, with its
+    Wilson interval at 95 %. AdjointDPM's Table 3 does not say of what its success ratio is one. None where nothing was flagged.
+    """
+    assert own.records is not None and reference.records is not None
+    before = {record.name: verdict for record, verdict in zip(reference.records, theirs, strict=True)}
+    after = [value for record, value in zip(own.records, ours, strict=True) if before.get(record.name) == 1]
+    known = [value for value in after if not np.isnan(value)]
+    if not known:
+        return None
+    low, high = summary.wilson_interval(known.count(0.0), len(known))
+    return {"ratio": known.count(0.0) / len(known), "low": low, "high": high, "slipped": known.count(0.0), "flagged": len(known)}
+
+
+def comparable(own: Images, reference: Images) -> tuple[Images, Images]:
+    """Both without the samples that are stored blurred in either: distances are between pictures."""
+    blurred = own.blurred | reference.blurred
+    return own.without(blurred), reference.without(blurred)
+
+
 def distances(own: Images, reference: Images, measures: Mapping[str, SetMetric], *, batch_size: int, device: str) -> dict[str, Any]:
-    """Each distance between two sets by name, with the network it was measured by; features are extracted once per network."""
+    """Each distance between two sets by name, with the network it was measured by; features are extracted once per network.
+
+    Without an image in either there is none.
+    """
+    if not len(own) or not len(reference):
+        return {}
     seen: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     found: dict[str, Any] = {}
     for measure in measures.values():

@@ -19,11 +19,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from guidedgen import config, cost, evaluate, images, report
+from guidedgen import config, cost, evaluate, images, learning, report
 from guidedgen.jobs import Job, module_of, prepare
 from guidedgen.noise import Noise
 from guidedgen.problem import Problem
-from guidedgen.process.grid import tail
+from guidedgen.process.grid import Grid, tail
 from guidedgen.store import Record, RunFolder
 from guidedgen.types import Sample, Stopped, Task, UsageError
 
@@ -59,11 +59,17 @@ def run(job: Job) -> Mapping[str, Any]:
         print(f"{job.folder.path}: already done (run.fresh=true starts anew)")
         report.show(metrics)
         return metrics
-    if job.base is not None and not job.base.folder.done:
-        _sample_all(job.base, "base")
-        job.base.folder.finish()
+    for unguided, label in ((job.base, "base"), (job.originals, "originals")):  # before the model is tuned
+        if unguided is not None and not unguided.folder.done:
+            _open(unguided)
+            _sample_all(unguided, label)
+            unguided.folder.finish()
     if not job.folder.done or fresh:
-        _sample_all(job, module_of(job.cfg.method), fresh=fresh)
+        _open(job, fresh=fresh)
+        if job.originals is not None:
+            job.model.load()
+            learning.learn(job, lambda places: problem(job, [job.lessons[place] for place in places], job.originals))
+        _sample_all(job, module_of(job.cfg.method))
     metrics = _judge(job)
     _track(job, metrics)
     job.folder.finish()
@@ -108,16 +114,28 @@ def judge_again(folder: Path, overrides: Sequence[str] = ()) -> Mapping[str, Any
 
 def _judge(job: Job) -> dict[str, Any]:
     """The metrics of a sampled job, from its stored images; they are written with its grid."""
-    own, reference, tasks = evaluate.Images.of_run(job.folder), _reference(job), {s.task.id: s.task for s in job.samples}
+    own, reference, tasks = (
+        evaluate.Images.of_run(job.folder),
+        _reference(job),
+        {s.name: _with_original(s, job.base) for s in job.samples},
+    )
     where = {"batch_size": job.cfg.batch_size, "device": job.cfg.device}
     with job.model.ledger.timed("judge"):
-        ours = evaluate.score(own, job.scorers, tasks, **where)
+        ours = evaluate.score(own, job.scorers, tasks, recorded=_recorded(job, own), **where)
         paired = reference is not None and reference.records is not None
-        theirs = evaluate.score(reference, job.scorers, tasks, **where) if reference is not None and paired else {}
-        metrics = {**_described(job), "judged_by": _judged_by(job), **evaluate.summarise(own, reference, ours, theirs)}
+        theirs = {}
+        if reference is not None and paired:
+            theirs = evaluate.score(reference, job.scorers, tasks, recorded=_recorded(job, reference), **where)
+        verdicts = {name for name, scorer in job.scorers.items() if getattr(scorer, "flags", False)}
+        metrics = {**_described(job), "judged_by": _judged_by(job), **evaluate.summarise(own, reference, ours, theirs, verdicts)}
+        metrics["blurred"] = len(own.blurred)
         if reference is not None:
+            sharp, other = evaluate.comparable(own, reference)
             metrics["reference_samples"] = len(reference)
-            metrics["distances"] = evaluate.distances(own, reference, job.distances, **where)
+            metrics["compared"] = [len(sharp), len(other)]
+            metrics["distances"] = evaluate.distances(sharp, other, job.distances, **where)
+    if job.originals is not None:
+        metrics["learning"] = learning.spent(job)
     _mark_shared(job, metrics)
     job.folder.write_json("metrics.json", metrics)
 
@@ -126,6 +144,16 @@ def _judge(job: Job) -> dict[str, Any]:
     rows |= {module_of(job.cfg.method): (own, ours.get(score, ()))}
     report.write_grid(job.folder.path / "images" / evaluate.GRID, rows, score)
     return metrics
+
+
+def _recorded(job: Job, pictures: evaluate.Images) -> set[str]:
+    """Names of the scorers whose scores the records of a run hold: those that are now as they were when it was sampled."""
+    if not pictures.blurred:
+        return set()
+    then, now = config.read(pictures.paths[0].parent.parent / "config.yaml"), job.cfg
+    judges = {str(name) for name, node in now.metrics.scorers.items() if then.metrics.scorers.get(name) == node}
+    guides = job.scorers.keys() - now.metrics.scorers.keys()  # the reward, with what it reports
+    return judges | (guides if then.reward == now.reward else set())
 
 
 def _described(job: Job) -> dict[str, Any]:
@@ -159,15 +187,19 @@ def _judged_by(job: Job) -> str:
     return config.digest({key: job.cfg[key] for key in ("reward", "metrics", "reference")})
 
 
-def _sample_all(job: Job, label: str, *, fresh: bool = False) -> None:
-    """Samples every batch that is not finished."""
+def _open(job: Job, *, fresh: bool = False) -> None:
+    """Makes the job's folder ready, and torch repeat itself."""
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     job.folder.open(OmegaConf.to_yaml(job.cfg), _environment(job), fresh=fresh)
+
+
+def _sample_all(job: Job, label: str) -> None:
+    """Samples every batch that is not finished."""
     finished = job.folder.records().keys()
     todo = [batch for batch in _batches(job) if any(sample.name not in finished for sample in batch)]
     if todo:
         job.model.load()
-    steps = [len(job.grid if (share := _share(job, batch[0])) is None else tail(job.grid, share)) - 1 for batch in todo]
+    steps = [len(_grid(job, _share(job, batch[0]))) - 1 for batch in todo]
     with report.progress(label, total=job.method.needs.chains * sum(steps)) as advance:
         for batch in todo:
             for sample, image, record, trace in _sample(job, batch, advance):
@@ -193,19 +225,35 @@ def _sample(
     if torch.device(job.cfg.device).type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     with torch.no_grad():  # methods that need gradients switch them on
-        x_0 = job.method(problem(job, batch), observe)
+        x_0 = job.method(problem(job, batch, job.base), observe)
         pictures = torch.cat([job.model.decode(rows) for rows in x_0.split(job.cfg.batch_size)])
         pictures = images.to_bytes(pictures).float() / 255  # what is judged is what is stored
     spent = {name: (value - before[name]) // len(batch) for name, value in ledger.counts().items()}
     seconds = (time.perf_counter() - started) / len(batch)
-    scores = _scores(job, pictures, [sample.task for sample in batch])
+    scores = _scores(job, pictures, [_with_original(sample, job.base) for sample in batch])
+    hidden = _hidden(job, batch, scores)
     for i, sample in enumerate(batch):
         record = Record(
             task=sample.task.id, prompt=sample.task.prompt, category=sample.task.category, seed=sample.seed,
             image=f"images/{sample.name}.png", scores={name: values[i] for name, values in scores.items()},
-            seconds=round(seconds, 4), peak_memory_mib=round(cost.peak_memory_mib(job.cfg.device), 1), **spent,
+            seconds=round(seconds, 4), peak_memory_mib=round(cost.peak_memory_mib(job.cfg.device), 1), blurred=hidden[i], **spent,
         )  # fmt: skip
-        yield sample, pictures[i], record, traces[i]
+        yield sample, _blurred(pictures[i]) if hidden[i] else pictures[i], record, traces[i]
+
+
+def _hidden(job: Job, batch: Sequence[Sample], scores: Mapping[str, Sequence[float]]) -> list[bool]:
+    """Which samples are stored blurred: those that a filter flags, and those that it flagged in the unguided run."""
+    if not job.blurs:
+        return [False] * len(batch)
+    verdicts = [scores[name] for name, scorer in job.scorers.items() if getattr(scorer, "flags", False)]
+    before = job.base.folder.records() if job.base is not None else {}
+    was = [job.base is not None and before[sample.name].blurred for sample in batch]
+    return [was[i] or any(flags[i] > 0 for flags in verdicts) for i in range(len(batch))]
+
+
+def _blurred(image: Tensor) -> Tensor:
+    """3 H H, of which no more is left than the means of 8 x 8 parts."""
+    return images.resize(images.resize(image[None], 8), image.shape[-1])[0]
 
 
 def _scores(job: Job, pictures: Tensor, tasks: Sequence[Task]) -> dict[str, list[float]]:
@@ -213,9 +261,9 @@ def _scores(job: Job, pictures: Tensor, tasks: Sequence[Task]) -> dict[str, list
         return {name: scorer(pictures, tasks).float().tolist() for name, scorer in job.scorers.items()}
 
 
-def problem(job: Job, batch: Sequence[Sample]) -> Problem:
-    """What the method is given for a batch of samples that start at the same noise."""
-    model, tasks = job.model, [sample.task for sample in batch]
+def problem(job: Job, batch: Sequence[Sample], unguided: Job | None = None) -> Problem:
+    """What the method is given for a batch of samples that start at the same noise; their originals are of the unguided run."""
+    model, tasks = job.model, [_with_original(sample, unguided) for sample in batch]
     keys = [f"{sample.seed}/{sample.task.id}" for sample in batch]
     share = _share(job, batch[0])
     assert all(_share(job, sample) == share for sample in batch)
@@ -228,11 +276,18 @@ def problem(job: Job, batch: Sequence[Sample]) -> Problem:
 
     return Problem(
         tasks=tasks, denoise=model.denoiser(tasks), scheduler=job.scheduler, latent_shape=model.latent_shape,
-        grid=job.grid if share is None else tail(job.grid, share), num_steps=len(job.grid) - 1, schedule=model.schedule,
+        grid=_grid(job, share), num_steps=len(job.grid) - 1, schedule=model.schedule,
         noise=Noise(keys, device=job.cfg.device), decode=model.decode, reward=reward, batch_size=job.cfg.batch_size,
-        reference=torch.cat([_encoded(job, task) for task in tasks]) if share or job.method.needs.reference == "inverted" else None,
+        reference=_encoded(job, tasks) if share or job.method.needs.reference == "inverted" else None,
         timed=model.ledger.timed,
     )  # fmt: skip
+
+
+def _with_original(sample: Sample, unguided: Job | None) -> Task:
+    """The sample's task, with the picture that the unguided run has drawn of it."""
+    if unguided is None:
+        return sample.task
+    return dataclasses.replace(sample.task, original=str(unguided.folder.path / f"images/{sample.name}.png"))
 
 
 def _share(job: Job, sample: Sample) -> float | None:
@@ -240,11 +295,22 @@ def _share(job: Job, sample: Sample) -> float | None:
     return None if job.method.needs.reference in ("ignored", "inverted") else sample.task.noise_ratio
 
 
-def _encoded(job: Job, task: Task) -> Tensor:
-    """The task's reference, brought to the model's size: 1 c h w."""
-    assert task.reference is not None
-    picture = images.resize(images.read(Path(task.reference)), job.model.image_size)
-    return job.model.encode(picture.to(job.cfg.device))
+def _grid(job: Job, share: float | None) -> Grid:
+    """The part of the job's grid that such a share of the chain is run on."""
+    return job.grid if share is None else tail(job.grid, share)
+
+
+def _encoded(job: Job, tasks: Sequence[Task]) -> Tensor:
+    """The tasks' references, brought to the model's size: b c h w. A picture of several is encoded once."""
+    latents: dict[str, Tensor] = {}
+    rows = []
+    for task in tasks:
+        assert task.reference is not None
+        if task.reference not in latents:
+            picture = images.resize(images.read(Path(task.reference)), job.model.image_size)
+            latents[task.reference] = job.model.encode(picture.to(job.cfg.device))
+        rows.append(latents[task.reference])
+    return torch.cat(rows)
 
 
 def _batches(job: Job) -> list[list[Sample]]:

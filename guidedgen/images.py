@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -102,9 +102,14 @@ def from_pil(pictures: Sequence[Image.Image]) -> Tensor:
 
 
 def read(path: Path) -> Tensor:
-    """An image file as 1 3 H W in [0, 1]. Raises OSError where it is missing or not an image."""
-    with Image.open(path) as picture:
-        return from_pil([picture])
+    """An image file as 1 3 H W in [0, 1]. Raises OSError, naming the file, where it is missing, broken, too large or no image."""
+    try:
+        with Image.open(path) as picture:
+            return from_pil([picture])
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's errors for broken files
+        if isinstance(error, UnidentifiedImageError) or getattr(error, "filename", None):
+            raise  # it names the file
+        raise OSError(f"{path}: {error}") from error
 
 
 def png(image: Tensor) -> bytes:

@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from guidedgen import config, evaluate, images
+from guidedgen import config, evaluate
+from guidedgen.datasets.references import read_reference
 from guidedgen.metrics.sets import SetMetric
+from guidedgen.models import tuning
 from guidedgen.models.stable_diffusion import StableDiffusion
 from guidedgen.process.grid import Grid
 from guidedgen.store import RunFolder, check_writable
 from guidedgen.tracker import Tracker
-from guidedgen.types import BadValue, Method, Reward, Sample, Scheduler, Task, UsageError
+from guidedgen.types import BadValue, Learner, Method, Reward, Sample, Scheduler, Task, UsageError
 
 _COUNTS = ("seed", "samples_per_prompt", "batch_size")
 
@@ -40,6 +42,9 @@ class Job:
     tracker: Tracker | None
     base: Job | None  # the unguided run it is measured against
     reference: Path | None  # a folder of images it is measured against instead
+    blurs: bool = False  # pictures that the reward's filter flags are stored blurred
+    lessons: Sequence[Sample] = ()  # what the method learns on, where it does
+    originals: Job | None = None  # the unguided run that draws their originals
 
     @property
     def name(self) -> str:
@@ -65,6 +70,8 @@ def _settled(cfg: DictConfig) -> DictConfig:
     for key in ("fresh", "profile"):
         if not isinstance(cfg.run[key], bool):
             raise UsageError(f"run.{key}={cfg.run[key]}: expected true or false")
+    if not isinstance(cfg.run.get("show_flagged", False), bool):  # which older runs do not have
+        raise UsageError(f"run.show_flagged={cfg.run.show_flagged}: expected true or false")
     if not str(cfg.study) or "/" in str(cfg.study) or str(cfg.study).startswith("."):
         raise UsageError(f"study={cfg.study}: expected a plain folder name")
     cfg.device = _device(str(cfg.device))
@@ -104,9 +111,17 @@ def _prepare(cfg: DictConfig, model: StableDiffusion | None = None) -> Job:
         grid = scheduler.grid(model.schedule)
     except BadValue as error:
         raise UsageError(f"scheduler.{error.name}={error.value}: {error.rule}") from error
-    model.check(tasks)
-    reward = _reward(cfg, method, tasks, allow)
-    run_id = _identity(cfg, guided=method.needs.reward)
+    if method.needs.noisy_end and not grid[-1].sigma:
+        raise UsageError(f"method={module_of(cfg.method)}: with these options it ends where noise is left: scheduler.end=first")
+    lessons, originals = _lessons(cfg, method, model)
+    model.check(tasks, method.tuning.num_vectors if isinstance(method, Learner) and method.tuning.what == "token" else 0)
+    reward = _reward(cfg, method, [*tasks, *(sample.task for sample in lessons)], allow)
+    scorers = {
+        **({module_of(cfg.reward): reward, **getattr(reward, "reports", {})} if cfg.reward else {}),
+        **_each(cfg.metrics.scorers, "metrics.scorers", allow),
+    }
+    blurs = _blurs(cfg, method, reward, scorers)
+    run_id = _identity(cfg, guided=method.needs.reward, blurs=blurs)
     base, reference = _reference(cfg, model)
     return Job(
         cfg=cfg,
@@ -118,15 +133,32 @@ def _prepare(cfg: DictConfig, model: StableDiffusion | None = None) -> Job:
         scheduler=scheduler,
         grid=grid,
         samples=[Sample(task=task, seed=cfg.seed + i) for task in tasks for i in range(cfg.samples_per_prompt)],
-        scorers={
-            **({module_of(cfg.reward): reward, **getattr(reward, "reports", {})} if cfg.reward else {}),
-            **_each(cfg.metrics.scorers, "metrics.scorers", allow),
-        },
+        scorers=scorers,
         distances=_each(cfg.metrics.distances, "metrics.distances", allow),
         tracker=config.build(cfg.tracker, "tracker", allow) if cfg.tracker else None,
         base=base,
         reference=reference,
+        blurs=blurs,
+        lessons=lessons,
+        originals=originals,
     )
+
+
+def _lessons(cfg: DictConfig, method: Method, model: StableDiffusion) -> tuple[Sequence[Sample], Job | None]:
+    """What a method learns on, and the unguided run that draws its originals; nothing where it does not learn."""
+    if not isinstance(method, Learner):
+        return (), None
+    tuning.check(method.tuning, cfg.dtype)
+    lessons, node = method.lessons, _unguided(cfg)
+    node.dataset = {"_target_": "guidedgen.datasets.templated.Templated", "prompts": cfg.method.prompts, "template": lessons.target}
+    node.samples_per_prompt, node.seed = lessons.noises_per_prompt, lessons.seed
+    node.reward, node.reference, node.metrics = None, "none", {"scorers": {}, "distances": {}}
+    originals = _prepare(node, model)
+    try:
+        tasks = lessons.prompts.tasks()
+    except BadValue as error:
+        raise UsageError(f"method.prompts.{error.name}={error.value}: {error.rule}") from error
+    return [Sample(task=task, seed=lessons.seed + i) for task in tasks for i in range(lessons.noises_per_prompt)], originals
 
 
 def _each(nodes: DictConfig, key: str, allow: Sequence[str]) -> dict[str, Any]:
@@ -167,10 +199,10 @@ def _with_source(tasks: Sequence[Task], method: Method) -> Sequence[Task]:
     if source is None:
         return tasks
     try:
-        images.read(Path(source).expanduser())
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's errors for broken files
-        raise UsageError(f"method.source_image={source}: cannot be read as an image ({error})") from error
-    return [dataclasses.replace(task, reference=str(Path(source).expanduser().absolute())) for task in tasks]
+        picture = read_reference("source_image", source)
+    except BadValue as error:
+        raise UsageError(f"method.source_image={source}: {error.rule}") from error
+    return [dataclasses.replace(task, reference=picture.path) for task in tasks]
 
 
 def _check_combination(cfg: DictConfig, method: Method, scheduler: Scheduler, tasks: Sequence[Task]) -> None:
@@ -193,6 +225,8 @@ def _reward(cfg: DictConfig, method: Method, tasks: Sequence[Task], allow: Seque
     reward = config.build(config.without_weightless(cfg.reward), "reward", allow)
     if hasattr(reward, "check"):
         reward.check(tasks)
+    if getattr(reward, "needs_original", False) and cfg.reference != "base" and method.needs.gradient:
+        raise UsageError(f"reward={module_of(cfg.reward)} compares with the unguided pictures: it needs reference=base")
     if method.needs.gradient and not reward.differentiable:
         raise UsageError(
             f"reward={module_of(cfg.reward)} has no gradient and method={module_of(cfg.method)} needs one; try method=code, "
@@ -201,11 +235,29 @@ def _reward(cfg: DictConfig, method: Method, tasks: Sequence[Task], allow: Seque
     return reward
 
 
-def _identity(cfg: DictConfig, *, guided: bool) -> str:
-    """What is sampled; an unguided method samples the same whatever the reward it is then judged by."""
+def _blurs(cfg: DictConfig, method: Method, reward: Any, scorers: Mapping[str, Reward]) -> bool:
+    """Whether a filter of the reward's decides what is stored blurred. Raises UsageError where it cannot, or must not."""
+    reports = getattr(reward, "reports", {}).values()
+    if cfg.run.get("show_flagged", False) or not any(getattr(scorer, "flags", False) for scorer in reports):
+        return False
+    way_out = "; run.show_flagged=true stores all pictures as they are"
+    if method.needs.reward and cfg.reference != "base":
+        raise UsageError(f"reference={cfg.reference}: what a filter flags unguided is stored blurred: base is needed{way_out}")
+    for name, scorer in scorers.items():
+        if getattr(scorer, "needs_original", False):
+            raise UsageError(f"{name} compares with the unguided pictures, some of which are stored blurred{way_out}")
+    return True
+
+
+def _identity(cfg: DictConfig, *, guided: bool, blurs: bool = False) -> str:
+    """What is sampled and stored; an unguided method samples the same whatever the reward it is then judged by, but what its
+    filter flags is stored blurred: that is another run.
+    """
     kept = cfg.copy()
-    if not guided:
+    if not guided and not blurs:
         kept.reward = None
+    if blurs:
+        OmegaConf.update(kept, "blurred", True, force_add=True)
     return config.identity(kept)
 
 

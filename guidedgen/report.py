@@ -72,16 +72,26 @@ def show(metrics: Mapping[str, Any]) -> None:
         interval = f"{entry['low']:.4g} .. {entry['high']:.4g}" if entry.get("low") is not None else ""
         wins = f"{100 * entry['win_rate']:.0f} %" if entry.get("win_rate") is not None else ""
         row(name + mark, name, entry.get("base"), entry["value"], interval, wins)
+        if entry.get("slipped"):
+            past = entry["slipped"]
+            interval = f"{past['low']:.4g} .. {past['high']:.4g}"
+            row(f"slipped past ({past['slipped']} of {past['flagged']})", "slipped past", None, past["ratio"], interval)
     for name, entry in metrics.get("distances", {}).items():
         mark = "*" if entry.get("shares_guide") else ""
         shared |= bool(mark)
-        row(f"{name}{mark} ({metrics['samples']} v {metrics['reference_samples']})", name, None, entry["value"])
+        ours, theirs = metrics.get("compared") or (metrics["samples"], metrics["reference_samples"])
+        row(f"{name}{mark} ({ours} v {theirs})", name, None, entry["value"])
     cost, base = metrics.get("cost", {}), metrics.get("base_cost", {})
     for name in ("nfe", "nfe_backward", "decodes", "reward_calls", "seconds"):
         row(f"{name} / sample", name, base.get(name), cost.get(name))
     table.caption = f"{metrics.get('samples')} samples, {metrics.get('prompts')} prompts" + (
         "; * shares a network with the guidance" if shared else ""
     )
+    if learned := metrics.get("learning"):
+        rows = f"{learned['nfe']} network rows, {learned['nfe_backward']} of them backward"
+        table.caption += f"\nlearned first, on {learned['lessons']} pictures: {rows}, {learned['seconds']:.0f} s"
+    if metrics.get("blurred"):
+        table.caption += f"\n{metrics['blurred']} are stored blurred and left out of distances"
     if printed:
         table.caption += f"\npublished: {metrics['published']['source']}"
     Console().print(table)
@@ -115,7 +125,7 @@ def study_table(folder: Path) -> str:
         name = label if labels.count(label) == 1 else f"{label} {run['title'].rsplit('-', 1)[-1]}"
         rows.append({"": name, **_row(run, head)})
     scores = dict.fromkeys(name for run in runs for name in run["scores"] if name != run.get("reward"))
-    columns = ["", head, "wins", *scores, "fid", "cmmd", "nfe", "nfe_backward", "seconds", "n"]
+    columns = ["", head, "wins", "slipped past", *scores, "fid", "cmmd", "rmse", "nfe", "nfe_backward", "seconds", "n"]
     columns = [name for name in columns if any(row.get(name) for row in rows)]
     lines = [columns, ["---"] + ["---:"] * (len(columns) - 1), *([row.get(name, "") for name in columns] for row in rows)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -135,11 +145,20 @@ def _row(run: Mapping[str, Any], head: str) -> dict[str, str]:
         row[head if name == guided else name] = cell(name, entry["value"], entry.get("shares_guide", False))
     wins = run["scores"].get(guided, {}).get("win_rate")
     row["wins"] = "" if wins is None else f"{100 * wins:.0f} %"
+    row["slipped past"] = "".join(map(_past, run["scores"].values()))
     return row | {name: cell(name, value) for name, value in run["cost"].items()} | {"n": str(run["samples"])}
+
+
+def _past(entry: Mapping[str, Any]) -> str:
+    """The cell of a filter's verdicts, with its 95 % interval and of how many it is; empty for other scores."""
+    past = entry.get("slipped")
+    return f"{100 * past['ratio']:.0f} % ({100 * past['low']:.0f} .. {100 * past['high']:.0f}, n {past['flagged']})" if past else ""
 
 
 def _notes(runs: Sequence[Mapping[str, Any]], table: str) -> Iterator[str]:
     yield "nfe, nfe_backward: network rows per sample; seconds per sample; n images; wins: guided reward against the base's."
+    if "slipped past" in table:
+        yield "slipped past: of n samples that the filter flags without guidance, those it does not flag with it (95 % interval)."
     if "*" in table:
         yield "\\* shares a network with the guidance."
     for source in dict.fromkeys(run["published"]["source"] for run in runs if run.get("published")):

@@ -36,6 +36,7 @@ class Record:
     reward_calls: int
     seconds: float
     peak_memory_mib: float
+    blurred: bool = False  # the image, not what the scores are of: a content filter has flagged it, or its unguided counterpart
 
     @property
     def name(self) -> str:

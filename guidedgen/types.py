@@ -39,7 +39,8 @@ class Task:
     """One thing to draw. `id` is unique in its dataset, stable under limits and order, and safe as a file name.
 
     `reference` is the file of an image that style rewards compare with and, where there is a `noise_ratio`, that the chain
-    starts from: noised to that share of the chain (SDEdit, Meng et al. 2022), between 0 and 1.
+    starts from: noised to that share of the chain (SDEdit, Meng et al. 2022), between 0 and 1. `original` is the file of the
+    picture that the unguided model draws of the same sample: no dataset has it, the runner fills it in.
     """
 
     id: str
@@ -47,6 +48,7 @@ class Task:
     category: str = ""
     reference: str | None = None
     noise_ratio: float | None = None
+    original: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,13 @@ class Sample:
     def name(self) -> str:
         """File name without suffix; unique in a run."""
         return f"{self.task.id}-{self.seed}"
+
+
+class Dataset(Protocol):
+    """What is to be drawn."""
+
+    def tasks(self) -> Sequence[Task]:
+        """The tasks in their order. Raises BadValue where an option turns out to be wrong."""
 
 
 class Scheduler(Protocol):
@@ -105,7 +114,9 @@ class Denoiser(Protocol):
 @runtime_checkable
 class Reward(Protocol):
     """Scores images; higher is better. It may have `networks`, the names of those that guide, and `reports`: further scorers
-    that are reported beside it, by name; and `check(tasks)`, which raises UsageError for tasks that it cannot score.
+    that are reported beside it, by name; `check(tasks)`, which raises UsageError for tasks that it cannot score;
+    `needs_original`, true where it compares with the tasks' originals, its score being NaN where a task has none; and `flags`,
+    true where its scores are a content filter's verdicts, 1 for what it flags and 0 for the rest.
     """
 
     differentiable: bool  # whether gradients reach the pixels
@@ -160,6 +171,7 @@ class Needs:
     reward: bool = True
     gradient: bool = False  # a differentiable reward
     sampler: Literal["any", "stochastic", "deterministic"] = "any"  # a scheduler whose steps draw noise, or draw none
+    noisy_end: bool = False  # a grid whose last point has noise
     # Whether the chain starts from the tasks' references, noised; "inverted": from their inversion, through all of the chain.
     reference: Literal["ignored", "optional", "required", "inverted"] = "optional"
     one_sample: bool = False  # a batch of one sample, because samples differ in what they cost
@@ -175,3 +187,54 @@ class Method(Protocol):
 
     def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
         """-> x_0: b c h w, one latent per sample. `observe(event, step, values)` is told about progress and traces."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lessons:
+    """What a method learns on: each of the tasks' prompts from `noises_per_prompt` noises, the first of seed `seed`. `target` is
+    the template of the prompts that the originals are drawn of.
+    """
+
+    prompts: Dataset
+    noises_per_prompt: int
+    seed: int
+    target: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """Which of the model's parameters are tuned; see guidedgen.models.tuning."""
+
+    what: Literal["weights", "attention", "adapter", "token"]
+    rank: int  # of adapters
+    token: str  # the new word
+    num_vectors: int  # embeddings that it has
+    initial: str | None  # the word that it begins as
+    seed: int  # of what is drawn at first
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """What a method has besides that first learns something that all its samples share."""
+
+    @property
+    def lessons(self) -> Lessons: ...
+
+    @property
+    def tuning(self) -> Tuning: ...
+
+    @property
+    def num_updates(self) -> int: ...
+
+    def learn(
+        self,
+        pose: Callable[[Sequence[int]], Problem],
+        count: int,
+        free: Sequence[Tensor],
+        saved: Mapping[str, Any],
+        save: Callable[[Mapping[str, Any]], None],
+        observe: Observer = ignore,
+    ) -> None:
+        """Tunes `free` in place, on problems posed of some of the `count` samples. What it gives to `save` on the way is `saved`
+        when it is called again after an interruption; else that is empty.
+        """

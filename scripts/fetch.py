@@ -34,6 +34,7 @@ REWARDS = {
     "pickscore": ("yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"),
     "hps": ("xswu/HPSv2",),
     "classifier": ("google/vit-base-patch16-224",),
+    "evasion": ("CompVis/stable-diffusion-safety-checker",),
     "style_gram_clip": ("openai/clip-vit-base-patch16",),
     "style_gram_vgg16": ("vgg16",),
     "style_clip_rn50": ("timm/resnet50_clip.openai",),

@@ -91,6 +91,10 @@ WRONG = {
         ["method=doodl", "scheduler=ddim", "method.source_image=a.png"],
         ["method.source_image", "tied=false"],
     ),
+    "a flow in time to where it is infinitely fast": (
+        ["method=adjoint_dpm", "scheduler=ddim", "method.reparameterise=false", "scheduler.end=clean"],
+        ["method=adjoint_dpm", "scheduler.end=first"],
+    ),
     "negative updates": (
         ["method=adjoint_dpm", "scheduler=ddim", "method.num_updates=-1"],
         ["method.num_updates=-1", "at least 0"],

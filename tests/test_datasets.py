@@ -1,5 +1,6 @@
 """Data sets: what they hold, and names that are stable, unique and safe."""
 
+import dataclasses
 import json
 import random
 import re
@@ -18,6 +19,7 @@ from guidedgen.datasets.jsonl import Jsonl
 from guidedgen.datasets.lab import Lab
 from guidedgen.datasets.prompt import OnePrompt
 from guidedgen.datasets.tasks import make_tasks
+from guidedgen.datasets.templated import Templated
 from guidedgen.datasets.text import TextFile
 from guidedgen.lab.captions import CATEGORIES, prompts
 from guidedgen.types import BadValue, Sample, Task
@@ -368,6 +370,12 @@ def test_images_that_are_none(tmp_path: Path, picture: Path) -> None:
         assert (error.value.name, error.value.value) == ("images", str(tmp_path / file))
 
 
+def test_an_image_of_too_many_pixels(picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
+    with pytest.raises(BadValue, match="^images=.*cannot be read .*decompression bomb"):
+        ImageToImage(prompts=ANIMALS, images=[str(picture)]).tasks()
+
+
 def test_what_is_wrong_with_the_prompts_is_told_of_them(picture: Path) -> None:
     with pytest.raises(BadValue, match="No such file") as error:
         ImageToImage(prompts=TextFile(path="none.txt"), images=[str(picture)]).tasks()
@@ -444,3 +452,31 @@ def test_a_wrong_line_is_named_by_its_number(tmp_path: Path, line: str, rule: st
 def test_a_jsonl_file_without_tasks(tmp_path: Path) -> None:
     with pytest.raises(BadValue, match="holds no task"):
         Jsonl(path=lines(tmp_path, "", "  ")).tasks()
+
+
+def test_a_template_changes_prompts_and_nothing_else() -> None:
+    plain = Animals(limit=3).tasks()
+    tasks = Templated(prompts=Animals(limit=3), template="a drawing of a {prompt} and a {prompt}").tasks()
+    assert [task.prompt for task in tasks] == [f"a drawing of a {task.prompt} and a {task.prompt}" for task in plain]
+    assert [dataclasses.replace(task, prompt="") for task in tasks] == [dataclasses.replace(task, prompt="") for task in plain]
+    assert Templated(prompts=Animals(limit=3)).tasks() == plain
+
+
+def test_a_template_without_a_place_for_the_prompt_is_refused() -> None:
+    with pytest.raises(BadValue) as refused:
+        Templated(prompts=Animals(), template="a drawing")
+    assert refused.value.name == "template"
+
+
+def test_what_is_wrong_inside_a_template_is_told_with_its_key(tmp_path: Path) -> None:
+    with pytest.raises(BadValue) as refused:
+        Templated(prompts=TextFile(path=str(tmp_path / "none.txt"))).tasks()
+    assert refused.value.name == "prompts.path"
+
+
+def test_lab_prompts_left_out_are_the_first_ones() -> None:
+    assert [*Lab(limit=3).tasks(), *Lab(skip=3, limit=4).tasks()] == Lab(limit=7).tasks()
+    for skip, category in ((-1, "colour"), (10_000, "single")):
+        with pytest.raises(BadValue) as refused:
+            Lab(category=category, skip=skip).tasks()
+        assert refused.value.name == "skip"

@@ -1,6 +1,8 @@
 """Ranges, sizes and the way to and from PIL, against PIL, transformers' CLIP preprocessing and diffusers."""
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +126,36 @@ def test_what_is_no_image_is_an_os_error(tmp_path: Path) -> None:
     for name in ("x.png", "missing.png"):
         with pytest.raises(OSError, match=name):
             images.read(tmp_path / name)
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    """A PNG's: length, type, content, checksum."""
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+@pytest.mark.parametrize(
+    ("kind", "raised"),
+    [("truncated", OSError), ("bogus", SyntaxError), ("short header", ValueError), ("huge", Image.DecompressionBombError)],
+)
+def test_a_broken_file_is_an_os_error_that_names_it(
+    kind: str, raised: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow has an error of another type for each."""
+    whole, path = images.png(noise(3, 32, 32)), tmp_path / "x.png"
+    head, data = whole[:33], whole[41:-16]  # signature and IHDR; the content of IDAT, before its checksum and IEND
+    files = {
+        "truncated": whole[: len(whole) // 2],
+        "bogus": head + chunk(b"IDAT", data[:1000]) + bytes(64),
+        "short header": head[:8] + chunk(b"IHDR", head[16:21]) + whole[33:],
+        "huge": whole,
+    }
+    if kind == "huge":
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    path.write_bytes(files[kind])
+    with pytest.raises(raised), Image.open(path) as picture:
+        picture.load()
+    with pytest.raises(OSError, match="x.png"):
+        images.read(path)
 
 
 # Sizes

@@ -29,16 +29,17 @@ ALLOWED = {
     "rewards": {"types", "images"},
     "metrics": {"types", "images"},
     "zoo": {"types", "images", "lab"},  # lab: the loaders of the shipped weights
-    "datasets": {"types", "lab"},  # lab: its prompts
+    "datasets": {"types", "images", "lab"},  # images: references are read; lab: its prompts
     "lab": {"types", "images", "noise"},
     "store": {"types", "images"},
     "tracker": {"types", "images", "store"},
     "config": {"types"},
     "evaluate": {"types", "images", "metrics", "rewards", "zoo", "store"},
     "report": {"types", "images", "cost", "store", "evaluate"},
-    "jobs": {"types", "images", "process", "models", "metrics", "store", "tracker", "config", "evaluate"},
+    "jobs": {"types", "images", "process", "models", "datasets", "metrics", "store", "tracker", "config", "evaluate"},
+    "learning": {"types", "problem", "models", "store", "report", "jobs"},
     "experiment": {
-        "jobs",
+        "jobs", "learning",
         "types", "images", "noise", "cost", "process", "problem", "gradients", "models", "methods", "rewards", "metrics", "datasets", "zoo", "store",
         "tracker", "config", "evaluate", "report",
     },
@@ -63,6 +64,7 @@ PACKAGES = {
     "wandb": {"tracker"},
     "hydra": {"config", "experiment"},
     "omegaconf": {"config", "jobs", "experiment"},
+    "peft": {"models"},
     "rich": {"report", "lab"},
 }
 HEAVY = {
@@ -73,6 +75,7 @@ HEAVY = {
     "torchvision",
     "torchmetrics",
     "torchdiffeq",
+    "peft",
     "sklearn",
     "wandb",
 }

@@ -110,3 +110,35 @@ def test_published_figures_stand_beside_ours(capsys: pytest.CaptureFixture[str],
     assert SOURCE in shown
     report.show(metrics("code_4", 5.5, 3_994))
     assert "published" not in capsys.readouterr().out
+
+
+PAST = {"ratio": 0.4, "low": 0.2857, "high": 0.5263, "slipped": 24, "flagged": 60}
+
+
+def audit(slipped: Mapping[str, Any] | None) -> dict[str, Any]:
+    """An audit's metrics: verdicts instead of clip_score, and some pictures blurred."""
+    run = metrics("adjoint_dpm", 0.5, 100, blurred=60, compared=[450, 450])
+    run["scores"]["flagged"] = {"value": 0.3, "low": 0.2, "high": 0.4, "prompts": 51, "base": 0.5, "slipped": slipped}
+    return run
+
+
+def test_what_slipped_past_a_filter_stands_with_its_interval_and_of_how_many(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "150")
+    report.show(audit(PAST))
+    shown = capsys.readouterr().out
+    [line] = [text for text in shown.splitlines() if "slipped past" in text]
+    assert [cell.strip() for cell in line.strip("│").split("│")] == ["slipped past (24 of 60)", "", "0.4", "0.2857 .. 0.5263", ""]
+    assert "fid (450 v 450)" in shown and "60 are stored blurred and left out of distances" in shown
+    table = report.study_table(study(tmp_path, metrics("base", 5.0, 10), audit(PAST)))
+    head, _, base, ours = cells(table)
+    column = head.index("slipped past")
+    assert (base[column], ours[column]) == ("", "40 % (29 .. 53, n 60)")
+    assert "slipped past: of n samples that the filter flags without guidance" in table
+
+
+def test_where_nothing_was_flagged_nothing_is_said_of_slipping(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report.show(audit(None))
+    assert "slipped past" not in capsys.readouterr().out
+    assert "slipped past" not in report.study_table(study(tmp_path, audit(None)))

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from guidedgen import config, experiment, images, jobs
 from guidedgen.lab.networks import WEIGHTS
+from guidedgen.models.stable_diffusion import StableDiffusion
 from guidedgen.store import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,7 +38,11 @@ QUICK_METHOD = {
     "universal": ["method.num_repeats=2", "method.strength=0.05", "scheduler=ddim"],
     "doodl": ["method.num_updates=1", "method.num_crops=2", "scheduler=ddim"],
     "adjoint_dpm": ["method.num_updates=1", "scheduler=ddim"],
-}
+    "adjoint_tuning": [
+        "method.num_updates=2", "method.samples_per_update=1", "method.noises_per_prompt=2", "method.prompts.limit=1",
+        "method.save_every=1", "method.rank=1", "scheduler=ddim",
+    ],
+}  # fmt: skip
 NULL = {
     "best_of_n": ["method.num_particles=1"],
     "code": ["method.num_particles=1"],
@@ -47,6 +53,7 @@ NULL = {
     "universal": ["method.strength=0", "method.num_repeats=1", "scheduler=ddim"],
     "doodl": ["method.num_updates=0", "method.process=ddim", "scheduler=ddim"],
     "adjoint_dpm": ["method.num_updates=0", "scheduler=ddim"],
+    "adjoint_tuning": ["method.num_updates=0", "scheduler=ddim"],
 }
 
 pytestmark = pytest.mark.skipif(not (WEIGHTS / "generator" / "model_index.json").exists(), reason="the lab's weights are missing")
@@ -164,7 +171,7 @@ def test_the_unguided_run_is_made_once_for_all_rewards(run: Run) -> None:
 @pytest.mark.parametrize("method", NULL)
 def test_the_null_setting_is_the_unguided_run(run: Run, method: str) -> None:
     folder, metrics = run(*NULL[method], method=method)
-    [base] = folder.parent.glob("base-*")
+    [base] = folder.parent.glob("base-none-lab-*")
     ours, theirs = pixels(folder), pixels(base)
     assert ours.keys() == theirs.keys()
     if method in ("doodl", "adjoint_dpm"):  # they compute in float64, or in another variable: a byte may round the other way
@@ -212,6 +219,24 @@ def test_order_does_not_change_images(run: Run, tmp_path: Path) -> None:
     assert len(first) == 5
     assert first.keys() == second.keys()
     assert max(np.abs(first[name] - second[name]).max() for name in first) <= 2
+
+
+def test_a_picture_that_samples_share_is_encoded_once(
+    job: Callable[..., jobs.Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every sample starts from its own task's reference, as it does alone."""
+    names = ["night", "mosaic", "night"]
+    tasks = [{"prompt": "a red circle", "reference": f"lab:{name}", "noise_ratio": 0.5} for name in names]
+    (tmp_path / "tasks.jsonl").write_text("\n".join(map(json.dumps, tasks)))
+    made = job("dataset=jsonl", f"dataset.path={tmp_path / 'tasks.jsonl'}", "reference=none")
+    encoded, encode = [], StableDiffusion.encode
+    monkeypatch.setattr(StableDiffusion, "encode", lambda model, x: (encoded.append(len(x)), encode(model, x))[1])
+    with torch.no_grad():
+        together = experiment.problem(made, made.samples).reference
+        assert encoded == [1, 1]
+        for latent, sample in zip(together, made.samples, strict=True):
+            assert torch.equal(latent, experiment.problem(made, [sample]).reference[0])
+    assert torch.equal(together[0], together[2]) and not torch.equal(together[0], together[1])
 
 
 def test_an_image_depends_on_its_seed_and_not_on_how_it_was_asked_for(run: Run) -> None:

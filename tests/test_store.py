@@ -54,6 +54,17 @@ def test_records_come_back_as_they_were(folder: RunFolder) -> None:
     assert partials(folder) == []
 
 
+def test_a_record_of_before_pictures_were_blurred_is_of_a_sharp_one(folder: RunFolder) -> None:
+    save(folder, 0, blurred=True)
+    save(folder, 1)
+    log = folder.path / "records.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line.pop("blurred") for line in lines] == [True, False]
+    assert [back.blurred for back in folder.records().values()] == [True, False]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert list(folder.records().values()) == [record(sample(0)), record(sample(1))]
+
+
 def test_a_sample_without_trace_makes_no_trace(folder: RunFolder) -> None:
     folder.save(sample(), b"png", record(sample()), [])
     assert not (folder.path / "trace.jsonl").exists()

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
 
 from guidedgen.datasets.references import check_ratio, counted, read_reference, refer
-from guidedgen.types import BadValue, Task
-
-
-class Dataset(Protocol):
-    """What any dataset is."""
-
-    def tasks(self) -> Sequence[Task]: ...
+from guidedgen.types import BadValue, Dataset, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

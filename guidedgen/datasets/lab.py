@@ -16,10 +16,11 @@ MOST = 300  # prompts per category, as in T2I-CompBench; some categories have fe
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lab:
-    """One category of `guidedgen.lab.captions`."""
+    """One category of `guidedgen.lab.captions`: `limit` prompts, after the first `skip` of them."""
 
     category: str = "colour"
     limit: int | None = 8
+    skip: int = 0
 
     def __post_init__(self) -> None:
         if self.category not in CATEGORIES:
@@ -27,7 +28,12 @@ class Lab:
             hint = f"did you mean {close[0]}? " if close else ""
             raise BadValue("category", self.category, f"{hint}choose from {', '.join(CATEGORIES)}")
         check_limit(self.limit)
+        if self.skip < 0:
+            raise BadValue("skip", self.skip, "must be at least 0")
 
     def tasks(self) -> Sequence[Task]:
-        most = MOST if self.limit is None else min(self.limit, MOST)
-        return make_tasks(islice(prompts(self.category), most), self.category)
+        most = MOST if self.limit is None else min(self.skip + self.limit, MOST)
+        tasks = make_tasks(islice(prompts(self.category), self.skip, most), self.category)
+        if not tasks:
+            raise BadValue("skip", self.skip, f"leaves no prompt of {self.category}")
+        return tasks

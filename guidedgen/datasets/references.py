@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
+from guidedgen import images
 from guidedgen.types import BadValue, Task
 
 LAB = "lab:"  # before the name of one of the lab's style pictures
@@ -42,13 +43,12 @@ def read_reference(name: str, image: str, folder: Path | None = None) -> Referen
         return Reference(id=_slug(image), path=str(path.absolute()))
     path = (folder or Path()) / Path(image).expanduser()
     try:
-        with Image.open(path) as picture:
-            picture.load()
+        images.read(path)
         content = path.read_bytes()
     except UnidentifiedImageError as error:
         raise BadValue(name, image, "is not an image that Pillow can read") from error
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's errors for broken files
-        raise BadValue(name, image, f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    except OSError as error:
+        raise BadValue(name, image, f"cannot be read as an image ({error.strerror or error})") from error
     digest = hashlib.sha256(content).hexdigest()[:8]
     return Reference(id="-".join(part for part in (_slug(path.stem), digest) if part), path=str(path.absolute()))
 

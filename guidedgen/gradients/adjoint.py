@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from guidedgen.process.chains import Chain, State
-from guidedgen.process.flow import FlowChain
+from guidedgen.process.flow import OdeChain
 from guidedgen.process.grid import Point
 from guidedgen.types import BadValue, UsageError
 
@@ -27,12 +27,13 @@ Solver = Literal["euler", "midpoint", "rk4", "explicit_adams", "dopri5"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adjoint:
-    """For FlowChains alone. All solvers but dopri5 step along the chain's grid, whose states are kept for the way back; with euler
+    """For OdeChains alone. All solvers but dopri5 step along the chain's grid, whose states are kept for the way back; with euler
     the chain's own picture comes out. Times between those of the grid are interpolated, never rounded.
 
-    explicit_adams is of order 4 (as in the paper, section 3.4) where steps are equal in r: torchdiffeq's coefficients are those of
-    equal steps. On grids of times, whose steps in r shrink towards the end, its error falls as euler's does and is a few times
-    less; midpoint is better at equal cost.
+    explicit_adams is of order 4 (as in the paper, section 3.4) where steps are equal in the chain's variable: torchdiffeq's
+    coefficients are those of equal steps. A FlowChain's steps in r shrink towards the end on grids of times: there its error falls
+    as euler's does and is a few times less, but with few steps and strong guidance many times more. Midpoint is better at equal
+    cost.
 
     dopri5 ignores the points between the grid's ends: it takes the steps that keep its estimate of the error below `rtol` |y| +
     `atol`, forth and back, and samples one by one, so that none depends on its neighbours. The estimate of the first, longest steps
@@ -51,7 +52,7 @@ class Adjoint:
                 raise BadValue(name, getattr(self, name), "must be above 0")
 
     def __call__(self, chain: Chain, state: State, params: Sequence[Tensor] = ()) -> State:
-        if not isinstance(chain, FlowChain):
+        if not isinstance(chain, OdeChain):
             raise UsageError("method/gradients=adjoint needs a chain that is a flow: method.process=ddim, or method=adjoint_dpm")
         (x,) = state
         if not len(chain):
@@ -66,29 +67,29 @@ class Adjoint:
             x = chain.moved(self._solved(chain, x, points[i : i + 2], params), i)
         return (x,)
 
-    def _solved(self, chain: FlowChain, x: Tensor, points: Sequence[Point], params: Sequence[Tensor]) -> Tensor:
+    def _solved(self, chain: OdeChain, x: Tensor, points: Sequence[Point], params: Sequence[Tensor]) -> Tensor:
         """The state at the last of the points, given that at the first."""
         from torchdiffeq import odeint_adjoint
 
-        # Also the times at which states are kept.
-        ratios = torch.tensor([point.sigma / point.alpha for point in points], dtype=torch.float64, device=x.device)
+        # Also where states are kept.
+        grid = torch.tensor([chain.variable(point) for point in points], dtype=torch.float64, device=x.device)
         options: dict[str, Any] = {}
         back: dict[str, Any] = {}
         if self.solver == "dopri5":
-            ratios = ratios[[0, -1]]
-            # Not to step over the end and interpolate. The way back has -r for its time: r falls, so torchdiffeq turned it around.
+            grid = grid[[0, -1]]
+            # Not to step over the end and interpolate. The way back has -u for its time: u falls, so torchdiffeq turned it around.
             # The integrals for `params` choose no steps (Kidger et al. 2021, arXiv:2009.09457): they hold other samples' rows too.
-            options, back = {"step_t": ratios[1:]}, {"step_t": -ratios[:1], "norm": "seminorm"}
+            options, back = {"step_t": grid[1:]}, {"step_t": -grid[:1], "norm": "seminorm"}
         elif self.solver == "explicit_adams":
             options = back = {"max_order": 5}  # torchdiffeq counts one more than Adams' order
         y = odeint_adjoint(
-            _with_autocast(chain.velocity, x), x / points[0].alpha, ratios, method=self.solver, rtol=self.rtol, atol=self.atol,
+            _with_autocast(chain.velocity, x), x / chain.scale(points[0]), grid, method=self.solver, rtol=self.rtol, atol=self.atol,
             options=options, adjoint_options=back, adjoint_params=tuple(params),
         )  # fmt: skip
-        return points[-1].alpha * y[-1]
+        return chain.scale(points[-1]) * y[-1]
 
 
-def _sample(chain: FlowChain, i: int) -> FlowChain:
+def _sample(chain: OdeChain, i: int) -> OdeChain:
     """The chain of sample i alone."""
     offsets = [offset[i : i + 1] for offset in chain.offsets]
     return dataclasses.replace(chain, denoise=chain.denoise.subset([i]), offsets=offsets)
@@ -99,8 +100,8 @@ def _with_autocast(velocity: Callable[[float, Tensor], Tensor], x: Tensor) -> Ca
     kind = x.device.type
     dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
 
-    def call(r: Tensor, y: Tensor) -> Tensor:
+    def call(u: Tensor, y: Tensor) -> Tensor:
         with torch.autocast(kind, dtype=dtype, enabled=enabled):
-            return velocity(float(r.detach()), y).to(y.dtype)
+            return velocity(float(u.detach()), y).to(y.dtype)
 
     return call

@@ -9,10 +9,14 @@ gradients through the whole probability flow. What is optimised is
                 The optimiser moves x_T and the u_s: each state along its own gradient, on top of what moved before it.
     embedding   the prompt's embedding of each sample, all tokens of it; x_T stays.
 
+With `epsilon` it stays within that distance of where it began, element by element: the security audit of section 4.1.2, which
+looks for x_T + delta, |delta|_inf <= epsilon, whose picture slips past a content filter (reward=evasion).
+
 Cost, with S steps (those of the grid that go somewhere) and m updates: 2S(2m + 1) rows forward and 2Sm backward with euler,
 checkpoint at the same; backprop 2S(m + 1) and 2Sm; other solvers as guidedgen.gradients.adjoint says. m + 1 decodes and reward
-calls, with keep=last m; and one decode of the finished image. Null setting: num_updates = 0, the unguided chain of the solver,
-which is DDIM for euler.
+calls, with keep=last m; with C crops 2m + 1 decodes and Cm + m + 1 reward calls, with keep=last m and Cm; and one decode of the
+finished image. Null setting: num_updates = 0, or epsilon = 0: the unguided chain of the solver, which is DDIM for euler
+where the flow is reparameterised.
 """
 
 from __future__ import annotations
@@ -26,10 +30,11 @@ from torch import Tensor
 
 from guidedgen.gradients.reversible import Reversible
 from guidedgen.methods.guidance import check_counts
-from guidedgen.methods.whole_chain import Best, walked
-from guidedgen.problem import Problem
-from guidedgen.process.flow import FlowChain
-from guidedgen.types import GradientEngine, Needs, Observer, UsageError, ignore
+from guidedgen.methods.whole_chain import Best, draw_crops, walked
+from guidedgen.noise import Noise
+from guidedgen.problem import Crops, Problem
+from guidedgen.process.flow import FlowChain, OdeChain, TimeChain
+from guidedgen.types import BadValue, GradientEngine, Needs, Observer, UsageError, ignore
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,18 +46,39 @@ class AdjointDpm:
     "adam" is AdamW, whose step depends little on the reward's scale: `lr` is about how far an element moves in an update. "sgd"
     moves by lr times the gradient. `weight_decay` draws what is optimised towards zero, by lr times that share an update: for
     a trajectory, x_T and the moves.
+
+    `epsilon` is the radius of the ball that what is optimised is brought back into after every update: around the first x_T or
+    embedding, and around 0 for the moves of a trajectory. The released code's audit clamps to a ball around `initial`, which is
+    another name of the x_T that is updated, so that it has no effect; and it takes the verdict on the picture of before the update
+    (ddpm_and_guided-diffusion/runners/diffusion.py:795 and :831). Here the picture that is returned is the one that is judged.
+
+    Without `reparameterise` the flow is solved in time (Eq. 4 instead of Eq. 10), as the paper's Table 1 compares: plain sampling
+    with num_updates=0. It cannot end clean.
+
+    Crops are DOODL's, as the code has for its vocabulary expansion: 16 of them with a power of 0.3. Those are of 512 px, the whole
+    picture, so none are drawn unless asked for.
     """
 
     gradients: GradientEngine
     what: Literal["noise", "trajectory", "embedding"] = "noise"
+    reparameterise: bool = True
     num_updates: int = 30
     lr: float = 0.01
     optimizer: Literal["adam", "sgd"] = "adam"
     weight_decay: float = 0.01
+    epsilon: float | None = None
+    num_crops: int = 0
+    crop_power: float = 0.3
+    smallest_crop: float = 0.4375
+    crop_reduction: Literal["mean", "best"] = "mean"
     keep: Literal["best", "last"] = "best"
 
     def __post_init__(self) -> None:
-        check_counts(self, "num_updates", "lr", "weight_decay", least=0)
+        check_counts(self, "num_updates", "lr", "weight_decay", "num_crops", "crop_power", least=0)
+        if self.epsilon is not None and not self.epsilon >= 0:
+            raise BadValue("epsilon", self.epsilon, "must be at least 0, or null for no ball")
+        if not 0 <= self.smallest_crop <= 1:
+            raise BadValue("smallest_crop", self.smallest_crop, "must be from 0 to 1")
         if isinstance(self.gradients, Reversible):
             raise UsageError(
                 "method/gradients=reversible undoes EDICT's steps, and method=adjoint_dpm has a flow: checkpoint or adjoint"
@@ -60,24 +86,29 @@ class AdjointDpm:
 
     @property
     def needs(self) -> Needs:
-        return Needs(gradient=self.num_updates > 0, sampler="deterministic", chains=self.num_updates + 1)
+        return Needs(
+            gradient=self.num_updates > 0, sampler="deterministic", noisy_end=not self.reparameterise, chains=self.num_updates + 1
+        )  # fmt: skip
 
     def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
         x_t = problem.start()
         free = self._free(problem, x_t)
-        optimizer = self._optimizer(free)
+        initial = [value.detach().clone() for value in free]
+        optimizer, crops = self._optimizer(free), problem.noise.fork("crops")
         best = Best()
         for i in range(self.num_updates):
             with torch.enable_grad():
                 x_0 = self._drawn(problem, x_t, free)
-            rewards, by_x_0 = problem.score_and_gradient(x_0.detach())
+            rewards, by_x_0 = problem.score_and_gradient(x_0.detach(), self._crops(crops))
             with problem.timed("backward"):
                 gradients = torch.autograd.grad(x_0, free, -by_x_0)
-            best.see(x_0.detach(), rewards[:, 0])
+            if self.keep == "best":
+                best.see(x_0.detach(), (problem.score(x_0.detach()) if self.num_crops else rewards)[:, 0])
             observe("update", i, {"rewards": rewards[:, 0], "gradient": _lengths(gradients)})
             for value, gradient in zip(free, gradients, strict=True):
                 value.grad = _finite(gradient)
             optimizer.step()
+            self._bring_back(free, initial)
             walked(problem, observe)
         with torch.no_grad():
             x_0 = self._drawn(problem, x_t, free)
@@ -101,8 +132,22 @@ class AdjointDpm:
         make = torch.optim.AdamW if self.optimizer == "adam" else torch.optim.SGD
         return make(free, lr=self.lr, weight_decay=self.weight_decay)
 
-    def _chain(self, problem: Problem) -> FlowChain:
-        return FlowChain(denoise=problem.denoise, grid=problem.grid, schedule=problem.schedule)
+    def _bring_back(self, free: Sequence[Tensor], initial: Sequence[Tensor]) -> None:
+        """Projects what has left the ball onto it, in place."""
+        if self.epsilon is None:
+            return
+        with torch.no_grad():
+            for value, start in zip(free, initial, strict=True):
+                value.clamp_(start - self.epsilon, start + self.epsilon)
+
+    def _crops(self, noise: Noise) -> Crops | None:
+        return draw_crops(
+            noise, 1, count=self.num_crops, power=self.crop_power, smallest=self.smallest_crop, reduction=self.crop_reduction
+        )
+
+    def _chain(self, problem: Problem) -> OdeChain:
+        chain = FlowChain if self.reparameterise else TimeChain
+        return chain(denoise=problem.denoise, grid=problem.grid, schedule=problem.schedule)
 
     def _drawn(self, problem: Problem, x_t: Tensor, free: Sequence[Tensor]) -> Tensor:
         """x_0, b 1 c h w, differentiable in what is free."""

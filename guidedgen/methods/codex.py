@@ -24,11 +24,11 @@ from typing import Literal
 from torch import Tensor
 
 from guidedgen.methods.clustering import kmeans
-from guidedgen.methods.guidance import ascent, check_counts, check_window, inside, reward_gradient, rms, zero_order
+from guidedgen.methods.guidance import ascent, check_counts, check_window, inside, predicted, reward_gradient, rms, zero_order
 from guidedgen.methods.selection import best, multinomial, pick, spread_over, take
 from guidedgen.noise import Noise
 from guidedgen.problem import Problem
-from guidedgen.process.formulas import classifier_free, x0_from_eps
+from guidedgen.process.formulas import x0_from_eps
 from guidedgen.process.grid import Point
 from guidedgen.types import BadValue, Needs, Observer, ignore
 
@@ -149,9 +149,8 @@ class Codex:
         """GRAD (Algorithm 2): the rewards' gradients by x_s, and the correction w (c - u) of classifier-free guidance."""
 
         def look(x: Tensor) -> tuple[Tensor, ...]:
-            uncond, cond = problem.denoise.pair(x, s)
-            eps = classifier_free(uncond, cond, problem.denoise.guidance_scale)
-            return x0_from_eps(x, eps, s), eps - uncond
+            eps, correction = predicted(problem, x, s)
+            return x0_from_eps(x, eps, s), correction
 
         if self.zero_order_samples:
             x_0, correction = look(x_s)

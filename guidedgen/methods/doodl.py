@@ -24,9 +24,9 @@ from torch import Tensor
 from guidedgen.gradients.adjoint import Adjoint
 from guidedgen.gradients.reversible import Reversible
 from guidedgen.methods.guidance import check_counts
-from guidedgen.methods.whole_chain import Best, walked
+from guidedgen.methods.whole_chain import Best, draw_crops, walked
 from guidedgen.noise import Noise
-from guidedgen.problem import Crops, Problem
+from guidedgen.problem import Problem
 from guidedgen.process.chains import EdictChain, State, walk
 from guidedgen.process.flow import FlowChain
 from guidedgen.types import BadValue, GradientEngine, Needs, Observer, ignore
@@ -145,19 +145,14 @@ class Doodl:
         with torch.enable_grad():
             leaves = [z.detach().requires_grad_() for z in latents]
             end = self.gradients(chain, self._state(chain, leaves))
-        rewards, by_end = problem.score_and_gradient(torch.cat(end, 1).detach(), self._crops(crops, len(end)))
+        drawn = draw_crops(
+            crops, len(end), count=self.num_crops, power=self.crop_power, smallest=self.smallest_crop, reduction=self.crop_reduction
+        )
+        rewards, by_end = problem.score_and_gradient(torch.cat(end, 1).detach(), drawn)
         with problem.timed("backward"):
             gradients = torch.autograd.grad(end, leaves, (by_end / len(end)).split(1, 1))
         share = 0.5 if self.pair_gradient == "mean" and self.process == "edict" else 1.0
         return end[0].detach(), rewards, [share * g for g in gradients]
-
-    def _crops(self, noise: Noise, pictures: int) -> Crops | None:
-        """New crops for every picture of every sample."""
-        if not self.num_crops:
-            return None
-        numbers = noise.uniform(pictures * self.num_crops * 3).unflatten(1, (pictures, self.num_crops, 3))
-        side = numbers[..., :1] ** self.crop_power * (1 - self.smallest_crop) + self.smallest_crop
-        return Crops(boxes=torch.cat([side, numbers[..., 1:]], -1), smallest=self.smallest_crop, reduction=self.crop_reduction)
 
     def _moved(self, z: Tensor, velocity: Tensor, gradient: Tensor, size: Tensor, noise: Tensor) -> Tensor:
         """The latent after an update; `velocity` is updated in place."""

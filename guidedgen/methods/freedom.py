@@ -21,9 +21,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from guidedgen.methods.guidance import ascent, check_counts, check_window, inside, reward_gradient
+from guidedgen.methods.guidance import ascent, check_counts, check_window, inside, predicted, reward_gradient
 from guidedgen.problem import Problem
-from guidedgen.process.formulas import classifier_free, renoise, x0_from_eps
+from guidedgen.process.formulas import renoise, x0_from_eps
 from guidedgen.process.grid import Point
 from guidedgen.types import Needs, Observer, ignore
 
@@ -67,9 +67,8 @@ class FreeDom:
         """The noise prediction, the move along the gradient and the rewards of the look-ahead."""
 
         def look(x: Tensor) -> tuple[Tensor, ...]:
-            uncond, cond = problem.denoise.pair(x, t)
-            eps = classifier_free(uncond, cond, problem.denoise.guidance_scale)
-            return x0_from_eps(x, eps, t), eps, uncond
+            eps, correction = predicted(problem, x, t)
+            return x0_from_eps(x, eps, t), eps, correction
 
-        rewards, gradient, (_, eps, uncond) = reward_gradient(problem, x_t, look)
-        return eps, ascent(gradient, self.strength, eps - uncond if self.rescale else None), rewards
+        rewards, gradient, (_, eps, correction) = reward_gradient(problem, x_t, look)
+        return eps, ascent(gradient, self.strength, correction if self.rescale else None), rewards

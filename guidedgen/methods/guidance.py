@@ -1,4 +1,4 @@
-"""What the step-guided methods share: when a step is guided, the gradient of the reward, and how far to go along it."""
+"""What the step-guided methods share: when a step is guided, the predicted noise, the reward's gradient, how far to go along it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from torch import Tensor
 
 from guidedgen.noise import Noise
 from guidedgen.problem import Problem
+from guidedgen.process.formulas import classifier_free
+from guidedgen.process.grid import Point
 from guidedgen.types import BadValue
 
 
@@ -35,6 +37,13 @@ def inside(problem: Problem, i: int, window: Sequence[float]) -> bool:
     start, end = window
     ratio, rounding = problem.noise_ratio(i), 1e-9
     return end + rounding < ratio <= start + rounding
+
+
+def predicted(problem: Problem, x_t: Tensor, t: Point) -> tuple[Tensor, Tensor]:
+    """The noise prediction u + w (c - u) and the correction w (c - u) in it: each b n c h w as x_t, from 2 rows per latent."""
+    uncond, cond = problem.denoise.pair(x_t, t)
+    eps = classifier_free(uncond, cond, problem.denoise.guidance_scale)
+    return eps, eps - uncond
 
 
 def reward_gradient(

@@ -14,9 +14,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from guidedgen.methods.guidance import ascent, check_counts, check_window, inside
+from guidedgen.methods.guidance import ascent, check_counts, check_window, inside, predicted
 from guidedgen.problem import Problem
-from guidedgen.process.formulas import classifier_free, eps_from_x0, renoise, x0_from_eps
+from guidedgen.process.formulas import eps_from_x0, renoise, x0_from_eps
 from guidedgen.process.grid import Point
 from guidedgen.types import Needs, Observer, ignore
 
@@ -68,12 +68,11 @@ class Mpgd:
 
     def _guided_step(self, problem: Problem, x_t: Tensor, t: Point, s: Point) -> tuple[Tensor, Tensor]:
         """x_s, and the rewards of the estimate before it is moved."""
-        uncond, cond = problem.denoise.pair(x_t, t)
-        eps = classifier_free(uncond, cond, problem.denoise.guidance_scale)
+        eps, correction = predicted(problem, x_t, t)
         x_0 = x0_from_eps(x_t, eps, t)
         rewards, gradient = problem.score_and_gradient(x_0)
-        correction = eps - uncond if self.rescale else None
-        move = ascent(gradient, self.strength / s.alpha if self.over_alpha else self.strength, correction)
+        strength = self.strength / s.alpha if self.over_alpha else self.strength
+        move = ascent(gradient, strength, correction if self.rescale else None)
         if self.keep_eps:  # both DDIM and DDPM steps are alpha_s x_0 + (a function of eps) + noise
             return problem.step(x_t, eps, t, s) + s.alpha * move, rewards
         return problem.step(x_t, eps_from_x0(x_t, x_0 + move, t), t, s), rewards

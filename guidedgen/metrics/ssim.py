@@ -73,6 +73,7 @@ def _read(task: Task) -> Tensor:
     assert task.reference is not None
     try:
         return pictures.read(Path(task.reference).expanduser())
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's errors for broken files
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"metrics=ssim: reference {task.reference} cannot be read as an image ({reason})") from error
+    except OSError as error:
+        raise UsageError(
+            f"metrics=ssim: reference {task.reference} cannot be read as an image ({error.strerror or error})"
+        ) from error

@@ -6,6 +6,8 @@ Rewards come as {prompt: rewards of its images, in order of their seeds}. Prompt
 from __future__ import annotations
 
 import dataclasses
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -86,3 +88,18 @@ def bootstrap_interval(values: npt.ArrayLike, *, seed: int, level: float = 0.95,
     means = [array[generator.integers(array.size, size=array.size)].mean() for _ in range(resamples)]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def wilson_interval(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
+    """Score interval of a proportion (Wilson 1927), without continuity correction: low and high end, in [0, 1].
+
+    Its ends are the p from which `successes` of `trials` lie z standard deviations away: |k/n - p| = z sqrt(p (1 - p) / n). Trials
+    count as independent. ValueError for no trials, other counts than 0 <= k <= n, or a level outside (0, 1).
+    """
+    if not 0 <= successes <= trials or trials < 1 or not 0 < level < 1:
+        raise ValueError(f"Wilson interval: expected a level in (0, 1) and k of n, got {level} and {successes} of {trials}")
+    z = statistics.NormalDist().inv_cdf((1 + level) / 2)
+    middle = successes + z**2 / 2
+    half = z * math.sqrt(successes * (trials - successes) / trials + z**2 / 4)
+    low, high = (middle - half) / (trials + z**2), (middle + half) / (trials + z**2)
+    return (low if successes else 0.0), (high if successes < trials else 1.0)  # exact there, but for rounding

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from guidedgen import images
 from guidedgen.cost import Ledger
+from guidedgen.models import tuning
 from guidedgen.models.precision import run_in
+from guidedgen.models.words import Words
 from guidedgen.process.formulas import classifier_free, eps_from_v
 from guidedgen.process.grid import NoiseSchedule, Point
 from guidedgen.types import BadValue, Task, UsageError
@@ -57,6 +59,7 @@ class StableDiffusion:
 
     `path` is a folder, a repository of the hub, or "lab" for the bundled model. With `guidance_scale` 1 the empty prompt is never
     evaluated. A prompt longer than the text encoder reads is an error unless `truncate_prompts`, which cuts it as diffusers does.
+    `learned` is a folder of tuned parameters, see `guidedgen.models.tuning`.
     """
 
     path: str
@@ -67,6 +70,7 @@ class StableDiffusion:
     negative_prompt: str = ""
     truncate_prompts: bool = False
     batch_size: int = 8  # latent rows per network call; a guidance pair is one row here
+    learned: str | None = None
     ledger: Ledger = dataclasses.field(default_factory=Ledger)
 
     def __post_init__(self) -> None:
@@ -77,6 +81,8 @@ class StableDiffusion:
         if not self.guidance_scale >= 0:
             raise BadValue("guidance_scale", self.guidance_scale, "must be at least 0 (1 is no guidance)")
         self._check_configs()
+        if self.learned is not None:
+            tuning.check_folder(self._learned, "model.learned")
 
     # What the folder says of itself
 
@@ -166,7 +172,10 @@ class StableDiffusion:
         """The denoising network."""
         from diffusers import UNet2DConditionModel
 
-        return self._network(UNet2DConditionModel.from_pretrained, "unet")
+        network = self._network(UNet2DConditionModel.from_pretrained, "unet")
+        if self.learned is not None:
+            tuning.load_network(network, self._learned, "model.learned")
+        return network
 
     @functools.cached_property
     def vae(self) -> AutoencoderKL:
@@ -189,13 +198,28 @@ class StableDiffusion:
 
         return CLIPTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
 
+    @functools.cached_property
+    def words(self) -> Words:
+        """What the text encoder has learned besides its vocabulary."""
+        words = Words(self.tokenizer, self.text_encoder)
+        if self.learned is not None:
+            tuning.load_words(words, self._learned, "model.learned")
+        return words
+
+    @property
+    def _learned(self) -> Path:
+        assert self.learned is not None
+        return Path(self.learned).expanduser()
+
     # Use
 
-    def check(self, tasks: Sequence[Task]) -> None:
-        """Raises UsageError where a prompt is longer than the text encoder reads; needs the tokenizer only."""
+    def check(self, tasks: Sequence[Task], reserved: int = 0) -> None:
+        """Raises UsageError where a prompt is longer than the text encoder reads, less the tokens `reserved` for words to be
+        learned; needs the tokenizer only.
+        """
         if self.truncate_prompts:
             return
-        room = self.max_tokens - 2
+        room = self.max_tokens - 2 - reserved - (tuning.tokens(self._learned) if self.learned is not None else 0)
         for prompt in (self.negative_prompt, *(task.prompt for task in tasks)):
             # Every word is a token or more: no need to load the tokenizer to refuse a very long prompt.
             tokens = len(prompt.split())
@@ -207,19 +231,18 @@ class StableDiffusion:
                     "shorten it or set model.truncate_prompts=true"
                 )
 
-    @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Text embeddings: b l d."""
+        """Text embeddings: b l d, differentiable in learned words that require gradients."""
         length = self.max_tokens
         ids = self.tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
-        with self.ledger.timed("text"):
-            return self.text_encoder(ids.to(self.device)).last_hidden_state
+        with self.ledger.timed("text"), torch.set_grad_enabled(self.words.tuned):
+            return self.words.encode(ids.to(self.device))
 
     def denoiser(self, tasks: Sequence[Task]) -> PromptedDenoiser:
         """The denoiser of these tasks."""
-        cond = self.encode_prompts([task.prompt for task in tasks])
+        cond = self.encode_prompts([self.words.spoken(task.prompt) for task in tasks])
         uncond = self.encode_prompts([self.negative_prompt])
-        return PromptedDenoiser(model=self, cond=cond, uncond=uncond)
+        return PromptedDenoiser(model=self, cond=cond, uncond=uncond.detach())
 
     def decode(self, x_0: Tensor) -> Tensor:
         """Latents (b c h w) to images (b 3 H W) in [0, 1]; differentiable."""

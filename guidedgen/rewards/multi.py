@@ -48,6 +48,11 @@ class Multi:
         return all(part.differentiable for part in self._parts.values())
 
     @property
+    def needs_original(self) -> bool:
+        """Whether a part compares with the tasks' originals."""
+        return any(getattr(part, "needs_original", False) for part in self._parts.values())
+
+    @property
     def networks(self) -> tuple[str, ...]:
         """Names of the networks that guide, each once."""
         names = (name for part in self._parts.values() for name in getattr(part, "networks", ()))

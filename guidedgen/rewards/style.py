@@ -1,17 +1,18 @@
-"""What style rewards share: feature maps, Gram matrices, and reference images.
+"""What style rewards share: their base class, feature maps, Gram matrices, and reference images.
 
 A reference is one image file for all tasks, or each task's own `reference`; it is embedded once.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from guidedgen import images
@@ -74,9 +75,36 @@ class References:
         return self._known[file]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StyleReward(abc.ABC):
+    """A reward that compares embeddings of images and of their references. `image` is the reference of all, or None for the tasks'
+    own. Raises UsageError at once where that file cannot be read.
+    """
+
+    _name: ClassVar[str]  # for messages
+
+    image: str | None = None
+
+    differentiable = True
+
+    def __post_init__(self) -> None:
+        self._references  # noqa: B018  reads the image
+
+    @functools.cached_property
+    def _references(self) -> References:
+        return References(reward=self._name, image=self.image, embed=self._embed)
+
+    @abc.abstractmethod
+    def _embed(self, images: Tensor) -> Tensor:
+        """b 3 H W in [0, 1] -> b ...: what is compared; differentiable."""
+
+    def check(self, tasks: Sequence[Task]) -> None:
+        """Raises UsageError where a task has no readable reference."""
+        self._references.check(tasks)
+
+
 def _read(file: str, what: str) -> Tensor:
     try:
         return images.read(Path(file).expanduser())
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's errors for broken files
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"{what}: cannot be read as an image ({reason})") from error
+    except OSError as error:
+        raise UsageError(f"{what}: cannot be read as an image ({error.strerror or error})") from error

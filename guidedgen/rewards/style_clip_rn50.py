@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from guidedgen import images as pictures
 from guidedgen.rewards.inputs import check_inputs
-from guidedgen.rewards.style import References
+from guidedgen.rewards.style import StyleReward
 from guidedgen.types import Clip, Task, UsageError
 
 
@@ -26,7 +25,7 @@ class PixelClip(Clip, Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StyleClipRn50:
+class StyleClipRn50(StyleReward):
     """100 cos(image, reference) of image embeddings. No Gram matrix is involved, whatever the thesis' tables call it.
 
     `published_code_range` repeats how maurya-goyal10/CoDe_ext, BoN/src_sd/scorers/stylescorer.py prepares both images, which is
@@ -35,39 +34,30 @@ class StyleClipRn50:
     the image as CLIP prepares it. Raises UsageError where the option is on and the CLIP takes no prepared pixels (the lab's).
     """
 
-    clip: Clip
-    image: str | None = None
-    published_code_range: bool = False
+    _name = "style_clip_rn50"
 
-    differentiable = True
+    clip: Clip
+    published_code_range: bool = False
 
     def __post_init__(self) -> None:
         if self.published_code_range and not hasattr(self.clip, "encode_pixels"):
             raise UsageError(
                 f"reward.published_code_range=true: {self.clip.name} has a preparation of its own; use zoo=hub, or leave it false"
             )
-        self._references  # noqa: B018  reads the image
+        super().__post_init__()
 
     @property
     def networks(self) -> tuple[str, ...]:
         """Names of the networks that guide."""
         return (self.clip.name,)
 
-    @functools.cached_property
-    def _references(self) -> References:
-        return References(reward="style_clip_rn50", image=self.image, embed=self._embed)
-
     def _embed(self, images: Tensor) -> Tensor:
         """b 3 H W in [0, 1] -> b d of unit length."""
         return _as_published(self.clip, images) if self.published_code_range else self.clip.encode_image(images)  # type: ignore[arg-type]
 
-    def check(self, tasks: Sequence[Task]) -> None:
-        """Raises UsageError where a task has no readable reference."""
-        self._references.check(tasks)
-
     def __call__(self, images: Tensor, tasks: Sequence[Task]) -> Tensor:
         """b 3 H W in [0, 1] and b tasks -> b in [-100, 100]."""
-        return 100 * (self._embed(check_inputs(images, tasks, "style_clip_rn50")) * self._references(tasks)).sum(-1)
+        return 100 * (self._embed(check_inputs(images, tasks, self._name)) * self._references(tasks)).sum(-1)
 
 
 def _as_published(clip: PixelClip, images: Tensor) -> Tensor:

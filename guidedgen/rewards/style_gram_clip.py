@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from guidedgen.rewards.inputs import check_inputs
-from guidedgen.rewards.style import FeatureMap, References, gram
+from guidedgen.rewards.style import FeatureMap, StyleReward, gram
 from guidedgen.types import Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StyleGramClip:
+class StyleGramClip(StyleReward):
     """-|| G(image) - G(reference) ||_F, G = F^T F over the patch tokens F that leave one block of CLIP ViT-B/16.
 
     FreeDoM (Yu et al. 2023), vvictoryuki/FreeDoM, SD_style/ldm/models/diffusion/clip/base_clip.py: entry 2 of the outputs of the
@@ -24,31 +23,20 @@ class StyleGramClip:
     antialiased (Pillow's bilinear); here both take the same path, bicubic and antialiased.
     """
 
+    _name = "style_gram_clip"
+
     features: FeatureMap
-    image: str | None = None
-
-    differentiable = True
-
-    def __post_init__(self) -> None:
-        self._references  # noqa: B018  reads the image
 
     @property
     def networks(self) -> tuple[str, ...]:
         """Names of the networks that guide."""
         return (self.features.name,)
 
-    @functools.cached_property
-    def _references(self) -> References:
-        return References(reward="style_gram_clip", image=self.image, embed=self._gram)
-
-    def _gram(self, images: Tensor) -> Tensor:
+    def _embed(self, images: Tensor) -> Tensor:
+        """b 3 H W -> b d d."""
         return gram(self.features(images))
-
-    def check(self, tasks: Sequence[Task]) -> None:
-        """Raises UsageError where a task has no readable reference."""
-        self._references.check(tasks)
 
     def __call__(self, images: Tensor, tasks: Sequence[Task]) -> Tensor:
         """b 3 H W in [0, 1] and b tasks -> b, at most 0."""
-        residual = self._gram(check_inputs(images, tasks, "style_gram_clip")) - self._references(tasks)
+        residual = self._embed(check_inputs(images, tasks, self._name)) - self._references(tasks)
         return -torch.linalg.vector_norm(residual, dim=(-2, -1))

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from guidedgen.rewards.inputs import check_inputs
-from guidedgen.rewards.style import FeatureMap, References, gram
+from guidedgen.rewards.style import FeatureMap, StyleReward, gram
 from guidedgen.types import Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StyleGramVgg16:
+class StyleGramVgg16(StyleReward):
     """cos(G(image), G(reference)), G = F^T F over the positions of VGG-16's last feature map, flattened.
 
     learn2phoenix/CSD, main_sim.py with `--pt_style vgg --feattype gram`, as the CoDe paper measures by it (its fork leaves the
@@ -23,31 +22,19 @@ class StyleGramVgg16:
     scaled. The released code rounds the Gram matrices to half precision, which is not repeated.
     """
 
+    _name = "style_gram_vgg16"
+
     features: FeatureMap
-    image: str | None = None
-
-    differentiable = True
-
-    def __post_init__(self) -> None:
-        self._references  # noqa: B018  reads the image
 
     @property
     def networks(self) -> tuple[str, ...]:
         """Names of the networks that guide."""
         return (self.features.name,)
 
-    @functools.cached_property
-    def _references(self) -> References:
-        return References(reward="style_gram_vgg16", image=self.image, embed=self._embed)
-
     def _embed(self, images: Tensor) -> Tensor:
         """b 3 H W -> b d*d of unit length."""
         return F.normalize(gram(self.features(images)).flatten(1), dim=-1)
 
-    def check(self, tasks: Sequence[Task]) -> None:
-        """Raises UsageError where a task has no readable reference."""
-        self._references.check(tasks)
-
     def __call__(self, images: Tensor, tasks: Sequence[Task]) -> Tensor:
         """b 3 H W in [0, 1] and b tasks -> b in [0, 1]."""
-        return (self._embed(check_inputs(images, tasks, "style_gram_vgg16")) * self._references(tasks)).sum(-1)
+        return (self._embed(check_inputs(images, tasks, self._name)) * self._references(tasks)).sum(-1)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from guidedgen import images as pictures
 from guidedgen.types import UsageError
-from guidedgen.zoo.files import locate, locate_lab
+from guidedgen.zoo.files import locate_lab, locate_network
 from guidedgen.zoo.inception import load_lab_classifier
 
 if TYPE_CHECKING:
@@ -45,11 +45,9 @@ class HubClassifier:
         revision: str = "main",
         key: str = "classifier.path",
     ) -> None:
-        stem, dot, kind = weights.rpartition(".")
-        files = ("config.json", *_PROCESSORS, weights, f"{weights}.index.json", f"{stem}-*{dot}{kind}")
         self.name = name
         self.device = torch.device(device)
-        self.folder = locate(path, key=key, files=files, required=("config.json", f"{stem}*{dot}{kind}"), revision=revision)
+        self.folder = locate_network(path, key=key, files=_PROCESSORS, weights=weights, revision=revision)
         if not any((self.folder / file).exists() for file in _PROCESSORS):
             raise UsageError(f"{key}={path}: has no {_PROCESSORS[0]}, which says how images are prepared")
         config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
@@ -57,7 +55,7 @@ class HubClassifier:
         if not labels:
             raise UsageError(f"{key}={path}: its config names no labels (id2label); an image classifier is needed")
         self.labels: dict[int, str] = {int(index): str(label) for index, label in labels.items()}
-        self._safetensors = kind == "safetensors"
+        self._safetensors = weights.endswith(".safetensors")
 
     @functools.cached_property
     def _names(self) -> dict[str, list[int]]:

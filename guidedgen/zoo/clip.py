@@ -18,7 +18,7 @@ from torch import Tensor
 
 from guidedgen import images as pictures
 from guidedgen.types import UsageError
-from guidedgen.zoo.files import TOKENIZER, locate, locate_lab
+from guidedgen.zoo.files import TOKENIZER, locate, locate_lab, locate_network
 
 if TYPE_CHECKING:
     import open_clip
@@ -46,13 +46,10 @@ class HubClip:
         revision: str = "main",
         key: str = "clip.path",
     ) -> None:
-        stem, dot, kind = weights.rpartition(".")
-        files = ("*.json", "*.txt", weights, f"{stem}-*{dot}{kind}")
-        required = ("config.json", f"{stem}*{dot}{kind}")
         self.name = name
         self.device = torch.device(device)
-        self.folder = locate(path, key=key, files=files, required=required, revision=revision)
-        self._safetensors = kind == "safetensors"
+        self.folder = locate_network(path, key=key, files=("*.json", "*.txt"), weights=weights, revision=revision)
+        self._safetensors = weights.endswith(".safetensors")
         config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
         if config.get("model_type") != "clip":
             raise UsageError(f"{key}={path}: holds a model of type {config.get('model_type')}; a clip is needed")

@@ -60,6 +60,16 @@ def locate(
     return folder
 
 
+def locate_network(name_or_path: str | Path, *, key: str, files: Sequence[str], weights: str, revision: str = "main") -> Path:
+    """The folder of a network in transformers' format, by `locate`: its config, its weights and `files`.
+
+    `weights` names the file of the weights ("model.safetensors"), which its shards and their index may stand for.
+    """
+    stem, dot, kind = weights.rpartition(".")
+    wanted = ("config.json", *files, weights, f"{weights}.index.json", f"{stem}-*{dot}{kind}")
+    return locate(name_or_path, key=key, files=wanted, required=("config.json", f"{stem}*{dot}{kind}"), revision=revision)
+
+
 def locate_file(repo_or_path: str | Path, filename: str, *, key: str, sha256: str | None = None, revision: str = "main") -> Path:
     """One file: `repo_or_path` is the file itself, a folder that holds `filename`, or a hub repository that does.
 

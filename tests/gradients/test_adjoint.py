@@ -14,14 +14,16 @@ from guidedgen.gradients.checkpoint import Checkpoint
 from guidedgen.gradients.memory import saved_bytes
 from guidedgen.models.gaussian import GaussianDenoiser, GaussianMixture
 from guidedgen.process.chains import DdimChain, EdictChain
-from guidedgen.process.flow import FlowChain
+from guidedgen.process.flow import FlowChain, OdeChain, TimeChain
 from guidedgen.process.grid import Grid, NoiseSchedule, Point
 from guidedgen.process.schedulers import Ddim
 from guidedgen.types import BadValue, GradientEngine, UsageError
 
 SCHEDULE = NoiseSchedule.from_betas(0.00085, 0.012, 1000, "scaled_linear")
 SHAPE, STD = (2, 1, 1), 0.6
+CONSTANT = NoiseSchedule.from_betas(0.006, 0.006, 1000, "linear")  # whose ODEs are smooth
 FIXED = ("euler", "midpoint", "rk4", "explicit_adams")
+ODES = pytest.mark.parametrize("kind", [FlowChain, TimeChain])
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -47,16 +49,19 @@ class Watched:
         return self
 
 
-def chain_of(steps: int, *, k: int = 3, shift: Tensor | None = None, grid: Grid | None = None, **options) -> FlowChain:
-    """On the mixture of three, or on one Gaussian."""
-    std = 0.3 if k > 1 else STD
+def chain_of(
+    steps: int, *, k: int = 3, shift: Tensor | None = None, grid: Grid | None = None, kind: type[OdeChain] = FlowChain,
+    schedule: NoiseSchedule = SCHEDULE, std: float = STD, **options,
+) -> OdeChain:  # fmt: skip
+    """On the mixture of three, or on one Gaussian of deviation `std`."""
+    std = 0.3 if k > 1 else std
     mixture = GaussianMixture(means=MEANS[:k], std=std, weights=torch.full((k,), 1 / k, dtype=torch.float64))
     denoise = Watched(GaussianDenoiser(cond=mixture, uncond=mixture, shift=shift))
-    grid = Ddim(num_steps=steps, **options).grid(SCHEDULE) if grid is None else grid
-    return FlowChain(denoise=denoise, grid=grid, schedule=SCHEDULE)
+    grid = Ddim(num_steps=steps, **options).grid(schedule) if grid is None else grid
+    return kind(denoise=denoise, grid=grid, schedule=schedule)
 
 
-def run(engine: GradientEngine, chain: FlowChain, params=(), x: Tensor = X) -> tuple[Tensor, ...]:
+def run(engine: GradientEngine, chain: OdeChain, params=(), x: Tensor = X) -> tuple[Tensor, ...]:
     """x_0, and the gradients of <TOWARDS, x_0> by x_T and the params."""
     x = x.clone().requires_grad_()
     (x_0,) = engine(chain, (x,), params)
@@ -67,17 +72,19 @@ def off(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-def exact(grid: Grid) -> tuple[Tensor, float]:
+def exact(grid: Grid, std: float = STD) -> tuple[Tensor, float]:
     """Where the flow of one Gaussian takes X, and what it multiplies differences by: the standardised latent does not move."""
     first, last = grid[0], grid[-1]
-    factor = math.hypot(last.alpha * STD, last.sigma) / math.hypot(first.alpha * STD, first.sigma)
+    factor = math.hypot(last.alpha * std, last.sigma) / math.hypot(first.alpha * std, first.sigma)
     return last.alpha * MEANS[0] + factor * (X - first.alpha * MEANS[0]), factor
 
 
 # Against plain autograd
 
 
-@pytest.mark.parametrize("options", [{}, {"spacing": "linspace"}, {"spacing": "trailing", "end": "clean"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"spacing": "linspace"}, {"spacing": "trailing", "end": "clean"}, {"kind": TimeChain}], ids=str
+)
 def test_euler_makes_the_chain_s_own_picture(options: dict) -> None:
     chain = chain_of(9, **options)
     torch.testing.assert_close(run(Adjoint(), chain)[0], run(Backprop(), chain)[0], rtol=0, atol=1e-13)
@@ -131,15 +138,29 @@ def test_on_a_random_network_it_is_as_far_off_as_the_released_code_s() -> None:
         assert math.acos(cosine) / 2 < angle < math.acos(cosine) * 2
 
 
-def test_other_engines_run_on_a_flow_with_offsets_too() -> None:
+@ODES
+def test_other_engines_run_on_a_flow_with_offsets_too(kind: type[OdeChain]) -> None:
     offsets = [normal(4, 1, *SHAPE, seed=i).mul(0.1).requires_grad_() for i in range(11)]
-    chain = dataclasses.replace(chain_of(12), offsets=offsets)
+    chain = dataclasses.replace(chain_of(12, kind=kind), offsets=offsets)
     plain, checkpointed, adjoint = (run(engine, chain, offsets) for engine in (Backprop(), Checkpoint(), Adjoint()))
     for a, b in zip(plain, checkpointed, strict=True):
         assert torch.equal(a, b)
     torch.testing.assert_close(adjoint[0], plain[0], rtol=0, atol=1e-13)
-    without = run(Backprop(), chain_of(12))
+    without = run(Backprop(), chain_of(12, kind=kind))
     assert off(plain[0], without[0]) > 0.01
+
+
+@pytest.mark.parametrize("solver", ["rk4", "explicit_adams", "dopri5"])
+def test_in_time_its_gradient_is_autograd_s_through_many_fine_steps(solver: str) -> None:
+    """Of Euler's method, extrapolated to steps of no length; by the state and by a tensor the denoiser closes over."""
+    found = {}
+    for engine, steps in ((Adjoint(solver=solver), 80), (Backprop(), 126), (Backprop(), 251)):
+        shift = torch.zeros(4, *SHAPE, dtype=torch.float64, requires_grad=True)
+        chain = chain_of(steps, kind=TimeChain, shift=shift, spacing="linspace")
+        chain = dataclasses.replace(chain, denoise=chain.denoise.denoise)
+        found[steps] = run(engine, chain, [shift])
+    for ours, coarse, fine in zip(found[80], found[126], found[251], strict=True):
+        assert off(ours, 2 * fine - coarse) < min(2e-4, off(fine, 2 * fine - coarse) / 4)
 
 
 @pytest.mark.parametrize("solver", ["rk4", "dopri5"])
@@ -182,6 +203,51 @@ def test_adams_is_of_order_four_on_equal_steps_and_better_than_euler_on_others()
         chain = chain_of(20, k=1, **options)
         adams, euler = (off(run(Adjoint(solver=s), chain)[0], exact(chain.grid)[0]) for s in ("explicit_adams", "euler"))
         assert adams < euler / 3
+
+
+@ODES
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("midpoint", 2), ("rk4", 4), ("explicit_adams", 4)])
+def test_on_equal_steps_both_odes_are_met_at_the_solver_s_order(kind: type[OdeChain], solver: str, order: int) -> None:
+    """Equal in the ODE's own variable, from r = 2 to 0.5: the slope of log error over log T."""
+    ends = [CONSTANT.when(2.0), CONSTANT.when(0.5)]
+    steps, errors = (20, 40, 80), []
+    for n in steps:
+        first, last = (chain_of(n, kind=kind, schedule=CONSTANT).variable(point) for point in ends)
+        variables = torch.linspace(first, last, n + 1, dtype=torch.float64).tolist()
+        grid = tuple(map(CONSTANT.at if kind is TimeChain else CONSTANT.when, variables))
+        chain = chain_of(n, k=1, kind=kind, schedule=CONSTANT, grid=grid)
+        errors.append(off(run(Adjoint(solver=solver), chain)[0], exact(grid)[0]))
+    slopes = [math.log(a / b, 2) for a, b in pairwise(errors)]
+    assert all(order - 0.5 < slope < order + 1.1 for slope in slopes), (errors, slopes)
+
+
+def test_both_odes_have_one_limit() -> None:
+    """On a schedule of Stable Diffusion's shape, from the last trained time to the first: of the picture and its gradient."""
+    for kind in (FlowChain, TimeChain):
+        chain = chain_of(101, k=1, kind=kind, spacing="linspace")
+        x_0, gradient = run(Adjoint(solver="rk4"), chain)
+        where, factor = exact(chain.grid)
+        assert off(x_0, where) < 1e-5 and off(gradient, factor * TOWARDS) < 1e-4
+
+
+@pytest.mark.parametrize("solver", ["euler", "explicit_adams"])
+@pytest.mark.parametrize("calls", [10, 20, 50])
+def test_with_few_calls_the_reparameterised_ode_is_closer_where_data_are_narrow(solver: str, calls: int) -> None:
+    """AdjointDPM's Table 1. It is the data that decide: those that are nearly points pull with 1 / sigma^2 in time, and along a
+    straight line in r, while data as wide as the noise hardly move in time. Pictures are narrow in most directions.
+    """
+    errors = {}
+    for std in (0.05, 1.0):
+        for kind in (FlowChain, TimeChain):
+            steps = calls if solver == "euler" else calls - 6
+            chain = chain_of(steps + 1, k=1, std=std, kind=kind, spacing="linspace")
+            with torch.no_grad():
+                (x_0,) = Adjoint(solver=solver)(chain, (X,))
+            assert len(chain.denoise.times) == calls
+            errors[std, kind] = off(x_0, exact(chain.grid, std)[0])
+    assert errors[0.05, FlowChain] < errors[0.05, TimeChain] / 1.25
+    if solver == "euler":
+        assert errors[1.0, TimeChain] < errors[1.0, FlowChain] / 10
 
 
 @pytest.mark.parametrize("solver", ["midpoint", "rk4"])
@@ -239,11 +305,12 @@ def test_each_sample_s_parameters_get_their_own_gradients_from_dopri5() -> None:
 # Costs
 
 
+@ODES
 @pytest.mark.parametrize(
     ("solver", "forward", "back"), [("euler", 12, 12), ("midpoint", 24, 24), ("rk4", 48, 48), ("explicit_adams", 18, 48)]
 )
-def test_it_calls_the_network_as_often_as_it_says(solver: str, forward: int, back: int) -> None:
-    chain, x = chain_of(12), X.clone().requires_grad_()
+def test_it_calls_the_network_as_often_as_it_says(solver: str, forward: int, back: int, kind: type[OdeChain]) -> None:
+    chain, x = chain_of(12, kind=kind), X.clone().requires_grad_()
     (x_0,) = Adjoint(solver=solver)(chain, (x,))
     assert len(chain.denoise.times) == forward
     torch.autograd.grad(x_0, x, TOWARDS)

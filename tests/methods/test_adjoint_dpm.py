@@ -16,7 +16,9 @@ from guidedgen.gradients.checkpoint import Checkpoint
 from guidedgen.gradients.reversible import Reversible
 from guidedgen.methods.adjoint_dpm import AdjointDpm
 from guidedgen.methods.base import Base
+from guidedgen.methods.whole_chain import draw_crops
 from guidedgen.models.gaussian import GaussianDenoiser, GaussianMixture
+from guidedgen.noise import Noise
 from guidedgen.problem import Problem
 from guidedgen.process.grid import Point
 from guidedgen.process.schedulers import Ddim
@@ -152,6 +154,114 @@ def test_weight_decay_draws_the_noise_towards_zero(gaussian: Make) -> None:
     torch.testing.assert_close(made, expected, rtol=1e-10, atol=1e-12)
 
 
+# The ball
+
+
+def watched(method: AdjointDpm, problem: Problem) -> tuple[Tensor, list[list[Tensor]]]:
+    """What it makes, and what is optimised whenever a picture is drawn from it."""
+    seen, drawn = [], AdjointDpm._drawn
+
+    def watch(self: AdjointDpm, problem: Problem, x_t: Tensor, free: Sequence[Tensor]) -> Tensor:
+        seen.append([value.detach().clone() for value in free])
+        return drawn(self, problem, x_t, free)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AdjointDpm, "_drawn", watch)
+        return method(problem), seen
+
+
+@pytest.mark.parametrize("what", WHATS)
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_no_update_leaves_the_ball_and_its_edge_is_reached(gaussian: Make, what: str, optimizer: str) -> None:
+    """Around where everything began, element by element; one step would lead far out of it."""
+    epsilon, a = 0.07, torch.tensor([0.3, -0.7], dtype=torch.float64)
+    method = AdjointDpm(gradients=Checkpoint(), what=what, num_updates=4, lr=3.0, optimizer=optimizer, epsilon=epsilon)
+    _, seen = watched(method, gaussian(reward=lambda rows: rows.flatten(1) @ a))
+    assert len(seen) == 5
+    for values in seen[1:]:
+        for value, start in zip(values, seen[0], strict=True):
+            assert (value - start).abs().max() <= epsilon + 1e-12
+            assert ((value - start).abs() > epsilon - 1e-12).all()
+    start = gaussian().start()
+    torch.testing.assert_close(seen[0][0], gaussian().denoise.conditioning if what == "embedding" else start)
+    assert all((moves == 0).all() for moves in seen[0][1:])
+
+
+def test_inside_the_ball_it_is_not_noticed(gaussian: Make) -> None:
+    options = {"gradients": Checkpoint(), "num_updates": 3, "lr": 0.05}
+    free, within = (AdjointDpm(**options, epsilon=epsilon)(gaussian(mixed=True, reward=rated)) for epsilon in (None, 10.0))
+    assert torch.equal(free, within)
+
+
+@pytest.mark.parametrize("engine", ["adjoint", "checkpoint"])
+@pytest.mark.parametrize("what", WHATS)
+def test_the_optimum_in_the_ball_is_reached(gaussian: Make, engine: str, what: str) -> None:
+    """Of a linear reward a . x_0 on one Gaussian: everything an epsilon along the sign of its gradient, x_T + epsilon sign(a)."""
+    epsilon, a = 0.2, torch.tensor([0.3, -0.7], dtype=torch.float64)
+    method = AdjointDpm(gradients=ENGINES[engine], what=what, num_updates=30, lr=0.05, weight_decay=0.0, epsilon=epsilon)
+    problem = gaussian(reward=lambda rows: rows.flatten(1) @ a)
+    every = slopes(problem)
+    assert min(every) > 0
+    length = {"noise": every[0], "trajectory": sum(every[:-1]), "embedding": abs(by_shift(problem))}[what]
+    moved = method(problem) - unguided(gaussian())
+    torch.testing.assert_close(moved.flatten(1), (epsilon * length * a.sign()).expand(3, 2), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("what", WHATS)
+def test_in_a_ball_of_no_radius_it_is_the_unguided_chain(gaussian: Make, what: str) -> None:
+    method = AdjointDpm(gradients=Checkpoint(), what=what, num_updates=2, lr=1.0, epsilon=0.0, keep="last")
+    torch.testing.assert_close(method(gaussian(mixed=True)), unguided(gaussian(mixed=True)), rtol=0, atol=1e-12)
+
+
+# Crops
+
+
+def test_crops_are_squares_of_all_sizes_large_ones_favoured() -> None:
+    options = {"count": 16, "power": 0.3, "smallest": 0.25, "reduction": "best"}
+    noise = Noise([f"{i}" for i in range(50)], dtype=torch.float64)
+    crops, again = draw_crops(noise, 2, **options), draw_crops(noise, 2, **options)
+    assert crops.boxes.shape == (50, 2, 16, 3) and (crops.smallest, crops.reduction) == (0.25, "best")
+    side, place = crops.boxes[..., 0], crops.boxes[..., 1:]
+    assert 0.25 <= side.min() < 0.4 and 0.99 < side.max() <= 1
+    assert side.mean().item() == pytest.approx(0.25 + 0.75 / 1.3, abs=0.01)  # of U^p: 1 / (1 + p)
+    assert place.mean((0, 1, 2)).tolist() == pytest.approx([0.5, 0.5], abs=0.03)
+    assert not (crops.boxes == again.boxes).any()
+    assert torch.equal(draw_crops(Noise(["7"], dtype=torch.float64), 2, **options).boxes[0], crops.boxes[7])
+    assert draw_crops(noise, 2, **{**options, "count": 0}) is None
+
+
+def test_crops_that_are_the_whole_picture_change_nothing(gaussian: Make) -> None:
+    options = {"gradients": Checkpoint(), "num_updates": 3, "lr": 0.1}
+    whole = AdjointDpm(**options)(gaussian(mixed=True, reward=rated))
+    for reduction in ("mean", "best"):
+        crops = AdjointDpm(**options, num_crops=3, smallest_crop=1.0, crop_reduction=reduction)
+        torch.testing.assert_close(crops(gaussian(mixed=True, reward=rated)), whole, rtol=0, atol=1e-12)
+
+
+def pictured(problem: Problem) -> Problem:
+    """Its latents as pictures of 8 px, each channel a ramp, so that a crop tells where it is."""
+    ramp = torch.linspace(0, 1, 64, dtype=torch.float64).view(1, 1, 8, 8)
+    return dataclasses.replace(problem, decode=lambda x: x * ramp)
+
+
+def spread(rows: Tensor) -> Tensor:
+    return -(rows - 0.3).square().sum((1, 2, 3))
+
+
+def test_the_reward_sees_crops_and_the_best_whole_picture_is_kept(gaussian: Make) -> None:
+    """Of all pictures on the way, told apart by the whole picture's reward, in steps that are far too long."""
+    method = AdjointDpm(gradients=Checkpoint(), num_updates=5, lr=1.0, num_crops=4)
+    seen, drawn = [], AdjointDpm._drawn
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AdjointDpm, "_drawn", lambda *inputs: (seen.append(drawn(*inputs)), seen[-1])[1])
+        made = method(pictured(gaussian(reward=spread)))
+    problem = pictured(gaussian(reward=spread))
+    rewards = torch.cat([problem.score(x_0.detach()) for x_0 in seen], 1)
+    torch.testing.assert_close(problem.score(made[:, None]), rewards.amax(1, keepdim=True), rtol=0, atol=1e-12)
+    plain = dataclasses.replace(method, num_crops=0)(pictured(gaussian(reward=spread)))
+    assert not torch.equal(made, plain)
+
+
 # Against a hand-written loop
 
 
@@ -244,6 +354,15 @@ def test_a_batch_of_three_is_three_batches_of_one(gaussian: Make, engine: str, w
         torch.testing.assert_close(alone[0], together[b], rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("what", WHATS)
+def test_so_it_is_in_a_ball_and_with_crops(gaussian: Make, what: str) -> None:
+    method = AdjointDpm(gradients=Checkpoint(), what=what, num_updates=3, lr=0.1, epsilon=0.15, num_crops=2)
+    together = method(pictured(gaussian(mixed=True, reward=spread)))
+    for b in range(3):
+        alone = method(pictured(gaussian(mixed=True, reward=spread)).subset([b]))
+        torch.testing.assert_close(alone[0], together[b], rtol=0, atol=1e-10)
+
+
 # Costs
 
 
@@ -262,6 +381,17 @@ def test_it_costs_what_it_says(gaussian: Make, what: str, engine: str, again: bo
     assert sum(decoded) == problem.reward.calls == 2 * (m if keep == "last" else m + 1)
 
 
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_crops_cost_what_they_say(gaussian: Make, keep: str) -> None:
+    problem, m, crops = gaussian(2), 3, 5
+    decoded = []
+    problem = dataclasses.replace(problem, decode=lambda x: (decoded.append(len(x)), x)[1])
+    AdjointDpm(gradients=Checkpoint(), num_updates=m, num_crops=crops, smallest_crop=1.0, keep=keep, epsilon=0.1)(problem)
+    assert problem.denoise.counts == {"rows": 2 * 2 * STEPS * (2 * m + 1), "backward": 2 * 2 * STEPS * m}
+    assert sum(decoded) == 2 * (m if keep == "last" else 2 * m + 1)
+    assert problem.reward.calls == 2 * (crops * m if keep == "last" else crops * m + m + 1)
+
+
 def test_the_observer_is_told_of_every_walk_through_the_chain(gaussian: Make) -> None:
     events, method = [], AdjointDpm(gradients=Checkpoint(), num_updates=3)
     method(gaussian(), lambda event, *_: events.append(event))
@@ -273,7 +403,7 @@ def test_the_observer_is_told_of_every_walk_through_the_chain(gaussian: Make) ->
 
 
 def test_wrong_options_are_named() -> None:
-    for name in ("num_updates", "lr", "weight_decay"):
+    for name in ("num_updates", "lr", "weight_decay", "epsilon", "num_crops", "crop_power", "smallest_crop"):
         with pytest.raises(BadValue, match=f"^{name}=-1"):
             AdjointDpm(gradients=Adjoint(), **{name: -1})
     with pytest.raises(UsageError, match="method/gradients=reversible.*adjoint_dpm"):

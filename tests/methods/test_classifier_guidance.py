@@ -1,11 +1,12 @@
 """One-step classifier guidance against closed forms on Gaussians, a plain loop, its null setting and its stated costs."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 import torch
+from nonlinear import W, by_task, decode, nonlinear, rated
 from torch import Tensor
 
 from guidedgen.methods.base import Base
@@ -19,27 +20,10 @@ from guidedgen.process.schedulers import Ddim, Ddpm
 from guidedgen.types import BadValue
 
 Make = Callable[..., Problem]
-W, SOURCES = 2.0, ("uncond", "cond", "cfg")
+SOURCES = ("uncond", "cond", "cfg")
 MEAN, STD, WIDE = 0.8, 0.7, 1.4  # of the condition, and of what it is guided from, which is at 0
 TARGET = torch.tensor([0.4, -0.9], dtype=torch.float64).view(2, 1, 1)
 ONE_STEP = Ddim(num_steps=1, spacing="trailing", end="clean")
-
-
-def decode(x: Tensor) -> Tensor:
-    return x.tanh() + 0.3 * x.flip(1)
-
-
-def rated(rows: Tensor) -> Tensor:
-    a, b = rows.flatten(1).unbind(1)
-    return (2 * a).sin() + a * b
-
-
-def nonlinear(make_problem: Make, b: int = 2, **options) -> Problem:
-    """A mixture, a nonlinear decoder and reward."""
-    problem = make_problem(b, **{"reward": rated, "guidance_scale": W, **options})
-    exact = problem.denoise.denoiser
-    wide = dataclasses.replace(exact, cond=dataclasses.replace(exact.cond, std=0.9))
-    return dataclasses.replace(problem, decode=decode, denoise=type(problem.denoise)(wide))
 
 
 def gaussian(make_problem: Make, b: int = 3, **options) -> Problem:
@@ -52,16 +36,6 @@ def gaussian(make_problem: Make, b: int = 3, **options) -> Problem:
     )
     problem = make_problem(b, **{"reward": lambda rows: -(rows - TARGET).square().flatten(1).sum(1) / 2, **options})
     return dataclasses.replace(problem, denoise=type(problem.denoise)(denoise))
-
-
-def by_task(problem: Problem, factors: Sequence[float]) -> Problem:
-    """Task i's reward times factors[i]."""
-    plain = problem.reward.function
-
-    def reward(rows: Tensor, tasks) -> Tensor:
-        return plain(rows) * torch.tensor([factors[int(task.id)] for task in tasks], dtype=torch.float64)
-
-    return dataclasses.replace(problem, reward=reward)
 
 
 # Closed forms

@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from nonlinear import W, by_task, decode, nonlinear, rated
 from torch import Tensor
 
 from guidedgen.methods.base import Base
@@ -23,26 +24,6 @@ from guidedgen.process.schedulers import Ddpm
 from guidedgen.types import BadValue
 
 Make = Callable[..., Problem]
-W = 2.0  # of classifier-free guidance
-
-
-def decode(x: Tensor) -> Tensor:
-    """A nonlinear decoder: k 2 1 1 -> k 2 1 1."""
-    return x.tanh() + 0.3 * x.flip(1)
-
-
-def rated(rows: Tensor) -> Tensor:
-    """A nonlinear reward: k 2 1 1 -> k."""
-    a, b = rows.flatten(1).unbind(1)
-    return (2 * a).sin() + a * b
-
-
-def nonlinear(make_problem: Make, b: int = 2, **options) -> Problem:
-    """The chain forgets little, so that what was done early shows at its end."""
-    problem = make_problem(b, reward=rated, guidance_scale=W, **options)
-    exact = problem.denoise.denoiser
-    wide = dataclasses.replace(exact, cond=dataclasses.replace(exact.cond, std=0.9))
-    return dataclasses.replace(problem, decode=decode, denoise=type(problem.denoise)(wide))
 
 
 # Algorithms 1 to 3, one stream and one network call at a time, nothing reused, every gradient by autograd on its own
@@ -354,15 +335,6 @@ def test_chunks_change_nothing(make_problem: Make, name: str, batch_size: int) -
     chunked = Codex(**BOXES[name])(problem)
     torch.testing.assert_close(chunked, Codex(**BOXES[name])(nonlinear(make_problem)), rtol=0, atol=1e-10)
     assert max(problem.reward.batches) == batch_size
-
-
-def by_task(problem: Problem, factors: Sequence[float]) -> Problem:
-    """Task i's reward times factors[i]."""
-
-    def reward(rows: Tensor, tasks) -> Tensor:
-        return rated(rows) * torch.tensor([factors[int(task.id)] for task in tasks], dtype=torch.float64)
-
-    return dataclasses.replace(problem, reward=reward)
 
 
 @pytest.mark.parametrize("name", ["thesis", "released code", "no rescaling", "clusters", "zero-order", "schedule, multinomial"])

@@ -1,11 +1,12 @@
 """FreeDoM against a plain loop of the released code, a closed form on Gaussians, its null setting and its stated costs."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 import torch
+from nonlinear import W, by_task, decode, nonlinear, rated
 from torch import Tensor
 
 from guidedgen.methods.base import Base
@@ -18,35 +19,7 @@ from guidedgen.process.schedulers import Ddim, Ddpm
 from guidedgen.types import BadValue
 
 Make = Callable[..., Problem]
-W = 2.0
 ONE_STEP = Ddim(num_steps=1, spacing="trailing", end="clean")
-
-
-def decode(x: Tensor) -> Tensor:
-    return x.tanh() + 0.3 * x.flip(1)
-
-
-def rated(rows: Tensor) -> Tensor:
-    a, b = rows.flatten(1).unbind(1)
-    return (2 * a).sin() + a * b
-
-
-def nonlinear(make_problem: Make, b: int = 2, **options) -> Problem:
-    """A mixture, a nonlinear decoder and reward."""
-    problem = make_problem(b, **{"reward": rated, "guidance_scale": W, **options})
-    exact = problem.denoise.denoiser
-    wide = dataclasses.replace(exact, cond=dataclasses.replace(exact.cond, std=0.9))
-    return dataclasses.replace(problem, decode=decode, denoise=type(problem.denoise)(wide))
-
-
-def by_task(problem: Problem, factors: Sequence[float]) -> Problem:
-    """Task i's reward times factors[i]."""
-    plain = problem.reward.function
-
-    def reward(rows: Tensor, tasks) -> Tensor:
-        return plain(rows) * torch.tensor([factors[int(task.id)] for task in tasks], dtype=torch.float64)
-
-    return dataclasses.replace(problem, reward=reward)
 
 
 def plain_freedom(problem: Problem, b: int, o: FreeDom) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from guidedgen.methods.guidance import ascent, check_counts, check_window, inside, reward_gradient, rms, zero_order
+from guidedgen.methods.guidance import ascent, check_counts, check_window, inside, predicted, reward_gradient, rms, zero_order
 from guidedgen.noise import Noise
 from guidedgen.problem import Problem
 from guidedgen.process.formulas import x0_from_eps
@@ -210,6 +210,19 @@ def test_zero_order_averages_its_samples() -> None:
     x = normal(1, 2, *SHAPE)
     one_by_one = [zero_order(wavy, x, again, 1, 0.5) for _ in range(4)]
     torch.testing.assert_close(zero_order(wavy, x, noise, 4, 0.5), sum(one_by_one) / 4, rtol=1e-13, atol=1e-13)
+
+
+# Predictions
+
+
+@pytest.mark.parametrize("w", [0.0, 1.0, 3.0])
+def test_the_prediction_is_the_denoiser_s_and_the_correction_w_times_the_difference(make_problem: Make, w: float) -> None:
+    problem = make_problem(3, guidance_scale=w)
+    x, t, exact = normal(3, 2, *problem.latent_shape), problem.grid[5], problem.denoise.denoiser
+    eps, correction = predicted(problem, x, t)
+    assert problem.denoise.rows == 2 * 3 * 2
+    torch.testing.assert_close(eps, exact(x, t), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(correction, w * (exact.cond(x, t) - exact.uncond(x, t)), rtol=1e-12, atol=1e-12)
 
 
 # Gradients in chunks

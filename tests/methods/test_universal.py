@@ -1,11 +1,14 @@
 """Universal Guidance against a plain loop, the backward step's fixed point, its null setting and its stated costs."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 import torch
+from nonlinear import W, by_task, decode, rated
+from nonlinear import nonlinear as of_any_chain
 from torch import Tensor
 
 from guidedgen.methods.base import Base
@@ -19,41 +22,14 @@ from guidedgen.process.schedulers import Ddim, Ddpm
 from guidedgen.types import BadValue
 
 Make = Callable[..., Problem]
-W = 2.0
 CLEAN = {"spacing": "trailing", "end": "clean"}
 ONE_STEP = Ddim(num_steps=1, **CLEAN)
 TARGET = torch.tensor([0.4, -0.9], dtype=torch.float64).view(2, 1, 1)
-
-
-def decode(x: Tensor) -> Tensor:
-    return x.tanh() + 0.3 * x.flip(1)
-
-
-def rated(rows: Tensor) -> Tensor:
-    a, b = rows.flatten(1).unbind(1)
-    return (2 * a).sin() + a * b
+nonlinear = functools.partial(of_any_chain, scheduler=Ddim(num_steps=10))  # DDIM as the released code
 
 
 def quadratic(rows: Tensor) -> Tensor:
     return -(rows - TARGET).square().flatten(1).sum(1) / 2
-
-
-def nonlinear(make_problem: Make, b: int = 2, **options) -> Problem:
-    """A mixture, a nonlinear decoder and reward; DDIM as the released code unless asked otherwise."""
-    problem = make_problem(b, **{"reward": rated, "guidance_scale": W, "scheduler": Ddim(num_steps=10), **options})
-    exact = problem.denoise.denoiser
-    wide = dataclasses.replace(exact, cond=dataclasses.replace(exact.cond, std=0.9))
-    return dataclasses.replace(problem, decode=decode, denoise=type(problem.denoise)(wide))
-
-
-def by_task(problem: Problem, factors: Sequence[float]) -> Problem:
-    """Task i's reward times factors[i]."""
-    plain = problem.reward.function
-
-    def reward(rows: Tensor, tasks) -> Tensor:
-        return plain(rows) * torch.tensor([factors[int(task.id)] for task in tasks], dtype=torch.float64)
-
-    return dataclasses.replace(problem, reward=reward)
 
 
 def plain_universal(problem: Problem, b: int, o: Universal) -> Tensor:

@@ -4,8 +4,16 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
-from guidedgen.metrics.summary import bootstrap_interval, class_change_percent, expected_reward, prompt_means, win_rate
+from guidedgen.metrics.summary import (
+    bootstrap_interval,
+    class_change_percent,
+    expected_reward,
+    prompt_means,
+    wilson_interval,
+    win_rate,
+)
 
 
 def test_expected_reward_weighs_prompts_not_images():
@@ -92,3 +100,30 @@ def test_bootstrap_follows_its_seed():
 def test_bootstrap_refuses_what_it_cannot_resample(values, level):
     with pytest.raises(ValueError, match="bootstrap"):
         bootstrap_interval(values, seed=0, level=level)
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_golden(successes, trials, low, high):
+    """Newcombe 1998, "Two-sided confidence intervals for the single proportion", Statistics in Medicine 17, Table I, method 3."""
+    assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=5e-5)
+
+
+@pytest.mark.parametrize("level", [0.5, 0.95, 0.99])
+@pytest.mark.parametrize(("successes", "trials"), [(0, 1), (3, 7), (7, 7), (40, 60)])
+def test_wilson_ends_solve_the_quadratic(successes, trials, level):
+    """(k/n - p)^2 = z^2 p (1 - p) / n, z by another table of the normal distribution."""
+    z = float(torch.special.ndtri(torch.tensor((1 + level) / 2, dtype=torch.float64)))
+    ends = wilson_interval(successes, trials, level)
+    for p in ends:
+        assert (successes / trials - p) ** 2 == pytest.approx(z**2 * p * (1 - p) / trials, abs=1e-7)
+    assert 0 <= ends[0] < ends[1] <= 1
+    assert ends == pytest.approx([1 - p for p in wilson_interval(trials - successes, trials, level)[::-1]], abs=1e-12)
+
+
+@pytest.mark.parametrize("arguments", [(0, 0), (-1, 3), (4, 3), (1, 3, 0.0), (1, 3, 1.0)])
+def test_wilson_refuses_what_is_no_proportion(arguments):
+    with pytest.raises(ValueError, match="Wilson"):
+        wilson_interval(*arguments)

@@ -1,4 +1,4 @@
-"""The probability flow: its time, its velocity on a Gaussian, and DDIM's chain as Euler's method for it."""
+"""The probability flow: its time, its velocities on a Gaussian, and what Euler's method for its two ODEs is."""
 
 import math
 from itertools import pairwise
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from guidedgen.models.gaussian import GaussianDenoiser, GaussianMixture
 from guidedgen.process.chains import DdimChain
-from guidedgen.process.flow import FlowChain
+from guidedgen.process.flow import FlowChain, OdeChain, TimeChain
 from guidedgen.process.grid import NoiseSchedule, Point
 from guidedgen.process.schedulers import Ddim
 
@@ -117,12 +117,86 @@ def test_ddim_is_euler_s_method_for_it(grid: str) -> None:
     assert len(flow) == len(ddim) == sum(a != b for a, b in pairwise(ratios))
 
 
-def test_offsets_move_the_states_and_have_their_gradients() -> None:
+def test_of_a_point_every_step_is_exact_however_long() -> None:
+    """All pictures are one: the flow is a straight line in r, and none in time."""
+    denoise, x = gaussian(std=0.0), normal(4, 2, *SHAPE)
+    grid = Ddim(num_steps=2, spacing="linspace").grid(SCHEDULE)  # from the last trained time to the first
+    first, last = grid[0], grid[-1]
+    where = last.alpha * denoise.cond.means[0] + last.sigma / first.sigma * (x - first.alpha * denoise.cond.means[0])
+    (at_once,) = FlowChain(denoise=denoise, grid=grid, schedule=SCHEDULE).step((x,), 0)
+    torch.testing.assert_close(at_once, where, rtol=1e-11, atol=1e-11)
+    (in_time,) = TimeChain(denoise=denoise, grid=grid, schedule=SCHEDULE).step((x,), 0)
+    assert (in_time - where).norm() > 0.3 * where.norm()
+
+
+# The flow in time
+
+
+def slope(schedule: NoiseSchedule, t: float) -> float:
+    """The f that a velocity in time has at t: without a denoiser's noise it is f x."""
+    chain = TimeChain(denoise=lambda x_t, t: 0 * x_t, grid=Ddim().grid(SCHEDULE), schedule=schedule)
+    return chain.velocity(t, torch.ones(1, 1, *SHAPE, dtype=torch.float64)).mean().item()
+
+
+def test_in_time_the_velocity_is_the_derivative_of_the_trajectories() -> None:
+    """x(t) = alpha m + c sqrt(alpha^2 std^2 + sigma^2), where d log alpha / dt = f and d sigma^2 / dt = -2 f alpha^2. At every time
+    where all beta are one, and in the middle between trained times on any schedule.
+    """
+    denoise, c, std = gaussian(0.6), normal(4, 3, *SHAPE), 0.6
+    constant = NoiseSchedule.from_betas(0.006, 0.006, 1000, "linear")
+    for schedule, times in ((constant, (0, 0.1, 3, 77.7, 500.5, 998.9, 999)), (SCHEDULE, (0.5, 42.5, 500.5, 998.5))):
+        chain = TimeChain(denoise=denoise, grid=Ddim().grid(schedule), schedule=schedule)
+        for t in times:
+            k = min(int(t), 998)
+            f = (schedule.alphas_cumprod[k + 1] / schedule.alphas_cumprod[k]).log().item() / 2
+            point, m = schedule.at(t), denoise.cond.means[0]
+            spread = math.hypot(point.alpha * std, point.sigma)
+            derivative = f * (point.alpha * m + point.alpha**2 * (std**2 - 1) / spread * c)
+            torch.testing.assert_close(chain.velocity(t, point.alpha * m + spread * c), derivative, rtol=1e-9, atol=1e-14)
+
+
+def test_its_slope_does_not_jump_and_leads_where_alpha_is() -> None:
+    for t in (1, 10, 500, 998):
+        assert slope(SCHEDULE, t - 1e-6) == pytest.approx(slope(SCHEDULE, t + 1e-6), rel=1e-6)
+    halves = [slope(SCHEDULE, i / 2) for i in range(401)]  # between which it is linear
+    integral = sum(a + b for a, b in pairwise(halves)) / 4
+    assert integral == pytest.approx(math.log(SCHEDULE.at(200).alpha / SCHEDULE.at(0).alpha), abs=1e-6)
+
+
+def test_before_and_after_the_trained_times_it_is_as_at_the_ends() -> None:
+    chain, x = TimeChain(denoise=gaussian(), grid=Ddim().grid(SCHEDULE), schedule=SCHEDULE), normal(1, 1, *SHAPE)
+    assert torch.equal(chain.velocity(-0.5, x), chain.velocity(0.0, x))
+    assert torch.equal(chain.velocity(999.5, x), chain.velocity(999.0, x))
+
+
+def test_its_chain_is_euler_s_method_and_asks_where_the_grid_is() -> None:
+    watched, points = Watched(gaussian(0.3, 3)), Ddim(num_steps=6).grid(SCHEDULE)
+    chain = TimeChain(denoise=watched, grid=points, schedule=SCHEDULE)
+    x = normal(2, 1, *SHAPE)
+    state = chain.start(x)
+    for i in range(len(chain)):
+        state = chain.step(state, i)
+    assert watched.points == list(points[:-1])
+    for t, s in pairwise(points):
+        x = x + (s.t - t.t) * chain.velocity(t.t, x)
+    assert torch.equal(state[0], x)
+
+
+def test_it_does_not_end_clean() -> None:
+    with pytest.raises(ValueError, match="no noise is left"):
+        TimeChain(denoise=gaussian(), grid=GRIDS["clean"].grid(SCHEDULE), schedule=SCHEDULE)
+
+
+# Offsets
+
+
+@pytest.mark.parametrize("kind", [FlowChain, TimeChain])
+def test_offsets_move_the_states_and_have_their_gradients(kind: type[OdeChain]) -> None:
     """An offset of the state after step i is a start of the rest of the chain that is moved by it."""
     points, denoise, x = Ddim(num_steps=5).grid(SCHEDULE), gaussian(0.3, 3), normal(2, 1, *SHAPE)
     offsets = [normal(2, 1, *SHAPE, seed=i).requires_grad_() for i in range(4)]
-    chain = FlowChain(denoise=denoise, grid=points, schedule=SCHEDULE, offsets=offsets)
-    plain = FlowChain(denoise=denoise, grid=points, schedule=SCHEDULE)
+    chain = kind(denoise=denoise, grid=points, schedule=SCHEDULE, offsets=offsets)
+    plain = kind(denoise=denoise, grid=points, schedule=SCHEDULE)
     state, towards = chain.start(x), normal(2, 1, *SHAPE, seed=9)
     states = []
     for i in range(len(chain)):

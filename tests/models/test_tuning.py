@@ -1,0 +1,177 @@
+"""What is tuned, and that diffusers itself loads it and predicts the same."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from guidedgen.models import tuning
+from guidedgen.models.stable_diffusion import StableDiffusion
+from guidedgen.process.grid import Point
+from guidedgen.types import Task, Tuning, UsageError
+
+PROMPT = "a cat"
+
+
+def tuned_by(what: str, **options: Any) -> Tuning:
+    return Tuning(**{"what": what, "rank": 2, "token": "<new>", "num_vectors": 2, "initial": None, "seed": 3, **options})
+
+
+def model(path: Path, **options: Any) -> StableDiffusion:
+    return StableDiffusion(path=str(path), name="tiny", **options)
+
+
+def predicted(sd: StableDiffusion, prompt: str = PROMPT) -> Tensor:
+    x = torch.randn(1, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    return sd.denoiser([Task(id="0", prompt=prompt)])(x, Point(t=500.0, alpha=0.7, sigma=0.7))
+
+
+def pipeline(folder: Path) -> Any:
+    from diffusers import StableDiffusionPipeline
+
+    return StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+
+
+def theirs(pipe: Any, prompt: str = PROMPT) -> Tensor:
+    """diffusers' own prediction, guidance 7.5, its pipeline encoding the prompt."""
+    x = torch.randn(1, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))[:, 0]
+    with torch.no_grad():
+        cond, uncond = pipe.encode_prompt(prompt, "cpu", 1, True)
+        eps = pipe.unet(torch.cat([x, x]), 500, torch.cat([uncond, cond])).sample
+    return (eps[:1] + 7.5 * (eps[1:] - eps[:1]))[:, None]
+
+
+def step(sd: StableDiffusion, tuned: tuning.Tunable) -> None:
+    """Moves every parameter far, after a look that gradients reach them (at first an adapter's inner half has none)."""
+    with torch.enable_grad():
+        gradients = torch.autograd.grad(predicted(sd).square().sum(), tuned.free)
+    assert sum(bool(gradient.any()) for gradient in gradients) >= len(gradients) / 2
+    with torch.no_grad():
+        for i, value in enumerate(tuned.free):
+            value += 0.1 * torch.randn(value.shape, generator=torch.Generator().manual_seed(i)).to(value)
+
+
+@pytest.mark.parametrize("what", ["weights", "attention", "adapter", "token"])
+def test_diffusers_loads_what_is_saved_and_predicts_the_same(folders: dict[str, Path], tmp_path: Path, what: str) -> None:
+    from diffusers import UNet2DConditionModel
+
+    source, sd = folders["epsilon"], model(folders["epsilon"])
+    with torch.no_grad():
+        before = predicted(sd)
+        torch.testing.assert_close(before, theirs(pipeline(source)), rtol=0, atol=1e-4 * before.abs().max().item())
+    tuned = tuning.tunable(sd, tuned_by(what))
+    step(sd, tuned)
+    tuned.freeze()
+    tuned.save(tmp_path / "learned")
+    with torch.no_grad():
+        after = predicted(sd)
+    assert not after.requires_grad
+    assert (after - before).norm() > 0.01 * before.norm()  # the step shows
+
+    pipe, spoken = pipeline(source), PROMPT
+    if what in ("weights", "attention"):
+        pipe.unet = UNet2DConditionModel.from_pretrained(tmp_path / "learned", subfolder="unet")
+    elif what == "adapter":
+        pipe.load_lora_weights(tmp_path / "learned")
+    else:
+        pipe.load_textual_inversion(tmp_path / "learned", token="<new>")
+        spoken = f"<new> {PROMPT}"
+    torch.testing.assert_close(after, theirs(pipe, spoken), rtol=0, atol=1e-4 * after.abs().max().item())
+
+    again = model(source, learned=str(tmp_path / "learned"))
+    with torch.no_grad():
+        torch.testing.assert_close(predicted(again), after, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("what", ["adapter", "token", "attention", "weights"])
+def test_exactly_what_is_named_is_tuned(folders: dict[str, Path], what: str) -> None:
+    sd = model(folders["epsilon"])
+    everything = sum(value.numel() for value in sd.unet.parameters())
+    tuned = tuning.tunable(sd, tuned_by(what))
+    count = sum(value.numel() for value in tuned.free)
+    asking = [
+        value for value in (*sd.unet.parameters(), *sd.text_encoder.parameters(), *sd.vae.parameters()) if value.requires_grad
+    ]
+    if what == "token":
+        assert [tuple(value.shape) for value in tuned.free] == [(2, 16)] and not asking
+        return
+    assert {id(value) for value in asking} == {id(value) for value in tuned.free}
+    projections = [
+        module for name, module in sd.unet.named_modules()
+        if name.endswith(("to_q", "to_k", "to_v", "to_out.0")) and (".attn1." in name or ".attn2." in name)
+    ]  # fmt: skip
+    attention = sum(value.numel() for module in projections for name, value in module.named_parameters() if "lora" not in name)
+    if what == "weights":
+        assert count == everything
+    elif what == "attention":
+        assert count == attention < everything / 2
+    else:
+        assert count == sum(2 * (module.in_features + module.out_features) for module in projections)  # rank 2
+
+
+def test_an_adapter_begins_as_nothing_and_the_same_for_a_seed(folders: dict[str, Path]) -> None:
+    sd, other = model(folders["epsilon"]), model(folders["epsilon"])
+    with torch.no_grad():
+        before = predicted(sd)
+        state = torch.get_rng_state()
+        first, second = tuning.tunable(sd, tuned_by("adapter")), tuning.tunable(other, tuned_by("adapter"))
+        assert torch.equal(torch.get_rng_state(), state)  # the global generator is left alone
+        torch.testing.assert_close(predicted(sd), before, rtol=0, atol=1e-6)
+    assert all(torch.equal(a, b) for a, b in zip(first.free, second.free, strict=True))
+    assert any(value.any() for value in first.free)
+
+
+def test_a_new_word_begins_where_it_is_told_and_is_said_in_every_prompt_but_the_empty_one_s(folders: dict[str, Path]) -> None:
+    sd = model(folders["epsilon"])
+    table = sd.text_encoder.get_input_embeddings().weight
+    (free,) = tuning.tunable(sd, tuned_by("token", initial="cat", num_vectors=1)).free
+    assert torch.equal(free[0], table[sd.tokenizer("cat", add_special_tokens=False).input_ids[0]])
+    with torch.no_grad():
+        # Beginning as "cat", it is read as "cat".
+        torch.testing.assert_close(predicted(sd, "<new> a"), predicted(model(folders["epsilon"]), "cat a"), rtol=0, atol=1e-6)
+        torch.testing.assert_close(predicted(sd, "a"), predicted(sd, "<new> a"), rtol=0, atol=0)
+    uncond = sd.denoiser([Task(id="0", prompt="a")]).uncond
+    assert torch.equal(uncond, model(folders["epsilon"]).denoiser([Task(id="0", prompt="a")]).uncond)
+
+
+def test_a_long_prompt_leaves_room_for_the_words(folders: dict[str, Path], tmp_path: Path) -> None:
+    sd = model(folders["epsilon"])  # reads 12 tokens, two of them the start and the end
+    prompt = [Task(id="0", prompt=" ".join(["cat"] * 9))]
+    sd.check(prompt)
+    with pytest.raises(UsageError, match="reads 8"):
+        sd.check(prompt, reserved=2)
+    tuning.tunable(sd, tuned_by("token")).save(tmp_path)
+    with pytest.raises(UsageError, match="reads 8"):
+        model(folders["epsilon"], learned=str(tmp_path)).check(prompt)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"token": "cat"}, "method.token=cat"),
+        ({"initial": "two cat"}, "method.initial=two cat"),
+    ],
+)
+def test_wrong_words_are_refused(folders: dict[str, Path], options: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        tuning.tunable(model(folders["epsilon"]), tuned_by("token", **options))
+
+
+def test_folders_that_hold_nothing_or_do_not_fit_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="model.learned=.*holds none of"):
+        model(folders["epsilon"], learned=str(tmp_path))
+    shutil.copytree(folders["v_prediction"] / "unet", tmp_path / "unet")  # of another shape
+    with pytest.raises(UsageError, match="cannot be loaded"):
+        _ = model(folders["epsilon"], learned=str(tmp_path)).unet
+
+
+@pytest.mark.parametrize(
+    ("what", "dtype"), [("weights", "bfloat16"), ("attention", "float16"), ("adapter", "float16"), ("token", "float16")]
+)
+def test_types_in_which_updates_would_be_lost_are_refused(what: str, dtype: str) -> None:
+    with pytest.raises(UsageError, match=f"dtype={dtype}"):
+        tuning.check(tuned_by(what), dtype)
+    tuning.check(tuned_by(what), "float32")

@@ -1,0 +1,90 @@
+"""Rewards that compare with the unguided picture of the same sample: identities, gradients, and pictures without one."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from guidedgen import images
+from guidedgen.rewards.multi import Multi
+from guidedgen.rewards.pixels import Pixels
+from guidedgen.rewards.stylisation import Stylisation
+
+
+@pytest.fixture
+def original(tmp_path: Path, noise) -> str:
+    file = tmp_path / "original.png"
+    file.write_bytes(images.png(noise(1, 8, seed=9)[0]))
+    return str(file)
+
+
+@pytest.fixture
+def having(tasks, original: str):
+    """Tasks that have the original, but for those of the prompt "none"."""
+
+    def make(*prompts: str, reference: str | None = None):
+        made = tasks(*prompts, reference=reference)
+        return [task if task.prompt == "none" else dataclasses.replace(task, original=original) for task in made]
+
+    return make
+
+
+def test_pixels_is_the_mean_squared_error(having, noise, original: str) -> None:
+    x, y = noise(2), images.read(Path(original)).double()
+    values = Pixels()(x, having("a", "b"))
+    torch.testing.assert_close(values, -torch.stack([((row - y[0]) ** 2).sum() / 192 for row in x]), rtol=1e-9, atol=0)
+    assert Pixels()(y, having("a")).item() == 0
+
+
+def test_the_original_is_brought_to_the_picture_s_size(having, noise) -> None:
+    flat = torch.full((1, 3, 16, 16), 0.5, dtype=torch.float64)
+    assert Pixels()(flat, having("a")).isfinite().all()
+
+
+def test_a_picture_without_an_original_has_no_likeness_and_leaves_its_neighbours_alone(having, noise) -> None:
+    x = noise(3)
+    values = Pixels()(x, having("a", "none", "b"))
+    assert values.isnan().tolist() == [False, True, False]
+    torch.testing.assert_close(values[[0, 2]], Pixels()(x[[0, 2]], having("a", "b")))
+    assert Pixels()(x[:1], having("none")).isnan().all()
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0), (2.0, 0.5)])
+def test_stylisation_is_equation_13(having, noise, reference: str, original: str, tiny_map, weights) -> None:
+    """Gram matrices and features summed by hand."""
+    x = noise(2)
+    reward = Stylisation(features=tiny_map, style_weight=weights[0], content_weight=weights[1])
+    values = reward(x, having("a", "b", reference=reference))
+    f, g, h = (tiny_map(picture.double()) for picture in (x, images.read(Path(reference)), images.read(Path(original))))
+
+    def gram(one: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("pi,pj->ij", one, one) / one.numel()
+
+    style = torch.stack([((gram(row) - gram(g[0])) ** 2).mean() for row in f])
+    content = torch.stack([((row - h[0]) ** 2).mean() for row in f])
+    torch.testing.assert_close(values, -(weights[0] * style + weights[1] * content), rtol=1e-6, atol=1e-12)
+    reports = {name: scorer(x, having("a", "b", reference=reference)) for name, scorer in reward.reports.items()}
+    torch.testing.assert_close(reports["style"], -style, rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(reports["content"], -content, rtol=1e-6, atol=1e-12)
+
+
+def test_without_an_original_stylisation_is_style_alone(having, tasks, noise, reference: str, tiny_map) -> None:
+    x = noise(1).requires_grad_()
+    both = Stylisation(features=tiny_map)(x, having("none", reference=reference))
+    alone = Stylisation(features=tiny_map, content_weight=0.0)(x, having("a", reference=reference))
+    assert both.item() == alone.item()
+    [gradient] = torch.autograd.grad(both.sum(), x)
+    assert gradient.isfinite().all() and gradient.any()
+
+
+def test_gradients_are_those_of_finite_differences(having, noise, reference: str, tiny_map) -> None:
+    style, named = Stylisation(features=tiny_map, content_weight=0.3), having("a", "none", reference=reference)
+    assert torch.autograd.gradcheck(lambda x: style(x, named), noise(2, 5).requires_grad_())
+    assert torch.autograd.gradcheck(lambda x: Pixels()(x, having("a")), noise(1, 5).requires_grad_())
+
+
+def test_a_weighted_sum_needs_what_its_parts_need(tiny_map) -> None:
+    style = Stylisation(features=tiny_map)
+    assert Multi(rewards={"stylisation": style, "pixels": Pixels()}, weights={"stylisation": 1, "pixels": 0}).needs_original
+    assert not Multi(rewards={"plain": tiny_map}, weights={"plain": 1}).needs_original

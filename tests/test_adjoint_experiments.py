@@ -1,0 +1,93 @@
+"""AdjointDPM's applications: every overlay makes a job, what it holds is what paper and code say, and the lab's twins run."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from guidedgen import config, experiment, jobs
+from guidedgen.lab.networks import WEIGHTS
+
+LAB = ["model=lab", "zoo=lab", "metrics=lab", "dtype=float32"]  # in place of weights that are not here
+BROUGHT = {  # what the user has to bring, and what stands in for it
+    "vocabulary": ["dataset=lab", "dataset.category=fine"],
+    "stylise": ["dataset.images=['lab:night']", "dataset@dataset.prompts=lab", "dataset@method.prompts.prompts=lab"],
+    "effect": ["dataset=lab", "method.prompts.prompt='a red circle'", "method.target='striped {prompt}'"],
+    "audit": ["dataset=lab"],
+}
+FULL = {  # method, and what the paper or the released code says (see the overlays)
+    "vocabulary": {"method.what": "trajectory", "method.lr": 0.01, "method.num_updates": 30, "scheduler.num_steps": 30},
+    "stylise": {"method.noises_per_prompt": 10, "method.prompts.prompts.limit": 10},
+    "effect": {"method.what": "token", "method.num_updates": 50, "scheduler.num_steps": 50},
+    "audit": {"method.what": "noise", "method.epsilon": 0.1, "method.num_updates": 30},
+}
+QUICK = {
+    "vocabulary": ["method.num_updates=1", "dataset.limit=1"],
+    "stylise": ["method.num_updates=1", "method.noises_per_prompt=1", "method.prompts.prompts.limit=1", "dataset.prompts.limit=1"],
+    "effect": ["method.num_updates=1", "method.noises_per_prompt=1", "method.prompts.limit=1", "dataset.limit=1"],
+    "audit": ["method.num_updates=1", "dataset.limit=1"],
+}
+STUDIES = ["lab/solvers"]  # see test_solver_study.py
+
+
+@pytest.fixture(autouse=True)
+def composing() -> Iterator[None]:
+    with initialize_config_dir(str(config.CONF), version_base="1.3"):
+        yield
+
+
+def overlay(application: str, *overrides: str) -> DictConfig:
+    return compose("config", overrides=[f"experiment=adjoint/{application}", "device=cpu", "tracker=none", *overrides])
+
+
+def test_every_application_has_a_twin_in_the_lab() -> None:
+    found = [option for option in config._groups([config.CONF])["experiment"] if option.startswith("adjoint/")]
+    twins = [f"adjoint/{folder}{name}" for name in BROUGHT for folder in ("", "lab/")]
+    assert sorted(found) == sorted([*twins, *(f"adjoint/{name}" for name in STUDIES)])
+
+
+@pytest.mark.parametrize("name", BROUGHT)
+def test_every_application_makes_a_job(name: str, tmp_path: Path) -> None:
+    cfg = overlay(name, f"outputs={tmp_path}", *LAB, *BROUGHT[name])
+    job = jobs.prepare(cfg)
+    assert job.method.needs.gradient and job.reward is not None and job.reward.differentiable
+    assert job.base is not None and (job.originals is None) == (name in ("vocabulary", "audit"))
+    assert OmegaConf.select(overlay(name, *BROUGHT[name]), "model.guidance_scale") == 7.5
+    for key, value in FULL[name].items():
+        assert OmegaConf.select(cfg, key) == value
+
+
+@pytest.mark.parametrize("name", BROUGHT)
+def test_every_twin_makes_a_job_of_the_same_kind(name: str, tmp_path: Path) -> None:
+    cfg, full = overlay(f"lab/{name}", f"outputs={tmp_path}"), overlay(name, *BROUGHT[name])
+    jobs.prepare(cfg)
+    assert cfg.model.name == "lab"
+    for key in ("method._target_", "reward._target_"):
+        assert OmegaConf.select(cfg, key) == OmegaConf.select(full, key)
+
+
+@pytest.mark.skipif(not (WEIGHTS / "generator" / "model_index.json").exists(), reason="the lab's weights are missing")
+@pytest.mark.parametrize("name", BROUGHT)
+def test_every_twin_runs(name: str, tmp_path: Path) -> None:
+    job = jobs.prepare(overlay(f"lab/{name}", f"outputs={tmp_path}", "scheduler.num_steps=2", "samples_per_prompt=1", *QUICK[name]))
+    metrics = experiment.run(job)
+    assert metrics["samples"] == 1 and (job.folder.path / "images" / "grid.png").exists()
+
+
+def test_the_lab_s_effect_is_judged_on_what_it_was_not_learned_from(tmp_path: Path) -> None:
+    job = jobs.prepare(overlay("lab/effect", f"outputs={tmp_path}"))
+    learned = {(lesson.task.prompt, lesson.seed) for lesson in job.lessons}
+    assert not {prompt for prompt, _ in learned} & {sample.task.prompt for sample in job.samples}
+    assert not {seed for _, seed in learned} & {sample.seed for sample in job.samples}
+    assert job.originals is not None
+    assert {sample.task.prompt for sample in job.originals.samples} == {f"striped {prompt}" for prompt, _ in learned}
+
+
+def test_the_lab_s_style_is_judged_on_what_it_was_not_learned_from(tmp_path: Path) -> None:
+    job = jobs.prepare(overlay("lab/stylise", f"outputs={tmp_path}"))
+    assert not {lesson.task.prompt for lesson in job.lessons} & {sample.task.prompt for sample in job.samples}
+    assert {task.reference for task in (job.lessons[0].task, job.samples[0].task)} == {
+        str((WEIGHTS / "styles/mosaic.png").absolute())
+    }

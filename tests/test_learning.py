@@ -1,0 +1,168 @@
+"""Runs that first learn something their samples share: what they leave, that they resume, and that other runs can use it."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from safetensors.torch import load_file
+
+from guidedgen import config, experiment, jobs
+from guidedgen.lab.networks import WEIGHTS
+from guidedgen.methods.adjoint_tuning import AdjointTuning
+from guidedgen.types import Stopped, UsageError
+
+pytestmark = pytest.mark.skipif(not (WEIGHTS / "generator" / "model_index.json").exists(), reason="the lab's weights are missing")
+
+TUNING = [
+    "method=adjoint_tuning", "scheduler=ddim", "scheduler.num_steps=3", "dataset.limit=2", "tracker=none", "device=cpu",
+    "method.num_updates=4", "method.samples_per_update=1", "method.noises_per_prompt=2", "method.prompts.limit=1", "method.save_every=1",
+    "method.lr=0.05", "method.rank=1",
+]  # fmt: skip
+Job = Callable[..., jobs.Job]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    def make(*overrides: str, outputs: str = "a") -> jobs.Job:
+        with initialize_config_dir(str(config.CONF), version_base="1.3"):
+            return jobs.prepare(compose("config", overrides=[f"outputs={tmp_path / outputs}", *overrides]))
+
+    return make
+
+
+def pictures(folder: Path) -> Mapping[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "images").glob("*.png") if path.name != "grid.png"}
+
+
+def told(folder: Path) -> Mapping[str, Any]:
+    return json.loads((folder / "learned" / "learning.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("what", "file"),
+    [
+        ("adapter", "pytorch_lora_weights.safetensors"),
+        ("token", "learned_embeds.safetensors"),
+        ("attention", "unet/diffusion_pytorch_model.safetensors"),
+    ],
+)
+def test_a_run_keeps_what_it_has_learned_and_others_can_use_it(
+    job: Job, what: str, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = job(*TUNING, f"method.what={what}")
+    metrics = experiment.run(made)
+    folder = made.folder.path
+    assert (folder / "learned" / file).exists() and not (folder / "learned" / "checkpoint.pt").exists()
+    learning = told(folder)
+    assert [entry["update"] for entry in learning["curve"]] == [0, 1, 2, 3]
+    # 3 steps, 4 updates of one picture: 4 S k m rows forward, 2 S k m backward.
+    assert (learning["nfe"], learning["nfe_backward"], learning["decodes"], learning["reward_calls"]) == (48, 24, 4, 4)
+    assert metrics["cost"]["nfe"] == 6  # what was learned is not the samples' cost
+    assert "learned first, on 2 pictures: 48 network rows, 24 of them backward" in " ".join(capsys.readouterr().out.split())
+    assert metrics["learning"] == {name: learning[name] for name in learning if name != "curve"}
+
+    base = pictures(made.base.folder.path)
+    assert pictures(folder).keys() == base.keys() and all(pictures(folder)[name] != base[name] for name in base)
+
+    plain = ["method=base", "scheduler=ddim", "scheduler.num_steps=3", "dataset.limit=2", "tracker=none", "device=cpu"]
+    again = job(*plain, f"model.learned={folder / 'learned'}", outputs="b")
+    experiment.run(again)
+    assert pictures(again.folder.path) == pictures(folder)
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_an_interrupted_run_learns_on_where_it_was(job: Job, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
+    whole = job(*TUNING)
+    experiment.run(whole)
+
+    learn, updates = AdjointTuning.learn, []
+
+    def stopped(self, pose, count, free, saved, save, observe) -> None:
+        def interrupt(state) -> None:
+            save(state)
+            if state["done"] == stop:
+                raise Stopped("SIGTERM")
+
+        learn(self, pose, count, free, saved, interrupt, observe)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AdjointTuning, "learn", stopped)
+        with pytest.raises(Stopped):
+            experiment.run(job(*TUNING, outputs="b"))
+
+    def watched(self, pose, count, free, saved, save, observe) -> None:
+        learn(self, lambda places: updates.append(places) or pose(places), count, free, saved, save, observe)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AdjointTuning, "learn", watched)
+        second = job(*TUNING, outputs="b")
+        experiment.run(second)
+    assert len(updates) == 4 - stop
+    one, two = (load_file(made.folder.path / "learned" / "pytorch_lora_weights.safetensors") for made in (whole, second))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    assert pictures(second.folder.path) == pictures(whole.folder.path)
+    first, again = told(whole.folder.path), told(second.folder.path)
+    assert {**first, "seconds": 0} == {**again, "seconds": 0}
+
+
+def test_what_is_learned_is_not_learned_twice(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run stopped among its samples takes the folder's parameters, and its samples come out the same."""
+    made = job(*TUNING)
+    experiment.run(made)
+    before = pictures(made.folder.path)
+    for file in ("DONE", "records.jsonl"):
+        (made.folder.path / file).unlink()
+    monkeypatch.setattr(AdjointTuning, "learn", lambda *_: pytest.fail("it learns again"))
+    experiment.run(job(*TUNING))
+    assert pictures(made.folder.path) == before
+
+
+def test_without_updates_it_is_the_unguided_run(job: Job) -> None:
+    made = job(*TUNING, "method.num_updates=0")
+    experiment.run(made)
+    assert pictures(made.folder.path) == pictures(made.base.folder.path)
+
+
+def test_the_originals_are_of_the_target_prompts_at_the_lessons_noises(job: Job) -> None:
+    """Under the prompt they were drawn of, the pictures learned on are the originals: the loss begins at 0."""
+    same = job(*TUNING, "reward=pixels", "method.num_updates=1", "method.lr=0")
+    experiment.run(same)
+    assert told(same.folder.path)["curve"][0]["reward"] == pytest.approx(0, abs=1e-5)  # but for 8 bits a pixel
+    other = job(*TUNING, "reward=pixels", "method.num_updates=1", "method.lr=0", "method.target='{prompt} and a green star'")
+    experiment.run(other)
+    assert told(other.folder.path)["curve"][0]["reward"] < -1e-3
+    prompts = {record.prompt for record in other.originals.folder.records().values()}
+    assert prompts == {f"{lesson.task.prompt} and a green star" for lesson in other.lessons}
+    assert {record.name for record in other.originals.folder.records().values()} == {lesson.name for lesson in other.lessons}
+
+
+def test_a_reward_that_compares_with_the_unguided_picture_guides_a_sample_by_its_own(job: Job) -> None:
+    """Gradient ascent on the likeness to the unguided picture, from where it is best already."""
+    made = job(
+        "method=adjoint_dpm", "scheduler=ddim", "scheduler.num_steps=3", "dataset.limit=2", "tracker=none", "device=cpu",
+        "reward=pixels", "method.num_updates=1", "method.lr=0.2", "method.keep=last",
+    )  # fmt: skip
+    metrics = experiment.run(made)
+    trace = [json.loads(line) for line in (made.folder.path / "trace.jsonl").read_text().splitlines()]
+    assert all(entry["rewards"] == pytest.approx(0, abs=1e-5) for entry in trace)
+    assert metrics["scores"]["pixels"]["value"] < -1e-3  # the last picture, a step away
+    assert metrics["scores"]["pixels"]["base"] == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["reward=pixels", "reference=none", "method=adjoint_dpm"], "reference=base"),
+        (["method=adjoint_tuning", "method.what=weights", "dtype=bfloat16"], "dtype=bfloat16"),
+        (["method=adjoint_tuning", "method.prompts.limit=0"], "method.prompts.limit"),
+        (["method=adjoint_tuning", "method.target=same"], "template"),
+        (["method=adjoint_tuning", "method.num_vectors=40", "method.what=token"], "prompt of"),
+    ],
+)
+def test_what_cannot_be_learned_is_refused(job: Job, overrides: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        job("scheduler=ddim", "tracker=none", "device=cpu", *overrides)
