@@ -9,7 +9,10 @@ checkpoint or reversible: 2cS(2m + 1) rows forward, 2cSm backward. Decodes cm + 
 pictures' being for the best to be kept; without crops m less of each; and one decode of the finished image. Null setting:
 num_updates = 0, the unguided chain: plain DDIM for process=ddim, EDICT's own otherwise.
 
-DDIM costs half of EDICT, and by checkpointing its gradient is exact too; EDICT is the paper's, and can invert a picture exactly.
+Prefer process=ddim: it costs half of EDICT, by checkpointing its gradient is exact too, and its pictures are better in few steps,
+where EDICT's pair drifts apart under guidance. On the lab's 32 relation prompts, unguided, both things and their relation are right
+in 47 % by DDIM in 12 steps; by EDICT with p = 0.93 in 25 % of 50 steps and none of 20, with p = 0.7 and `alternate` in 38 % of 12.
+EDICT is the paper's, and alone can invert a picture exactly: for source_image.
 """
 
 from __future__ import annotations
