@@ -114,8 +114,9 @@ def _prepare(cfg: DictConfig, model: StableDiffusion | None = None) -> Job:
     if method.needs.noisy_end and not grid[-1].sigma:
         raise UsageError(f"method={module_of(cfg.method)}: with these options it ends where noise is left: scheduler.end=first")
     lessons, originals = _lessons(cfg, method, model)
-    model.check(tasks, method.tuning.num_vectors if isinstance(method, Learner) and method.tuning.what == "token" else 0)
-    reward = _reward(cfg, method, [*tasks, *(sample.task for sample in lessons)], allow)
+    everything = [*tasks, *(lesson.task for lesson in lessons)]
+    model.check(everything, method.tuning.num_vectors if isinstance(method, Learner) and method.tuning.what == "token" else 0)
+    reward = _reward(cfg, method, everything, allow)
     scorers = {
         **({module_of(cfg.reward): reward, **getattr(reward, "reports", {})} if cfg.reward else {}),
         **_each(cfg.metrics.scorers, "metrics.scorers", allow),
@@ -148,7 +149,7 @@ def _lessons(cfg: DictConfig, method: Method, model: StableDiffusion) -> tuple[S
     """What a method learns on, and the unguided run that draws its originals; nothing where it does not learn."""
     if not isinstance(method, Learner):
         return (), None
-    tuning.check(method.tuning, cfg.dtype)
+    tuning.check(method.tuning, model)
     lessons, node = method.lessons, _unguided(cfg)
     node.dataset = {"_target_": "guidedgen.datasets.templated.Templated", "prompts": cfg.method.prompts, "template": lessons.target}
     node.samples_per_prompt, node.seed = lessons.noises_per_prompt, lessons.seed

@@ -95,6 +95,14 @@ WRONG = {
         ["method=adjoint_dpm", "scheduler=ddim", "method.reparameterise=false", "scheduler.end=clean"],
         ["method=adjoint_dpm", "scheduler.end=first"],
     ),
+    "a new word that is an old one": (
+        ["method=adjoint_tuning", "scheduler=ddim", "method.what=token", "method.token=circle"],
+        ["method.token=circle", "knows this word"],
+    ),
+    "a 16-bit network tuned": (
+        ["method=adjoint_tuning", "scheduler=ddim", "method.what=weights", "dtype=bfloat16"],
+        ["dtype=bfloat16", "float32"],
+    ),
     "negative updates": (
         ["method=adjoint_dpm", "scheduler=ddim", "method.num_updates=-1"],
         ["method.num_updates=-1", "at least 0"],

@@ -47,7 +47,7 @@ class Tunable:
 
 
 def tunable(model: StableDiffusion, tuning: Tuning) -> Tunable:
-    """What a tuning changes. Raises UsageError where its new word is none."""
+    """What a tuning that `check` has passed changes."""
     match tuning.what:
         case "adapter":
             return _adapter(model, rank=tuning.rank, seed=tuning.seed)
@@ -57,9 +57,9 @@ def tunable(model: StableDiffusion, tuning: Tuning) -> Tunable:
             return _weights(model, attention_only=tuning.what == "attention")
 
 
-def check(tuning: Tuning, dtype: str) -> None:
-    """Raises UsageError where these parameters cannot be tuned."""
-    what = tuning.what
+def check(tuning: Tuning, model: StableDiffusion) -> None:
+    """Raises UsageError where these parameters cannot be tuned; needs the tokenizer at most."""
+    what, dtype = tuning.what, model.dtype
     if what == "adapter" and importlib.util.find_spec("peft") is None:
         raise UsageError("method.what=adapter needs peft: pip install -c constraints.txt -e '.[adapters]'")
     # An update of a weight is often less than the last digit that 16 bits hold, and float16 gradients by weights are not scaled.
@@ -67,6 +67,20 @@ def check(tuning: Tuning, dtype: str) -> None:
         raise UsageError(f"dtype={dtype}: tuning the network's own weights needs dtype=float32; method.what=adapter needs bfloat16")
     if dtype == "float16":
         raise UsageError(f"dtype={dtype}: method.what={what} needs dtype=bfloat16 or float32")
+    if what == "token":
+        _check_words(tuning, model)
+
+
+def _check_words(tuning: Tuning, model: StableDiffusion) -> None:
+    def length(text: str) -> int:
+        return len(model.tokenizer(text, add_special_tokens=False).input_ids)
+
+    if length(tuning.token) == 1:
+        raise UsageError(f"method.token={tuning.token}: the model knows this word; choose a new one, as in <effect>")
+    if tuning.initial is not None and length(tuning.initial) != 1:
+        raise UsageError(
+            f"method.initial={tuning.initial}: {length(tuning.initial)} tokens; it has to be one word that the model knows"
+        )
 
 
 def _weights(model: StableDiffusion, *, attention_only: bool) -> Tunable:
@@ -98,18 +112,13 @@ def _adapter(model: StableDiffusion, *, rank: int, seed: int) -> Tunable:
 def _word(model: StableDiffusion, *, name: str, vectors: int, initial: str | None) -> Tunable:
     """The embeddings of a new word, which is read at the beginning of every prompt that does not hold it.
 
-    They begin at that of the word `initial`, or at the mean of all. Raises UsageError where the name is a word already, or
-    `initial` is not one token.
+    They begin at that of the word `initial`, or at the mean of all.
     """
-    tokenizer, table = model.tokenizer, model.text_encoder.get_input_embeddings().weight
-    if len(tokenizer(name, add_special_tokens=False).input_ids) == 1:
-        raise UsageError(f"method.token={name}: the model knows this word; choose a new one, as in <effect>")
+    table = model.text_encoder.get_input_embeddings().weight
     begin = table.float().mean(0)
     if initial is not None:
-        ids = tokenizer(initial, add_special_tokens=False).input_ids
-        if len(ids) != 1:
-            raise UsageError(f"method.initial={initial}: {len(ids)} tokens; it has to be one word that the model knows")
-        begin = table[ids[0]].float()
+        (known,) = model.tokenizer(initial, add_special_tokens=False).input_ids
+        begin = table[known].float()
     embedding = begin.expand(vectors, -1).detach().clone().requires_grad_()
     model.words.add(name, embedding)
 

@@ -157,7 +157,7 @@ def test_a_long_prompt_leaves_room_for_the_words(folders: dict[str, Path], tmp_p
 )
 def test_wrong_words_are_refused(folders: dict[str, Path], options: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        tuning.tunable(model(folders["epsilon"]), tuned_by("token", **options))
+        tuning.check(tuned_by("token", **options), model(folders["epsilon"]))
 
 
 def test_folders_that_hold_nothing_or_do_not_fit_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_folders_that_hold_nothing_or_do_not_fit_are_refused(folders: dict[str, 
 @pytest.mark.parametrize(
     ("what", "dtype"), [("weights", "bfloat16"), ("attention", "float16"), ("adapter", "float16"), ("token", "float16")]
 )
-def test_types_in_which_updates_would_be_lost_are_refused(what: str, dtype: str) -> None:
+def test_types_in_which_updates_would_be_lost_are_refused(folders: dict[str, Path], what: str, dtype: str) -> None:
     with pytest.raises(UsageError, match=f"dtype={dtype}"):
-        tuning.check(tuned_by(what), dtype)
-    tuning.check(tuned_by(what), "float32")
+        tuning.check(tuned_by(what), model(folders["epsilon"], dtype=dtype))
+    tuning.check(tuned_by(what), model(folders["epsilon"]))
