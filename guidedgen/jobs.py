@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,10 @@ def _settled(cfg: DictConfig) -> DictConfig:
         OmegaConf.resolve(cfg)
         missing = sorted(OmegaConf.missing_keys(cfg))
     except Exception as error:  # OmegaConf's many errors
-        raise UsageError(str(error)) from error
+        referred = re.search(r"Missing mandatory value: (\S+)", str(error))  # by an interpolation
+        if referred is None:
+            raise UsageError(str(error)) from error
+        missing = [referred[1]]
     if missing:
         raise UsageError(f"{missing[0]}: missing; give it as {missing[0]}=...")
     return cfg

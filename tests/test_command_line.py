@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from guidedgen import config, jobs
 from guidedgen.types import UsageError
@@ -102,6 +102,10 @@ WRONG = {
     "a 16-bit network tuned": (
         ["method=adjoint_tuning", "scheduler=ddim", "method.what=weights", "dtype=bfloat16"],
         ["dtype=bfloat16", "float32"],
+    ),
+    "a picture that two keys need": (
+        ["experiment=adjoint/stylise", "model=lab", "dataset.prompts.path=p.txt"],
+        ["dataset.images: missing; give it as dataset.images=..."],
     ),
     "negative updates": (
         ["method=adjoint_dpm", "scheduler=ddim", "method.num_updates=-1"],
@@ -241,12 +245,20 @@ def experiments() -> list[str]:
     return [f"experiment={option}" for option in config._groups([config.CONF])["experiment"]]
 
 
+def fill(node: DictConfig) -> None:
+    """Writes something where a user has to, at any depth."""
+    for key in map(str, node):
+        if OmegaConf.is_missing(node, key):
+            node[key] = ["style.png"] if key == "images" else "text"
+        elif not OmegaConf.is_interpolation(node, key) and isinstance(node[key], DictConfig):
+            fill(node[key])
+
+
 @pytest.mark.parametrize("override", experiments())
 def test_every_experiment_composes_and_its_first_comment_is_its_command(override: str) -> None:
     with initialize_config_dir(str(config.CONF), version_base="1.3"):
         cfg = compose("config", overrides=[override, "device=cpu", "dtype=float32"])
-    for key in OmegaConf.missing_keys(cfg):  # for the user to fill
-        OmegaConf.update(cfg, key, ["style.png"] if key == "dataset.images" else "text")
+    fill(cfg)
     for group in ("method", "reward", "dataset", "scheduler", "model"):
         config.check_node(cfg[group], group)
     header, first = (config.CONF / f"{override.replace('=', '/')}.yaml").read_text().splitlines()[:2]
@@ -262,9 +274,8 @@ def test_every_option_composes_and_matches_its_constructor(override: str) -> Non
     with initialize_config_dir(str(config.CONF), version_base="1.3"):
         cfg = compose("config", overrides=[*needed, override, "device=cpu", "dtype=float32"])
     chosen = OmegaConf.select(cfg, group.replace("/", "."))
-    node = OmegaConf.to_container(chosen, resolve=True) if chosen else None
-    missing = {"images": ["style.png"]}
-    node = OmegaConf.create({key: missing.get(key, "text") if value == "???" else value for key, value in (node or {}).items()})
+    fill(cfg)
+    node = OmegaConf.create(OmegaConf.to_container(chosen, resolve=True) if chosen else {})
     if "_target_" in node:
         config.check_node(node, group)
     else:
