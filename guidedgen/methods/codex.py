@@ -50,6 +50,10 @@ class Codex:
     `temperature` to it over the chain. `min_particles`: a block has N' = N spread / (largest spread so far) streams, rounded up,
     from `min_particles` to N; the spread is the standard deviation of the last selection's rewards, so streams are not spent where
     they agree. One that is alone stays alone.
+
+    What they do on the lab (experiment=codex/lab/aesthetic samples_per_prompt=1, rows annealed and adaptive, 64 pictures): with tau
+    falling from 0.5 to 0.02 the reward is 8.71, against 8.67 at 0.02; with 1 to 4 streams 8.53, against 8.65 with 4, for 174 rows
+    against 306.
     """
 
     num_particles: int | Sequence[int] = 4
