@@ -13,12 +13,12 @@ from torch import Tensor
 
 from guidedgen import images
 from guidedgen.metrics import summary
+from guidedgen.metrics.classes import SUFFIXES, PerClass
 from guidedgen.metrics.sets import SetMetric, extract
 from guidedgen.store import Record, RunFolder
 from guidedgen.types import Reward, Task, UsageError
 
 GRID = "grid.png"  # the overview that a run puts beside its samples
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Images:
         """A run's images where the folder is a run's, else all images in it, not recursively."""
         if (folder / "records.jsonl").exists():
             return Images.of_run(RunFolder(folder))
-        found = (path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES and path.name != GRID)
+        found = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name != GRID)
         return Images(paths=sorted(found))
 
     def __len__(self) -> int:
@@ -78,7 +78,7 @@ def check_reference(folder: Path) -> None:
         raise UsageError(f"reference={folder}: no such folder; give base, none, or a folder of images")
     found = Images.of_folder(folder)
     if not len(found):
-        raise UsageError(f"reference={folder}: holds no image ({', '.join(_SUFFIXES)})")
+        raise UsageError(f"reference={folder}: holds no image ({', '.join(SUFFIXES)})")
     for path in found.paths:
         try:
             with Image.open(path) as picture:
@@ -217,6 +217,41 @@ def distances(own: Images, reference: Images, measures: Mapping[str, SetMetric],
             seen[network] = (x, y)
         found |= {name: {"value": value, "features": network} for name, value in measure(*seen[network]).items()}
     return found
+
+
+def per_class(
+    own: Images, base: Images, measure: PerClass, tasks: Mapping[str, Task], *, batch_size: int, device: str
+) -> dict[str, Any]:
+    """Distance of each class's pictures, a class being a task, to real ones of it, and its change against the unguided run.
+
+    The classes that have two pictures in both; nothing without one.
+    """
+    guided, unguided = (_by_task(pictures) for pictures in (own, base))
+    shared = [task for task in guided if min(len(guided[task]), len(unguided.get(task, ()))) >= 2]
+    if not shared:
+        return {}
+
+    def seen(side: Mapping[str, Images]) -> dict[str, np.ndarray]:
+        return {task: extract(measure.features, side[task].batches(batch_size, device)) for task in shared}
+
+    ours, theirs, change = measure(seen(guided), seen(unguided), tasks)
+    return {
+        "classes": len(shared), "fid": float(np.mean(list(ours.values()))), "base": float(np.mean(list(theirs.values()))),
+        "mean_of_percent": change.mean_of_percent, "percent_of_means": change.percent_of_means,
+        "per_class": dict(change.per_class), "features": measure.features.name,
+    }  # fmt: skip
+
+
+def _by_task(pictures: Images) -> dict[str, Images]:
+    """A run's images by the task that they are of."""
+    assert pictures.records is not None
+    places: dict[str, list[int]] = {}
+    for i, record in enumerate(pictures.records):
+        places.setdefault(record.task, []).append(i)
+    return {
+        task: Images(paths=[pictures.paths[i] for i in some], records=[pictures.records[i] for i in some])
+        for task, some in places.items()
+    }
 
 
 def _cost(records: Sequence[Record]) -> dict[str, float]:

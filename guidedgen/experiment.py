@@ -134,6 +134,9 @@ def _judge(job: Job) -> dict[str, Any]:
             metrics["reference_samples"] = len(reference)
             metrics["compared"] = [len(sharp), len(other)]
             metrics["distances"] = evaluate.distances(sharp, other, job.distances, **where)
+            if job.per_class is not None:
+                known = {sample.task.id: sample.task for sample in job.samples}
+                metrics["per_class"] = evaluate.per_class(sharp, other, job.per_class, known, **where)
     if job.originals is not None:
         metrics["learning"] = learning.spent(job)
     _mark_shared(job, metrics)
@@ -178,7 +181,7 @@ def _mark_shared(job: Job, metrics: Mapping[str, Any]) -> None:
     guide = set(getattr(job.reward, "networks", ())) if job.method.needs.reward else set()
     for name, entry in metrics["scores"].items():
         entry["shares_guide"] = bool(guide & set(getattr(job.scorers[name], "networks", ())))
-    for entry in metrics.get("distances", {}).values():
+    for entry in [*metrics.get("distances", {}).values(), *filter(None, [metrics.get("per_class")])]:
         entry["shares_guide"] = entry["features"] in guide
 
 

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from guidedgen import config, evaluate
 from guidedgen.datasets.references import read_reference
+from guidedgen.metrics.classes import PerClass
 from guidedgen.metrics.sets import SetMetric
 from guidedgen.models import tuning
 from guidedgen.models.stable_diffusion import StableDiffusion
@@ -40,6 +41,7 @@ class Job:
     samples: Sequence[Sample]
     scorers: Mapping[str, Reward]  # the reward first, where there is one
     distances: Mapping[str, SetMetric]
+    per_class: PerClass | None  # the distance of each task's pictures to real ones
     tracker: Tracker | None
     base: Job | None  # the unguided run it is measured against
     reference: Path | None  # a folder of images it is measured against instead
@@ -140,6 +142,7 @@ def _prepare(cfg: DictConfig, model: StableDiffusion | None = None) -> Job:
         samples=[Sample(task=task, seed=cfg.seed + i) for task in tasks for i in range(cfg.samples_per_prompt)],
         scorers=scorers,
         distances=_each(cfg.metrics.distances, "metrics.distances", allow),
+        per_class=_per_class(cfg, tasks, allow),
         tracker=config.build(cfg.tracker, "tracker", allow) if cfg.tracker else None,
         base=base,
         reference=reference,
@@ -168,6 +171,20 @@ def _lessons(cfg: DictConfig, method: Method, model: StableDiffusion) -> tuple[S
 
 def _each(nodes: DictConfig, key: str, allow: Sequence[str]) -> dict[str, Any]:
     return {name: config.build(nodes[name], f"{key}.{name}", allow) for name in map(str, nodes)}
+
+
+def _per_class(cfg: DictConfig, tasks: Sequence[Task], allow: Sequence[str]) -> PerClass | None:
+    """What measures class by class, where the metrics have it; the unguided run has nothing to be measured against."""
+    node = cfg.metrics.get("per_class")
+    if not node or module_of(cfg.method) == "base":
+        return None
+    if cfg.reference != "base":
+        raise UsageError(f"reference={cfg.reference}: metrics.per_class gives the change against the unguided run: base is needed")
+    if cfg.samples_per_prompt < 2:
+        raise UsageError(f"samples_per_prompt={cfg.samples_per_prompt}: metrics.per_class needs at least 2 pictures of each prompt")
+    measure: PerClass = config.build(node, "metrics.per_class", allow)
+    measure.pictures.check(tasks)
+    return measure
 
 
 def _reference(cfg: DictConfig, model: StableDiffusion) -> tuple[Job | None, Path | None]:

@@ -81,6 +81,11 @@ def show(metrics: Mapping[str, Any]) -> None:
         shared |= bool(mark)
         ours, theirs = metrics.get("compared") or (metrics["samples"], metrics["reference_samples"])
         row(f"{name}{mark} ({ours} v {theirs})", name, None, entry["value"])
+    if found := metrics.get("per_class"):
+        mark = "*" if found["shares_guide"] else ""
+        shared |= bool(mark)
+        change = f"{found['mean_of_percent']:+.3g} % (of means {found['percent_of_means']:+.3g} %)"
+        row(f"fid to each of {found['classes']} classes{mark}", "class_fid", found["base"], found["fid"], change)
     cost, base = metrics.get("cost", {}), metrics.get("base_cost", {})
     for name in ("nfe", "nfe_backward", "decodes", "reward_calls", "seconds"):
         row(f"{name} / sample", name, base.get(name), cost.get(name))
@@ -125,7 +130,7 @@ def study_table(folder: Path) -> str:
         name = label if labels.count(label) == 1 else f"{label} {run['title'].rsplit('-', 1)[-1]}"
         rows.append({"": name, **_row(run, head)})
     scores = dict.fromkeys(name for run in runs for name in run["scores"] if name != run.get("reward"))
-    columns = ["", head, "wins", "slipped past", *scores, "fid", "cmmd", "rmse", "nfe", "nfe_backward", "seconds", "n"]
+    columns = ["", head, "wins", "slipped past", *scores, "fid", "class fid", "cmmd", "rmse", "nfe", "nfe_backward", "seconds", "n"]
     columns = [name for name in columns if any(row.get(name) for row in rows)]
     lines = [columns, ["---"] + ["---:"] * (len(columns) - 1), *([row.get(name, "") for name in columns] for row in rows)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -146,6 +151,8 @@ def _row(run: Mapping[str, Any], head: str) -> dict[str, str]:
     wins = run["scores"].get(guided, {}).get("win_rate")
     row["wins"] = "" if wins is None else f"{100 * wins:.0f} %"
     row["slipped past"] = "".join(map(_past, run["scores"].values()))
+    if found := run.get("per_class"):
+        row["class fid"] = cell("class_fid", found["fid"], found["shares_guide"]) + f" ({found['mean_of_percent']:+.3g} %)"
     return row | {name: cell(name, value) for name, value in run["cost"].items()} | {"n": str(run["samples"])}
 
 
@@ -159,6 +166,8 @@ def _notes(runs: Sequence[Mapping[str, Any]], table: str) -> Iterator[str]:
     yield "nfe, nfe_backward: network rows per sample; seconds per sample; n images; wins: guided reward against the base's."
     if "slipped past" in table:
         yield "slipped past: of n samples that the filter flags without guidance, those it does not flag with it (95 % interval)."
+    if "class fid" in table:
+        yield "class fid: FID to real pictures of what a prompt asks for, mean over prompts (mean change against the base)."
     if "*" in table:
         yield "\\* shares a network with the guidance."
     for source in dict.fromkeys(run["published"]["source"] for run in runs if run.get("published")):

@@ -12,7 +12,7 @@ from guidedgen.lab.networks import WEIGHTS
 
 LAB = ["model=lab", "zoo=lab", "metrics=lab", "dtype=float32"]  # in place of weights that are not here
 BROUGHT = {  # what the user has to bring, and what stands in for it
-    "vocabulary": ["dataset=lab", "dataset.category=fine"],
+    "vocabulary": ["dataset=lab", "dataset.category=fine", "metrics.per_class=null"],
     "stylise": ["dataset.images=['lab:night']", "dataset@dataset.prompts=lab", "dataset@method.prompts.prompts=lab"],
     "effect": ["dataset=lab", "method.prompts.prompt='a red circle'", "method.target='striped {prompt}'"],
     "audit": ["dataset=lab"],

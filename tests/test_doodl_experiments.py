@@ -15,7 +15,7 @@ APPLICATIONS = ["text", "vocabulary", "aesthetic", "edit", "personalise"]
 LAB = ["model=lab", "zoo=lab", "metrics=lab", "dtype=float32"]  # in place of weights that are not here
 BROUGHT = {  # what the user has to bring, and what stands in for it
     "text": ["dataset=lab", "dataset.category=colour"],
-    "vocabulary": ["dataset=lab", "dataset.category=fine"],
+    "vocabulary": ["dataset=lab", "dataset.category=fine", "metrics.per_class=null"],
     "aesthetic": ["dataset=lab", "dataset.category=colour", "reward=aesthetic"],
     "edit": ["reward=aesthetic", f"method.source_image={WEIGHTS / 'styles' / 'night.png'}"],
     "personalise": ["dataset.images=['lab:night','lab:mosaic']"],

@@ -19,9 +19,13 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from guidedgen import config, experiment, images, jobs
+from guidedgen.lab.classes import RenderedClasses
 from guidedgen.lab.networks import WEIGHTS
+from guidedgen.metrics.frechet import frechet_distance
 from guidedgen.models.stable_diffusion import StableDiffusion
 from guidedgen.store import RunFolder
+from guidedgen.types import Task, UsageError
+from guidedgen.zoo.inception import LabInception
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = ["scheduler.num_steps=6", "dataset.limit=4", "tracker=none", "device=cpu"]
@@ -431,3 +435,32 @@ def test_a_sweep_runs_every_combination(start: Start, tmp_path: Path) -> None:
     assert len(runs) == 2
     assert all(RunFolder(run).done for run in runs)
     assert {record.seed for run in runs for record in RunFolder(run).records().values()} == {0, 1}
+
+
+PER_CLASS = (
+    "metrics.per_class={_target_: guidedgen.metrics.classes.PerClass, features: '${zoo.inception}', "
+    "pictures: {_target_: guidedgen.lab.classes.RenderedClasses, count: 8}}"
+)
+
+
+def test_distances_to_each_class_are_those_of_its_pictures(run: Run) -> None:
+    folder, metrics = run("samples_per_prompt=2", "dataset.limit=1", "method.num_particles=6", PER_CLASS, method="best_of_n")
+    (base,) = (other for other in folder.parent.iterdir() if other.name.startswith("base"))
+    features, tasks = LabInception(), [Task(id="", prompt=record.prompt) for record in RunFolder(folder).records().values()]
+    real = next(RenderedClasses(count=8)(tasks[0]))
+
+    def distance(run: Path) -> float:
+        own = torch.cat([images.read(run / record.image) for record in RunFolder(run).records().values()])
+        return frechet_distance(*(features(some).detach().double().numpy() for some in (own, real)))
+
+    found = metrics["per_class"]
+    assert (found["fid"], found["base"]) == pytest.approx((distance(folder), distance(base)), rel=1e-5)
+    assert found["fid"] != pytest.approx(found["base"], rel=1e-3)
+    assert found["mean_of_percent"] == pytest.approx(100 * (found["fid"] / found["base"] - 1))
+    assert found["classes"] == 1 and not found["shares_guide"]
+
+
+@pytest.mark.parametrize("override", ["samples_per_prompt=1", "reference=none"])
+def test_distances_to_classes_need_a_base_and_two_pictures(job: Callable[..., jobs.Job], override: str) -> None:
+    with pytest.raises(UsageError, match=f"^{override}: metrics.per_class"):
+        job("samples_per_prompt=2", PER_CLASS, override)
