@@ -4,10 +4,11 @@ Rooms, and who may import whom (held by tests/test_layers.py):
 
     types, images, noise, cost     what everything else speaks: torch, numpy, pillow
     process                        noise schedules, grids, formulas, step rules                <- types
-    problem                        what a method is given                                      <- types, images, noise, process
+    augment                        random copies of pictures                                   <- types, noise
+    problem                        what a method is given                             <- types, images, noise, augment, process
     gradients                      how to differentiate a whole chain                          <- types, process
     models                         Stable Diffusion folders, the analytic Gaussian mixture     <- types, process, images, cost, zoo
-    methods                        one paper, one file                                         <- types, process, noise, problem
+    methods                        one paper, one file                                <- types, process, noise, augment, problem
     zoo                            reward and metric networks, and where weights are found     <- types, images, lab
     rewards                        one scorer, one file                                        <- types, images
     datasets                       a dataset is a sequence of Task                             <- types, images, lab

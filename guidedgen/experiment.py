@@ -177,10 +177,12 @@ def _reference(job: Job) -> evaluate.Images | None:
 
 
 def _mark_shared(job: Job, metrics: Mapping[str, Any]) -> None:
-    """Says of each figure whether a network that measured it has guided too."""
+    """Says of each figure whether a network that measured it has guided too, and what else it depends on."""
     guide = set(getattr(job.reward, "networks", ())) if job.method.needs.reward else set()
     for name, entry in metrics["scores"].items():
         entry["shares_guide"] = bool(guide & set(getattr(job.scorers[name], "networks", ())))
+        if described := getattr(job.scorers[name], "described", None):
+            entry["described"] = described
     for entry in [*metrics.get("distances", {}).values(), *filter(None, [metrics.get("per_class")])]:
         entry["shares_guide"] = entry["features"] in guide
 
@@ -202,8 +204,9 @@ def _sample_all(job: Job, label: str) -> None:
     todo = [batch for batch in _batches(job) if any(sample.name not in finished for sample in batch)]
     if todo:
         job.model.load()
-    steps = [len(_grid(job, _share(job, batch[0]))) - 1 for batch in todo]
-    with report.progress(label, total=job.method.needs.chains * sum(steps)) as advance:
+    needs = job.method.needs
+    steps = [needs.chains * (len(_grid(job, _share(job, batch[0]))) - 1) if needs.steps is None else needs.steps for batch in todo]
+    with report.progress(label, total=sum(steps)) as advance:
         for batch in todo:
             for sample, image, record, trace in _sample(job, batch, advance):
                 if sample.name not in finished:

@@ -92,6 +92,9 @@ def show(metrics: Mapping[str, Any]) -> None:
     table.caption = f"{metrics.get('samples')} samples, {metrics.get('prompts')} prompts" + (
         "; * shares a network with the guidance" if shared else ""
     )
+    for name, entry in metrics.get("scores", {}).items():
+        if entry.get("described"):
+            table.caption += f"\n{name}: {entry['described']}"
     if learned := metrics.get("learning"):
         rows = f"{learned['nfe']} network rows, {learned['nfe_backward']} of them backward"
         table.caption += f"\nlearned first, on {learned['lessons']} pictures: {rows}, {learned['seconds']:.0f} s"

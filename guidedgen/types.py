@@ -115,8 +115,9 @@ class Denoiser(Protocol):
 class Reward(Protocol):
     """Scores images; higher is better. It may have `networks`, the names of those that guide, and `reports`: further scorers
     that are reported beside it, by name; `check(tasks)`, which raises UsageError for tasks that it cannot score;
-    `needs_original`, true where it compares with the tasks' originals, its score being NaN where a task has none; and `flags`,
-    true where its scores are a content filter's verdicts, 1 for what it flags and 0 for the rest.
+    `needs_original`, true where it compares with the tasks' originals, its score being NaN where a task has none; `flags`, true
+    where its scores are a content filter's verdicts, 1 for what it flags and 0 for the rest; and `described`, what else its scores
+    depend on, such as a parser's version.
     """
 
     differentiable: bool  # whether gradients reach the pixels
@@ -144,6 +145,27 @@ class Features(Protocol):
 
     def __call__(self, images: Tensor) -> Tensor:
         """b 3 H W in [0, 1] -> b d."""
+
+
+class Matcher(Protocol):
+    """Says how well a text tells what an image shows (BLIP-2's Q-Former)."""
+
+    name: str
+
+    def __call__(self, images: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """b 3 H W in [0, 1], one text each -> losses, b each, differentiable: of matching, -log p(match), and of captioning, the
+        label-smoothed cross-entropy per token.
+        """
+
+
+class Vqa(Protocol):
+    """Answers yes/no questions about images."""
+
+    name: str
+    differentiable: bool  # whether gradients reach the pixels
+
+    def __call__(self, images: Tensor, questions: Sequence[str]) -> Tensor:
+        """b 3 H W in [0, 1], one question each -> b, log-odds of yes against no: sigmoid of it is P(yes) / (P(yes) + P(no))."""
 
 
 class GradientEngine(Protocol):
@@ -176,6 +198,7 @@ class Needs:
     reference: Literal["ignored", "optional", "required", "inverted"] = "optional"
     one_sample: bool = False  # a batch of one sample, because samples differ in what they cost
     chains: int = 1  # how often the chain is walked through; for the progress bar
+    steps: int | None = None  # where it walks through none: how many of its own it takes
 
 
 class Method(Protocol):

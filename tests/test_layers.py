@@ -22,10 +22,11 @@ ALLOWED = {
     "noise": set(),
     "cost": set(),
     "process": {"types"},
-    "problem": {"types", "images", "noise", "process"},
+    "augment": {"types", "noise"},
+    "problem": {"types", "images", "noise", "augment", "process"},
     "models": {"types", "process", "images", "cost", "zoo"},
     "gradients": {"types", "process"},
-    "methods": {"types", "process", "noise", "problem", "gradients"},
+    "methods": {"types", "process", "noise", "augment", "problem", "gradients"},
     "rewards": {"types", "images"},
     "metrics": {"types", "images"},
     "zoo": {"types", "images", "lab"},  # lab: the loaders of the shipped weights
@@ -61,6 +62,8 @@ PACKAGES = {
     "safetensors": {"models", "zoo", "lab"},
     "tokenizers": {"lab"},
     "sklearn": {"methods"},
+    "kornia": {"augment"},
+    "spacy": {"metrics"},
     "wandb": {"tracker"},
     "hydra": {"config", "experiment"},
     "omegaconf": {"config", "jobs", "experiment"},
@@ -77,6 +80,8 @@ HEAVY = {
     "torchdiffeq",
     "peft",
     "sklearn",
+    "kornia",
+    "spacy",
     "wandb",
 }
 

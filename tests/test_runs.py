@@ -42,6 +42,10 @@ QUICK_METHOD = {
     "universal": ["method.num_repeats=2", "method.strength=0.05", "scheduler=ddim"],
     "doodl": ["method.num_updates=1", "method.num_crops=2", "scheduler=ddim"],
     "adjoint_dpm": ["method.num_updates=1", "scheduler=ddim"],
+    "blip_inversion": [
+        "method.num_iterations=3", "method.distill_iterations=1", "method.distill_weight=[20,10]", "method.augmentations.count=2",
+        "method.ema_start=2",
+    ],
     "adjoint_tuning": [
         "method.num_updates=2", "method.samples_per_update=1", "method.noises_per_prompt=2", "method.prompts.limit=1",
         "method.save_every=1", "method.rank=1", "scheduler=ddim",

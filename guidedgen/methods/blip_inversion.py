@@ -1,0 +1,168 @@
+"""Inversion of a vision-language model (Liu et al. 2024, "Referee Can Play: An Alternative Approach to Conditional Generation via
+Model Inversion", arXiv:2402.16305): a clean latent z is optimised until a referee finds that its picture shows the prompt, while
+score distillation keeps it a picture. Algorithm 1, for i = 1 .. I:
+
+    g_s = w2(i) 2 (eps_cfg(z_t) - eps) / (h w);   g_r = -w1 |g_s| grad_z mean r(A(D(z))) / |grad_z mean r(A(D(z)))|
+    z = optimiser(z, g_r);   z = z - lr g_s;   z = z + noise;   ema = decay ema + (1 - decay) z
+    z = ema   where i is ema_start, ema_start + ema_restart, ...
+
+The referee is the reward, of any kind that has a gradient, seen through `augmentations`. The last `distill_iterations` are without
+it. The noise that z_t holds at an iteration, t, is the same for all samples: a batch is one call of the network.
+
+Cost, with I iterations of which J are refereed and v copies: 2I rows forward (none for mode=referee_only, I where distill_scale
+is 1), none backward; J decodes and max(v, 1) J reward calls, and one decode of the finished picture. The released code decodes
+three times, and calls the referee twice, an iteration. Null settings: num_iterations = 0, the decoded noise; weight = 0,
+distillation alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from guidedgen.augment import Augmentations
+from guidedgen.methods.guidance import check_counts
+from guidedgen.methods.whole_chain import Best
+from guidedgen.noise import Noise, stream
+from guidedgen.problem import Problem
+from guidedgen.process.formulas import add_noise
+from guidedgen.types import BadValue, Needs, Observer, ignore
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlipInversion:
+    """Where paper and released code (Pepper-lll/VLMinv, generate.py and blip2_sds.py) differ, the default is:
+
+    optimizer: of the referee's step, sgd, as in the code. The paper says Adam, whose step does not depend on the gradient's norm:
+        the balance w1, which its Table 6 finds to matter, would do nothing.
+    distill_lr: of the distillation's step, scheduled as the referee's (the paper), or constant (the code).
+    warmup: iterations over which the referee's learning rate rises from 0: none in the paper, 10 in the code.
+    noise: standard deviation of what is added to z, once (the paper's N(0, 0.04)); the code adds it twice, once times the learning
+        rate. In the last iterations it is `last_noise`, the code's 0.01, of which the paper says nothing.
+
+    `mode` referee_only takes the step of the referee alone, of w1 times the norm of a distillation gradient of unit elements;
+    distill_only is distillation alone: the rows of Table 3. `lr` and `distill_weight` are [first, last], along a cosine.
+    `distill_window` are the least and the greatest t, as shares of the trained steps. `keep` takes the last picture, or the one
+    whose copies the referee has given most. After a restart the code's average shares its memory with z and moves with it; ours
+    does not.
+    """
+
+    augmentations: Augmentations
+    mode: Literal["full", "referee_only", "distill_only"] = "full"
+    num_iterations: int = 160
+    distill_iterations: int = 10
+    weight: float = 2.0
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: Sequence[float] = (1.0, 0.5)
+    warmup: int = 0
+    distill_weight: Sequence[float] = (800.0, 400.0)
+    distill_lr: Literal["scheduled", "constant"] = "scheduled"
+    distill_scale: float = 30.0
+    distill_window: Sequence[float] = (0.05, 0.95)
+    noise: float = 0.2
+    last_noise: float = 0.01
+    ema_decay: float = 0.95
+    ema_start: int | None = 40
+    ema_restart: int = 60
+    keep: Literal["last", "best"] = "last"
+
+    def __post_init__(self) -> None:
+        check_counts(self, "num_iterations", "distill_iterations", "warmup", least=0)
+        check_counts(self, "ema_restart")
+        if self.distill_iterations > self.num_iterations:
+            raise BadValue("distill_iterations", self.distill_iterations, "must be at most num_iterations")
+        for name in ("lr", "distill_weight"):
+            if len(getattr(self, name)) != 2:
+                raise BadValue(name, list(getattr(self, name)), "must be [first, last]")
+        window = self.distill_window
+        if len(window) != 2 or not 0 <= window[0] < window[1] <= 1:
+            raise BadValue("distill_window", list(window), "must be [least, greatest] with 0 <= least < greatest <= 1")
+        if not 0 <= self.ema_decay <= 1:
+            raise BadValue("ema_decay", self.ema_decay, "must be from 0 to 1")
+        if self.keep == "best" and not self._refereed:
+            raise BadValue("keep", self.keep, "there is no referee in this mode; use keep=last")
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(reward=self._refereed > 0, gradient=self._refereed > 0, reference="ignored", steps=self.num_iterations)
+
+    @property
+    def _refereed(self) -> int:
+        """Iterations in which the referee has a say."""
+        if self.mode == "distill_only" or (self.mode == "full" and not self.weight):
+            return 0
+        return self.num_iterations - self.distill_iterations
+
+    def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
+        z = problem.noise.draw(1, problem.latent_shape)
+        average, best = z.clone(), Best()
+        eps, added, views = (problem.noise.fork(name) for name in ("distillation", "latent noise", "augmentations"))
+        draw = partial(self.augmentations.draw, views)
+        times = stream("score distillation").integers(*self._times(problem), size=self.num_iterations)
+        optimizer = (torch.optim.SGD if self.optimizer == "sgd" else torch.optim.Adam)([z], lr=1.0)
+        for i in range(self.num_iterations):
+            lr, weight = (cosine(ends, i, self.num_iterations) for ends in (self.lr, self.distill_weight))
+            distilled = weight * self._distillation(problem, z, int(times[i]), eps)
+            if i < self._refereed:
+                rewards, gradient = problem.score_copies(z, draw if self.augmentations.count else None)
+                best.see(z.clone(), rewards[:, 0])
+                observe("update", i, {"rewards": rewards[:, 0], "distillation": _norm(distilled).flatten()})
+                size = _norm(distilled) if self.mode == "full" else weight * _unit(z)
+                z.grad = -balanced(gradient, self.weight * size)
+                optimizer.param_groups[0]["lr"] = lr * (min(1.0, (i + 1) / self.warmup) if self.warmup else 1.0)
+                optimizer.step()
+            first = i < self.num_iterations - self.distill_iterations
+            z -= (lr if self.distill_lr == "scheduled" else 1.0) * distilled
+            z += (self.noise if first else self.last_noise) * added.draw(1, problem.latent_shape)
+            average.lerp_(z, 1 - self.ema_decay)
+            if first and self._restarts(i + 1):
+                z.copy_(average)
+            observe("step", i, {})
+        return (z if self.keep == "last" else best.x_0)[:, 0]
+
+    def _times(self, problem: Problem) -> tuple[int, int]:
+        """The least t, and the one after the greatest."""
+        low, high = (int(share * len(problem.schedule)) for share in self.distill_window)
+        return low, max(high, low + 1)
+
+    def _distillation(self, problem: Problem, z: Tensor, t: int, noise: Noise) -> Tensor:
+        """The gradient of score distillation, b 1 c h w: 2 (eps_cfg - eps) / (h w), without the network's Jacobian."""
+        if self.mode == "referee_only":
+            return torch.zeros_like(z)
+        point, eps = problem.schedule.at(t), noise.draw(1, problem.latent_shape)
+        predicted = problem.denoise(add_noise(z, eps, point), point, self.distill_scale)
+        h, w = z.shape[-2:]
+        return 2 * (predicted - eps) / (h * w)
+
+    def _restarts(self, i: int) -> bool:
+        """Whether z is set to its average after the i-th iteration, counted from 1."""
+        return self.ema_start is not None and i >= self.ema_start and (i - self.ema_start) % self.ema_restart == 0
+
+
+def cosine(ends: Sequence[float], i: int, count: int) -> float:
+    """From the first to the last of `ends`, over `count` iterations."""
+    first, last = ends
+    return last + (first - last) * (1 + math.cos(math.pi * i / count)) / 2
+
+
+def balanced(gradient: Tensor, size: Tensor) -> Tensor:
+    """Each sample's gradient (b 1 c h w) scaled to a norm (b or 1, 1 1 1 1); one that is zero or not finite becomes zero."""
+    norm = _norm(gradient)
+    usable = norm.isfinite() & (norm > 0)
+    return torch.where(usable, gradient * (size / torch.where(usable, norm, 1)), 0)
+
+
+def _norm(z: Tensor) -> Tensor:
+    return z.flatten(1).norm(dim=1)[(...,) + (None,) * (z.ndim - 1)]
+
+
+def _unit(z: Tensor) -> Tensor:
+    """The norm of a distillation gradient in which eps_cfg - eps has unit elements: 1 1 1 1 1."""
+    h, w = z.shape[-2:]
+    return z.new_full((1,) * z.ndim, 2 / (h * w) * math.sqrt(z[0, 0].numel()))
