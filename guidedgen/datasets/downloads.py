@@ -1,0 +1,78 @@
+"""Benchmark files that are not part of this repository: where they come from, where they are kept, what they have to hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from guidedgen.datasets.tasks import read_text
+from guidedgen.types import BadValue
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """Released files: the folder they are in on the web, and the SHA-256 of each by its name."""
+
+    url: str
+    files: Mapping[str, str]
+
+
+SOURCES = {
+    "t2i_compbench": Source(
+        url="https://raw.githubusercontent.com/Karine-Huang/T2I-CompBench/main/examples/dataset",
+        files={
+            "color_val.txt": "1634259756dbc77d13093d907d414480080ec9790a8c97ad09efaea7b2534f2d",
+            "shape_val.txt": "37e1a276906c7ea9516cbd7ac8501be896006c0c17ca7344f260562834455bae",
+            "texture_val.txt": "fbb5363515b4a28009e360afaaaf389d2dd2289e50dbb0c6ef4ea0c7fe4f3d4f",
+            "spatial_val.txt": "8707a1d7e42ce3002d95363cf55f74bd043c843ae27108f5125aaaa7840ca988",
+            "3d_spatial_val.txt": "c9953597315f36a5fcb41291bb19bdc6ab5f64a0fa760d691b4854a73f5d1fe9",
+            "non_spatial_val.txt": "04c56cc9ac441dc9ea6c5157652058bd1635b5308526dd31bb29a1caab9a758d",
+            "numeracy_val.txt": "dad8df141604b70ba7554bec724e3db0a80023680769b5c514854ea2d2527bbe",
+            "complex_val.txt": "1b808018b8d9916db3d47d5aa2ef18377a3549a56901a474156f799824cdf3b4",
+            "complex_val_spatial.txt": "6c7ac0ab75c7c9080cfc7b421fb059b9b0febb98471707aeedf58771088abc02",
+            "complex_val_action.txt": "d49ee4c7f99e3f3379fb8704a54ff5288b83bb412971edf616a4721c2473308e",
+            "complex_val_spatialaction.txt": "e02ddc7fed812e6577e7386ec2137ce0a994a5ce19771661f68df7ac349a6ca9",
+        },
+    ),
+    "parti_prompts": Source(
+        url="https://raw.githubusercontent.com/google-research/parti/main",
+        files={"PartiPrompts.tsv": "fab29e41bb512a169b56acab4cf2a41dcb675e285df2efcde6640c7dd3c440eb"},
+    ),
+    "geneval": Source(
+        url="https://raw.githubusercontent.com/djghosh13/geneval/main/prompts",
+        files={"evaluation_metadata.jsonl": "5c48e0813e812e3c373fa5c8ed07a8f0a483be30272b4427b0559c8048e67c13"},
+    ),
+}
+
+
+def kept(name: str) -> Path:
+    """The folder that `python scripts/fetch.py data NAME` brings the files of SOURCES to."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache, "guidedgen", name).expanduser()
+
+
+def read_released(name: str, file: str, path: str | None) -> str:
+    """The text of one file of SOURCES, its line ends made one newline each.
+
+    `path` is the file, a folder that holds it, or None for the folder that it is fetched to.
+
+    Raises:
+        BadValue: the option `path` leads to no such file, or to one that holds something else (line ends aside).
+    """
+    found = kept(name) if path is None else Path(path).expanduser()
+    if path is None or found.is_dir():
+        found = found / file
+    if not found.is_file():
+        rule = f"there is no {found}; fetch it with: python scripts/fetch.py data {name}"
+        raise BadValue("path", "null" if path is None else path, rule)
+    text = read_text("path", str(found))
+    if SOURCES[name].files[file] not in (_digest(text), _digest(text.replace("\n", "\r\n"))):
+        raise BadValue("path", str(found), f"is not {file} as released ({SOURCES[name].url}); dataset=text takes any file")
+    return text
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,52 @@
+"""PartiPrompts (P2; Yu et al. 2022, "Scaling Autoregressive Models for Content-Rich Text-to-Image Generation"): 1,632 prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+
+from guidedgen.datasets.downloads import read_released
+from guidedgen.datasets.tasks import check_limit, make_tasks
+from guidedgen.types import BadValue, Task
+
+CATEGORIES = (
+    "Abstract", "Animals", "Artifacts", "Arts", "Food & Beverage", "Illustrations", "Indoor Scenes", "Outdoor Scenes", "People",
+    "Produce & Plants", "Vehicles", "World Knowledge",
+)  # fmt: skip
+CHALLENGES = (
+    "Basic", "Complex", "Fine-grained Detail", "Imagination", "Linguistic Structures", "Perspective", "Properties & Positioning",
+    "Quantity", "Simple Detail", "Style & Format", "Writing & Symbols",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PartiPrompts:
+    """One task per prompt of all categories and challenges, or of one of either.
+
+    path: PartiPrompts.tsv, a folder that holds it, or null for what `scripts/fetch.py data parti_prompts` brings.
+    """
+
+    category: str | None = None
+    challenge: str | None = None
+    path: str | None = None
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, choices in (("category", CATEGORIES), ("challenge", CHALLENGES)):
+            value = getattr(self, name)
+            if value is not None and value not in choices:
+                close = difflib.get_close_matches(value, choices, 1)
+                hint = f"did you mean {close[0]}? " if close else ""
+                raise BadValue(name, value, f"{hint}choose from {', '.join(choices)}, or null for all")
+        check_limit(self.limit)
+
+    def tasks(self) -> Sequence[Task]:
+        lines = read_released("parti_prompts", "PartiPrompts.tsv", self.path).split("\n")
+        rows = [line.split("\t")[:3] for line in lines[1:] if line]  # Prompt, Category, Challenge, Note
+        tasks = make_tasks(prompt for prompt, _, _ in rows)  # of all, so that names do not change with the choice
+        return [
+            dataclasses.replace(task, category=category)
+            for task, (_, category, challenge) in zip(tasks, rows, strict=True)
+            if self.category in (None, category) and self.challenge in (None, challenge)
+        ][: self.limit]

@@ -1,0 +1,57 @@
+"""T2I-CompBench and T2I-CompBench++ (Huang et al. 2023, arXiv:2307.06350; 2025): the validation prompts, 300 per category.
+
+The benchmark draws 10 images of each: samples_per_prompt=10.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+
+from guidedgen.datasets.downloads import read_released
+from guidedgen.datasets.tasks import check_limit, make_tasks
+from guidedgen.types import BadValue, Task
+
+CATEGORIES = ("color", "shape", "texture", "spatial", "3d_spatial", "non_spatial", "numeracy", "complex")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class T2ICompBench:
+    """One task per prompt of a category, in the file's order.
+
+    A task's category is the benchmark's; of complex prompts, which are judged by what they hold, it is complex_spatial,
+    complex_action or complex_spatialaction.
+
+    path: the folder of the released files, or null for what `scripts/fetch.py data t2i_compbench` brings.
+    """
+
+    category: str = "color"
+    path: str | None = None
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.category not in CATEGORIES:
+            close = difflib.get_close_matches(self.category, CATEGORIES, 1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise BadValue("category", self.category, f"{hint}choose from {', '.join(CATEGORIES)}")
+        check_limit(self.limit)
+
+    def tasks(self) -> Sequence[Task]:
+        tasks = make_tasks(self._lines(f"{self.category}_val.txt")[: self.limit], self.category)
+        if self.category != "complex":
+            return tasks
+        # As 3_in_1_eval/3_in_1.py: a prompt is looked up by what comes before its first full stop, and the rest hold both.
+        parts = {kind: {_key(line) for line in self._lines(f"complex_val_{kind}.txt")} for kind in ("spatial", "action")}
+
+        def kind(prompt: str) -> str:
+            return next((kind for kind, prompts in parts.items() if _key(prompt) in prompts), "spatialaction")
+
+        return [dataclasses.replace(task, category=f"complex_{kind(task.prompt)}") for task in tasks]
+
+    def _lines(self, file: str) -> list[str]:
+        return [line for line in read_released("t2i_compbench", file, self.path).split("\n") if line.strip()]
+
+
+def _key(prompt: str) -> str:
+    return prompt.split(".")[0].lower()

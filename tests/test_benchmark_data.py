@@ -1,0 +1,168 @@
+"""T2I-CompBench, PartiPrompts and GenEval: read whole, named stably, refused where they are not what was released."""
+
+import hashlib
+import importlib.util
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from guidedgen.datasets import downloads, geneval, parti_prompts, t2i_compbench
+from guidedgen.datasets.geneval import GenEval
+from guidedgen.datasets.parti_prompts import PartiPrompts
+from guidedgen.datasets.t2i_compbench import T2ICompBench
+from guidedgen.datasets.tasks import make_tasks
+from guidedgen.types import BadValue
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def released(shared: Path) -> Path:
+    return shared / "data" / "t2i_compbench"
+
+
+@pytest.fixture
+def parti(shared: Path) -> str:
+    return str(shared / "data" / "parti" / "parti_prompts.tsv")
+
+
+@pytest.fixture
+def metadata(shared: Path) -> str:
+    return str(shared / "data" / "geneval" / "evaluation_metadata.jsonl")
+
+
+@pytest.mark.parametrize("category", t2i_compbench.CATEGORIES)
+def test_a_category_has_its_300_prompts(released: Path, category: str) -> None:
+    tasks = T2ICompBench(category=category, path=str(released)).tasks()
+    lines = (released / f"{category}_val.txt").read_bytes().decode().replace("\r\n", "\n").strip().split("\n")
+    assert len(tasks) == 300
+    assert [task.prompt for task in tasks] == [line.strip() for line in lines]
+    assert [task.id for task in tasks] == [task.id for task in make_tasks(lines)]
+    assert len({task.id for task in tasks}) == 300
+    assert T2ICompBench(category=category, path=str(released), limit=7).tasks() == tasks[:7]
+
+
+def test_every_released_category_is_there(released: Path) -> None:
+    names = {file.name for file in released.glob("*.txt")}
+    assert names == set(downloads.SOURCES["t2i_compbench"].files)
+    assert {re.sub("_val.*", "", name) for name in names} == set(t2i_compbench.CATEGORIES)
+
+
+def test_complex_prompts_are_told_apart(released: Path) -> None:
+    """58 of relations, 212 of actions and 30 of both; metrics.md 1.5 counted them."""
+    tasks = T2ICompBench(category="complex", path=str(released)).tasks()
+    assert Counter(task.category for task in tasks) == {"complex_spatial": 58, "complex_action": 212, "complex_spatialaction": 30}
+    for kind in ("spatial", "action", "spatialaction"):
+        expected = (released / f"complex_val_{kind}.txt").read_text().strip().split("\n")
+        assert {t.prompt for t in tasks if t.category == f"complex_{kind}"} == {line.strip() for line in expected}
+
+
+def test_line_ends_do_not_matter(released: Path, tmp_path: Path) -> None:
+    text = (released / "color_val.txt").read_bytes().replace(b"\r\n", b"\n")
+    (tmp_path / "color_val.txt").write_bytes(text)
+    assert T2ICompBench(path=str(tmp_path)).tasks() == T2ICompBench(path=str(released)).tasks()
+
+
+def test_another_text_is_refused(released: Path, tmp_path: Path) -> None:
+    text = (released / "color_val.txt").read_bytes()
+    (tmp_path / "color_val.txt").write_bytes(text.replace(b"green bench", b"green couch"))
+    with pytest.raises(BadValue, match=r"is not color_val.txt as released \(https://.*\); dataset=text takes any file") as error:
+        T2ICompBench(path=str(tmp_path)).tasks()
+    assert (error.value.name, error.value.value) == ("path", str(tmp_path / "color_val.txt"))
+
+
+@pytest.mark.parametrize(("make", "name"), [(T2ICompBench, "t2i_compbench"), (PartiPrompts, "parti_prompts"), (GenEval, "geneval")])
+def test_what_is_not_there_can_be_fetched(make, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for path in (None, str(tmp_path)):
+        with pytest.raises(BadValue, match=f"fetch it with: python scripts/fetch.py data {name}$") as error:
+            make(path=path).tasks()
+        assert (error.value.name, error.value.value) == ("path", path or "null")
+
+
+@pytest.mark.parametrize(
+    ("make", "rule"),
+    [
+        (lambda: T2ICompBench(category="colour"), r"did you mean color\? choose from color, shape"),
+        (lambda: T2ICompBench(limit=0), "at least 1"),
+        (lambda: PartiPrompts(category="Animal"), r"did you mean Animals\?"),
+        (lambda: PartiPrompts(challenge="Quantities"), r"did you mean Quantity\?"),
+        (lambda: PartiPrompts(limit=0), "at least 1"),
+        (lambda: GenEval(category="count"), r"did you mean counting\?"),
+        (lambda: GenEval(limit=0), "at least 1"),
+    ],
+)
+def test_wrong_options(make, rule: str) -> None:
+    with pytest.raises(BadValue, match=rule):
+        make()
+
+
+def test_parti_prompts(parti: str) -> None:
+    tasks = PartiPrompts(path=parti).tasks()
+    assert len(tasks) == len({task.id for task in tasks}) == 1632
+    assert {task.category for task in tasks} == set(parti_prompts.CATEGORIES)
+    assert (tasks[0].prompt, tasks[0].category) == ("bond", "Abstract")
+    by_challenge = [PartiPrompts(path=parti, challenge=challenge).tasks() for challenge in parti_prompts.CHALLENGES]
+    assert sum(map(len, by_challenge)) == 1632
+    assert {task.id for some in by_challenge for task in some} == {task.id for task in tasks}
+    some = PartiPrompts(path=parti, category="Animals", challenge="Quantity", limit=3).tasks()
+    assert some == [task for task in PartiPrompts(path=parti, challenge="Quantity").tasks() if task.category == "Animals"][:3]
+
+
+def test_geneval(metadata: str) -> None:
+    """553 in all: 80 single objects, 99 pairs, 80 counts, 94 colours, 100 positions and 100 attributions."""
+    tasks = GenEval(path=metadata).tasks()
+    assert len(tasks) == len({task.id for task in tasks}) == 553
+    counts = dict(zip(geneval.CATEGORIES, (80, 99, 80, 94, 100, 100), strict=True))
+    assert Counter(task.category for task in tasks) == counts
+    assert tasks[0].prompt == "a photo of a bench"
+    assert GenEval(path=metadata, category="position", limit=2).tasks() == [t for t in tasks if t.category == "position"][:2]
+
+
+# scripts/fetch.py data
+
+
+@pytest.fixture
+def fetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    spec = importlib.util.spec_from_file_location("fetch_data", ROOT / "scripts" / "fetch.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_data_are_fetched_checked_and_found(
+    fetch: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "evaluation_metadata.jsonl").write_text('{"tag": "colors", "prompt": "a photo of a red cat"}\n')
+    digest = hashlib.sha256((tmp_path / "web" / "evaluation_metadata.jsonl").read_bytes()).hexdigest()
+    files = {"evaluation_metadata.jsonl": digest}
+    monkeypatch.setitem(downloads.SOURCES, "geneval", downloads.Source(url=(tmp_path / "web").as_uri(), files=files))
+    monkeypatch.setattr(sys, "argv", ["fetch.py", "data", "geneval"])
+    fetch.main()
+    assert capsys.readouterr().out == f"geneval: {tmp_path / 'cache' / 'guidedgen' / 'geneval'}\n"
+    assert [task.prompt for task in GenEval().tasks()] == ["a photo of a red cat"]
+    (tmp_path / "web" / "evaluation_metadata.jsonl").unlink()
+    fetch.main()  # nothing is left to bring
+
+
+def test_a_changed_file_is_not_kept(fetch: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "PartiPrompts.tsv").write_text("something else")
+    source = downloads.Source(url=(tmp_path / "web").as_uri(), files=downloads.SOURCES["parti_prompts"].files)
+    monkeypatch.setitem(downloads.SOURCES, "parti_prompts", source)
+    monkeypatch.setattr(sys, "argv", ["fetch.py", "data", "parti_prompts"])
+    with pytest.raises(SystemExit, match=r"^fetch: invalid hash value"):
+        fetch.main()
+    assert not list((tmp_path / "cache").rglob("*.tsv"))
+
+
+def test_unknown_data_are_refused(fetch: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["fetch.py", "data", "imagenet"])
+    with pytest.raises(SystemExit, match=r"^fetch: data imagenet: choose from t2i_compbench, parti_prompts, geneval"):
+        fetch.main()
