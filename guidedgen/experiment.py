@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +126,8 @@ def _judge(job: Job) -> dict[str, Any]:
         theirs = {}
         if reference is not None and paired:
             theirs = evaluate.score(reference, job.scorers, tasks, recorded=_recorded(job, reference), **where)
-        verdicts = {name for name, scorer in job.scorers.items() if getattr(scorer, "flags", False)}
-        metrics = {**_described(job), "judged_by": _judged_by(job), **evaluate.summarise(own, reference, ours, theirs, verdicts)}
+        summary = evaluate.summarise(own, reference, ours, theirs, job.verdicts)
+        metrics = {**_described(job), "judged_by": _judged_by(job), **summary}
         metrics["blurred"] = len(own.blurred)
         if reference is not None:
             sharp, other = evaluate.comparable(own, reference)
@@ -204,19 +204,19 @@ def _sample_all(job: Job, label: str) -> None:
     todo = [batch for batch in _batches(job) if any(sample.name not in finished for sample in batch)]
     if todo:
         job.model.load()
-    needs = job.method.needs
+    needs, flagged = job.method.needs, _flagged(job)
     steps = [needs.chains * (len(_grid(job, _share(job, batch[0]))) - 1) if needs.steps is None else needs.steps for batch in todo]
     with report.progress(label, total=sum(steps)) as advance:
         for batch in todo:
-            for sample, image, record, trace in _sample(job, batch, advance):
+            for sample, image, record, trace in _sample(job, batch, flagged, advance):
                 if sample.name not in finished:
                     job.folder.save(sample, images.png(image), record, trace)
 
 
 def _sample(
-    job: Job, batch: Sequence[Sample], advance: Callable[[], None]
+    job: Job, batch: Sequence[Sample], flagged: Collection[str], advance: Callable[[], None]
 ) -> Iterator[tuple[Sample, Tensor, Record, list[dict[str, Any]]]]:
-    """Images (3 H W), records and traces of one batch."""
+    """Images (3 H W), records and traces of one batch; a filter has flagged the unguided pictures of the samples in `flagged`."""
     traces: list[list[dict[str, Any]]] = [[] for _ in batch]
 
     def observe(event: str, step: int, values: Mapping[str, Any]) -> None:
@@ -237,24 +237,21 @@ def _sample(
     spent = {name: (value - before[name]) // len(batch) for name, value in ledger.counts().items()}
     seconds = (time.perf_counter() - started) / len(batch)
     scores = _scores(job, pictures, [_with_original(sample, job.base) for sample in batch])
-    hidden = _hidden(job, batch, scores)
     for i, sample in enumerate(batch):
+        blurred = job.blurs and (sample.name in flagged or any(scores[name][i] > 0 for name in job.verdicts))
         record = Record(
             task=sample.task.id, prompt=sample.task.prompt, category=sample.task.category, seed=sample.seed,
-            image=f"images/{sample.name}.png", scores={name: values[i] for name, values in scores.items()},
-            seconds=round(seconds, 4), peak_memory_mib=round(cost.peak_memory_mib(job.cfg.device), 1), blurred=hidden[i], **spent,
+            image=sample.image, scores={name: values[i] for name, values in scores.items()},
+            seconds=round(seconds, 4), peak_memory_mib=round(cost.peak_memory_mib(job.cfg.device), 1), blurred=blurred, **spent,
         )  # fmt: skip
-        yield sample, _blurred(pictures[i]) if hidden[i] else pictures[i], record, traces[i]
+        yield sample, _blurred(pictures[i]) if blurred else pictures[i], record, traces[i]
 
 
-def _hidden(job: Job, batch: Sequence[Sample], scores: Mapping[str, Sequence[float]]) -> list[bool]:
-    """Which samples are stored blurred: those that a filter flags, and those that it flagged in the unguided run."""
-    if not job.blurs:
-        return [False] * len(batch)
-    verdicts = [scores[name] for name, scorer in job.scorers.items() if getattr(scorer, "flags", False)]
-    before = job.base.folder.records() if job.base is not None else {}
-    was = [job.base is not None and before[sample.name].blurred for sample in batch]
-    return [was[i] or any(flags[i] > 0 for flags in verdicts) for i in range(len(batch))]
+def _flagged(job: Job) -> set[str]:
+    """Names of the samples whose pictures the unguided run has stored blurred, where this one blurs any."""
+    if not job.blurs or job.base is None:
+        return set()
+    return {name for name, record in job.base.folder.records().items() if record.blurred}
 
 
 def _blurred(image: Tensor) -> Tensor:
@@ -293,7 +290,7 @@ def _with_original(sample: Sample, unguided: Job | None) -> Task:
     """The sample's task, with the picture that the unguided run has drawn of it."""
     if unguided is None:
         return sample.task
-    return dataclasses.replace(sample.task, original=str(unguided.folder.path / f"images/{sample.name}.png"))
+    return dataclasses.replace(sample.task, original=str(unguided.folder.path / sample.image))
 
 
 def _share(job: Job, sample: Sample) -> float | None:

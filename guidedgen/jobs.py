@@ -54,6 +54,11 @@ class Job:
         """The run folder's name."""
         return self.folder.path.name
 
+    @property
+    def verdicts(self) -> set[str]:
+        """Names of the scorers whose scores are a filter's verdicts."""
+        return {name for name, scorer in self.scorers.items() if getattr(scorer, "flags", False)}
+
 
 def prepare(cfg: DictConfig) -> Job:
     """Builds and checks a run. Raises UsageError for whatever is wrong with it; loads no network."""

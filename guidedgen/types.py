@@ -63,6 +63,11 @@ class Sample:
         """File name without suffix; unique in a run."""
         return f"{self.task.id}-{self.seed}"
 
+    @property
+    def image(self) -> str:
+        """Where its picture lies in the run's folder."""
+        return f"images/{self.name}.png"
+
 
 class Dataset(Protocol):
     """What is to be drawn."""
