@@ -17,6 +17,7 @@ from guidedgen import images as pictures
 from guidedgen.types import UsageError
 from guidedgen.zoo.files import locate_lab, locate_network
 from guidedgen.zoo.inception import load_lab_classifier
+from guidedgen.zoo.pretrained import load_pretrained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -153,27 +154,16 @@ def _words(text: str) -> str:
 
 
 @functools.cache
-@torch.inference_mode(False)
 def _load(folder: Path, safetensors: bool, device: torch.device) -> tuple[PreTrainedModel, Callable[[Tensor], Tensor]]:
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+    what = "an image classifier"
+    network = load_pretrained(AutoModelForImageClassification, folder, what=what, safetensors=safetensors, device=device)
     try:
         processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        loaded: Any = AutoModelForImageClassification.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=safetensors,
-            weights_only=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError) as error:  # of another kind, or only loadable with its own code
-        raise UsageError(f"{folder}: transformers cannot load it as an image classifier ({str(error).splitlines()[0]})") from error
-    network, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        raise UsageError(f"{folder}: the weights lack {len(missing)} tensors of the model, {missing[0]} first; fetch them again")
-    return network.eval().requires_grad_(False).to(device), _preparation(processor, folder)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{folder}: transformers cannot load its image processor ({str(error).splitlines()[0]})") from error
+    return network, _preparation(processor, folder)
 
 
 def _preparation(processor: Any, folder: Path) -> Callable[[Tensor], Tensor]:

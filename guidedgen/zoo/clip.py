@@ -19,6 +19,7 @@ from torch import Tensor
 from guidedgen import images as pictures
 from guidedgen.types import UsageError
 from guidedgen.zoo.files import TOKENIZER, locate, locate_lab, locate_network
+from guidedgen.zoo.pretrained import load_pretrained
 
 if TYPE_CHECKING:
     import open_clip
@@ -143,24 +144,11 @@ def _unit(embedding: Tensor) -> Tensor:
     return embedding / embedding.norm(dim=-1, keepdim=True)
 
 
-# Loading may first happen inside inference mode, whose tensors could never be differentiated through afterwards.
 @functools.cache
-@torch.inference_mode(False)
 def _load_hub(folder: Path, safetensors: bool, device: torch.device) -> CLIPModel:
     from transformers import CLIPModel
 
-    loaded: Any = CLIPModel.from_pretrained(
-        folder,
-        dtype=torch.float32,
-        local_files_only=True,
-        use_safetensors=safetensors,
-        weights_only=True,
-        output_loading_info=True,
-    )
-    network, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        raise UsageError(f"{folder}: the weights lack {len(missing)} tensors of a CLIP, {missing[0]} first; fetch them again")
-    return network.eval().requires_grad_(False).to(device)
+    return load_pretrained(CLIPModel, folder, what="a CLIP", safetensors=safetensors, device=device)
 
 
 @functools.cache

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from guidedgen import images as pictures
 from guidedgen.types import BadValue, UsageError
 from guidedgen.zoo.files import locate_network
+from guidedgen.zoo.pretrained import load_pretrained
 
 if TYPE_CHECKING:
     from transformers import Owlv2ForObjectDetection, Owlv2Processor
@@ -147,23 +148,11 @@ def _digest(image: Tensor) -> str:
 
 
 @functools.cache
-@torch.inference_mode(False)
 def _load(folder: Path, safetensors: bool, device: torch.device) -> tuple[Owlv2ForObjectDetection, Owlv2Processor]:
     from transformers import Owlv2ForObjectDetection, Owlv2Processor
 
+    network = load_pretrained(Owlv2ForObjectDetection, folder, what="an OWLv2", safetensors=safetensors, device=device)
     try:
-        processor = Owlv2Processor.from_pretrained(folder, local_files_only=True)
-        loaded: Any = Owlv2ForObjectDetection.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            local_files_only=True,
-            use_safetensors=safetensors,
-            weights_only=True,
-            output_loading_info=True,
-        )
+        return network, Owlv2Processor.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise UsageError(f"{folder}: transformers cannot load it as an OWLv2 ({str(error).splitlines()[0]})") from error
-    network, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        raise UsageError(f"{folder}: the weights lack {len(missing)} tensors of the model, {missing[0]} first; fetch them again")
-    return network.eval().requires_grad_(False).to(device), processor
+        raise UsageError(f"{folder}: transformers cannot load its processor ({str(error).splitlines()[0]})") from error

@@ -149,7 +149,7 @@ def test_missing_weights_are_told(tmp_path: Path) -> None:
     state = load_file(folder / "model.safetensors")
     save_file({name: tensor for name, tensor in state.items() if "box_head" not in name}, folder / "model.safetensors")
     detector = Owlv2(name="tiny", path=folder)
-    with pytest.raises(UsageError, match="weights lack 6 tensors of the model, box_head"):
+    with pytest.raises(UsageError, match="weights lack 6 tensors of an OWLv2, box_head"):
         detector(pictures(), [["cat"]] * 2)
 
 
