@@ -1,9 +1,10 @@
-"""Fetches weights, so that runs need no network.
+"""Fetches weights and benchmark data, so that runs need no network.
 
 python scripts/fetch.py stable-diffusion-v1-5/stable-diffusion-v1-5    a model of the hub, safetensors where it has them
 python scripts/fetch.py aesthetic inception vgg16                      files that live elsewhere, checked by SHA-256
-python scripts/fetch.py pickscore hps                                  what a reward needs with zoo=hub
+python scripts/fetch.py pickscore t2i_compbench                        what a reward or metrics=t2i_compbench needs with zoo=hub
 python scripts/fetch.py --all                                          what model=sd15 needs with the default reward and metrics
+python scripts/fetch.py data t2i_compbench parti_prompts geneval       prompts of benchmarks, checked by SHA-256
 """
 
 import argparse
@@ -12,6 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from guidedgen.datasets import downloads
 from guidedgen.types import UsageError
 from guidedgen.zoo import files
 
@@ -38,7 +40,15 @@ REWARDS = {
     "style_gram_clip": ("openai/clip-vit-base-patch16",),
     "style_gram_vgg16": ("vgg16",),
     "style_clip_rn50": ("timm/resnet50_clip.openai",),
+    "blip2": ("Salesforce/blip2-itm-vit-g", "blip2-caption-head"),
+    "vqa": ("Salesforce/blip-vqa-capfilt-large",),
 }
+METRICS = {
+    "t2i_compbench": ("Salesforce/blip-vqa-capfilt-large", "openai/clip-vit-base-patch32", "google/owlv2-base-patch16-ensemble"),
+}
+# BLIP-2's first stage as its authors published it, without a checksum: salesforce/LAVIS,
+# lavis/configs/models/blip2/blip2_pretrain.yaml. A file of this name in torch.hub's cache is not fetched again.
+LAVIS = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/blip2_pretrained.pth"
 # Repositories whose main branch has no safetensors: their weights are read as tensors only (torch.load, weights_only).
 PICKLED = {
     "openai/clip-vit-base-patch16": "pytorch_model.bin",
@@ -67,6 +77,8 @@ def fetch(name: str) -> Path:
         if not path.exists():
             torch.hub.download_url_to_file(url, str(path), hash_prefix=digest)
         return path
+    if name == "blip2-caption-head":
+        return caption_head()
     if name in ONLY:
         return files.locate(name, key="fetch", files=ONLY[name], required=ONLY[name][:1])
     if name in PICKLED:
@@ -74,17 +86,56 @@ def fetch(name: str) -> Path:
     return files.locate(name, key="fetch")
 
 
+def caption_head() -> Path:
+    """Makes the captioning head that transformers' BLIP-2 lacks of the authors' checkpoint, which is fetched where needed."""
+    import torch
+    from safetensors.torch import save_file
+
+    from guidedgen.zoo import blip2
+
+    path = files.kept_file(blip2.HEAD)
+    if not path.exists():
+        checkpoint = files.kept_file(LAVIS.rpartition("/")[2])
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        if not checkpoint.exists():
+            torch.hub.download_url_to_file(LAVIS, str(checkpoint))
+        state = files.read_state(checkpoint, key="fetch")
+        partial = path.with_suffix(".partial")
+        save_file(blip2.convert_head(state, str(checkpoint)), partial)
+        partial.replace(path)
+    return path
+
+
+def fetch_data(name: str) -> Path:
+    """Brings the files of one benchmark and returns their folder. Raises UsageError where there is no such benchmark."""
+    import torch
+
+    if name not in downloads.SOURCES:
+        raise UsageError(f"data {name}: choose from {', '.join(downloads.SOURCES)}")
+    folder = downloads.kept(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, digest in downloads.SOURCES[name].files.items():
+        if not (folder / file).exists():
+            url = f"{downloads.SOURCES[name].url}/{file}"
+            torch.hub.download_url_to_file(url, str(folder / file), hash_prefix=digest, progress=False)
+    return folder
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help=f"org/name of the hub, or one of: {', '.join([*files.DOWNLOADS, *REWARDS])}")
+    parts = {**REWARDS, **METRICS}
+    parser.add_argument("names", nargs="*", help=f"org/name of the hub, or one of: {', '.join([*files.DOWNLOADS, *parts])}")
     parser.add_argument("--all", action="store_true")
     arguments = parser.parse_args()
-    names = [*(SD15 if arguments.all else ()), *(part for name in arguments.names for part in REWARDS.get(name, (name,)))]
+    bring = fetch
+    names = [*(SD15 if arguments.all else ()), *(part for name in arguments.names for part in parts.get(name, (name,)))]
+    if arguments.names[:1] == ["data"]:
+        bring, names = fetch_data, arguments.names[1:]
     if not names:
         parser.error("nothing to fetch: give names, or --all")
     try:
         for name in dict.fromkeys(names):
-            print(f"{name}: {fetch(name)}")
+            print(f"{name}: {bring(name)}")
     except (UsageError, OSError, RuntimeError) as error:  # torch.hub: RuntimeError for a wrong hash, OSError for the network
         sys.exit(f"fetch: {error}")
 

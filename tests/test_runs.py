@@ -330,6 +330,115 @@ def test_prompts_of_any_kind_stay_inside_the_run_folder(run: Run, tmp_path: Path
     records = RunFolder(folder).records().values()
     assert sorted(record.prompt for record in records) == sorted(prompts)
     assert len(pixels(folder)) == len(prompts)
+    assert {path.name for path in tmp_path.iterdir()} == {"odd.txt", "default"}
+
+
+def test_any_stable_diffusion_folder_runs(run: Run, tmp_path: Path) -> None:
+    """The real loading path, on a copy of the bundled model elsewhere, under another name."""
+    shutil.copytree(WEIGHTS / "generator", tmp_path / "elsewhere")
+    bundled, _ = run("metrics=none", "reference=none")
+    copied, _ = run(f"model.path={tmp_path / 'elsewhere'}", "model.name=copy", "metrics=none", "reference=none")
+    assert "-copy-" in copied.name
+    ours, theirs = pixels(bundled), pixels(copied)
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+# As processes
+
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts `python run.py` in a folder; whatever is left running is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def go(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+        command = [
+            sys.executable,
+            str(ROOT / "run.py"),
+            f"outputs={folder}",
+            *QUICK,
+            *QUICK_METHOD["code"],
+            "batch_size=1",
+            *overrides,
+        ]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        started.append(process)
+        return process
+
+    yield go
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def the_run(folder: Path) -> Path | None:
+    return next((folder / "default").glob("code-*"), None) if (folder / "default").exists() else None
+
+
+def test_twenty_kills_leave_the_same_files(start: Start, tmp_path: Path) -> None:
+    """SIGKILL at 20 random moments, most of them while samples are made; then the same command once more."""
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    began = time.monotonic()
+    done = start(whole)
+    errors = done.communicate(timeout=300)[1]
+    assert done.returncode == 0, errors
+    length = time.monotonic() - began
+    expected, measured = lasting(the_run(whole)), figures(the_run(whole))
+
+    rng = random.Random(0)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    kills = finished = 0
+    while kills < 20:
+        process = start(broken)
+        try:
+            process.wait(timeout=rng.uniform(0.3, 1.0) * length)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.communicate()
+        folder = the_run(broken)
+        if folder is not None and RunFolder(folder).done:
+            assert lasting(folder) == expected
+            assert figures(folder) == pytest.approx(measured, abs=1e-5)
+            finished += 1
+            shutil.rmtree(broken / "default")
+    last = start(broken)
+    assert last.communicate(timeout=300) and last.returncode == 0
+    assert lasting(the_run(broken)) == expected
+    assert figures(the_run(broken)) == pytest.approx(measured, abs=1e-5)
+    assert not list(broken.rglob("*.partial"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR2, 75), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_run_with_its_code(start: Start, tmp_path: Path, number: signal.Signals, code: int) -> None:
+    process = start(tmp_path, "dataset.limit=300", "reference=none")
+    deadline = time.monotonic() + 120
+    while not ((folder := the_run(tmp_path)) and (folder / "records.jsonl").exists()):  # it has saved something
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert errors.strip().splitlines()[-1].endswith("the same command goes on from here")
+    assert RunFolder(folder).records()
+
+
+def test_a_sweep_runs_every_combination(start: Start, tmp_path: Path) -> None:
+    process = start(tmp_path, "-m", "seed=0,1", "metrics=none", "reference=none", "dataset.limit=1")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    runs = list((tmp_path / "default").glob("code-*"))
+    assert len(runs) == 2
+    assert all(RunFolder(run).done for run in runs)
+    assert {record.seed for run in runs for record in RunFolder(run).records().values()} == {0, 1}
     assert [path.name for path in tmp_path.iterdir()] == ["default"]  # Hydra writes no log
     assert {path.name for path in (tmp_path / "default").iterdir() if not path.is_dir()} == {"multirun.yaml"}
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from rich.table import Table
 from torch import Tensor
 
 from guidedgen.images import to_pil
-from guidedgen.lab import captions, networks, preference, taste
+from guidedgen.lab import captions, networks, preference, referees, statements, taste
 from guidedgen.lab.captions import Description, Thing
 from guidedgen.lab.judge import Verdict, judge, verdict
 from guidedgen.lab.networks import WEIGHTS, AestheticHead, SceneClassifier
@@ -51,6 +52,8 @@ BARS: dict[str, tuple[float, float]] = {
     },
     "clip-preference/choice": (0.75, 1),
     "clip-preference/choice, over the guide's": (0.02, 1),
+    "blip2/swap": (0.95, 1),
+    "vqa/answer": (0.97, 1),
     "generator/single": (0.98, 1),
     "generator/colour": (0.85, 1),
     # What guidance is shown on must be neither hopeless nor solved already.
@@ -69,6 +72,8 @@ PARTS = {
     ),
     "clip-judge": ("clip-judge.safetensors",),
     "aesthetic": ("aesthetic.safetensors", "clip-guide.safetensors"),
+    "blip2": ("blip2.safetensors", "generator/vae/diffusion_pytorch_model.safetensors"),
+    "vqa": ("vqa.safetensors", "generator/vae/diffusion_pytorch_model.safetensors"),
     "generator": ("generator/model_index.json", "classifier.safetensors"),
 }
 
@@ -113,6 +118,10 @@ def _examine_shipped(part: str, device: str, numbers: Mapping[str, int], seed: i
     if part == "generator":
         classifier = networks.load_classifier().to(device)
         return examine_generator(load_pipeline().to(device), classifier, seed, numbers=numbers, folder=folder)
+    if part in ("blip2", "vqa"):
+        network = referees.load_blip2() if part == "blip2" else referees.load_vqa()
+        examine = examine_blip2 if part == "blip2" else examine_vqa
+        return examine(network.to(device), networks.load_tokenizer(), networks.load_vae().to(device), seed)
     name, tokenizer = part.removeprefix("clip-"), networks.load_tokenizer()
     clip = networks.load_clip(name).to(device)
     figures = examine_clip(name, clip, tokenizer, seed)
@@ -308,6 +317,76 @@ def examine_aesthetic(head: AestheticHead, guide: open_clip.model.CLIP, seed: in
     pair = torch.stack([head(_embed_images(guide, images)).cpu(), taste.rate(images)]).double()
     ranks = pair.argsort(1).argsort(1).double()
     return {"aesthetic/pearson": float(torch.corrcoef(pair)[0, 1]), "aesthetic/spearman": float(torch.corrcoef(ranks)[0, 1])}
+
+
+@torch.no_grad()
+def examine_blip2(
+    network: referees.QFormer, tokenizer: Tokenizer, vae: AutoencoderKL, seed: int = 0, n: int = 1024
+) -> dict[str, float]:
+    """Whether a scene's caption is told from the same with one thing false (`captions.corrupt`), on n scenes, every other one seen
+    through the autoencoder.
+
+    `swap`: the true one matches better; beside it the same where the relation was changed, and where anything else was. `match`:
+    each alone is found to match or not to, at probability 1/2. `caption`: the true one has the lower captioning loss.
+    """
+    scenes, start = _held_out("blip2", seed, n), referees.special(tokenizer)["[DEC]"]
+    said = _true_and_false(captions.describe(scenes), random.Random(f"exam blip2 {seed}"))
+    odds, losses = [], []
+    for i in range(0, n, 64):
+        seen = network.see(2 * preference.show(scenes[i : i + 64], vae).to(vae.device) - 1)
+        for texts in zip(*said[i : i + 64], strict=True):
+            ids, mask = (tensor.to(vae.device) for tensor in referees.tokenise(tokenizer, [str(text) for text in texts]))
+            logits = network.match(seen, ids, mask)
+            odds.append((logits[:, 1] - logits[:, 0]).cpu())
+            losses.append(network.caption(seen, ids, mask, start).cpu())
+    true, false = torch.cat(odds[::2]), torch.cat(odds[1::2])
+    turned = torch.tensor([a.relation != b.relation for a, b in said])
+    right = true > false
+    return {
+        "blip2/swap": _mean([right]),
+        "blip2/swap, relation": _mean([right[turned]]),
+        "blip2/swap, else": _mean([right[~turned]]),
+        "blip2/match": _mean([true > 0, false <= 0]),
+        "blip2/caption": _mean([torch.cat(losses[::2]) < torch.cat(losses[1::2])]),
+    }
+
+
+def _true_and_false(truths: Sequence[Description], rng: random.Random) -> list[tuple[Description, Description]]:
+    """A caption of each scene, and the same made false in one point."""
+    pairs = []
+    for truth in truths:
+        while True:
+            said = captions.parse(captions.caption(truth, rng))
+            if said is not None and not statements.holds(false := captions.corrupt(said, rng), truth):
+                pairs.append((said, false))
+                break
+    return pairs
+
+
+@torch.no_grad()
+def examine_vqa(network: Any, tokenizer: Tokenizer, vae: AutoencoderKL, seed: int = 0, n: int = 1024) -> dict[str, float]:
+    """Share of right answers to two questions on each of n scenes, one to be answered with yes and one with no (see
+    `statements.question`); every other scene is seen through the autoencoder. Beside it the share where a relation is asked for.
+    """
+    scenes, special = _held_out("vqa", seed, n), referees.special(tokenizer)
+    rng = random.Random(f"exam vqa {seed}")
+    pairs = [statements.question(truth, rng) for truth in captions.describe(scenes)]
+    right = []
+    for i in range(0, n, 64):
+        images = 2 * preference.show(scenes[i : i + 64], vae).to(vae.device) - 1
+        for texts, positive in zip(zip(*pairs[i : i + 64], strict=True), (True, False), strict=True):
+            ids, mask = (tensor.to(vae.device) for tensor in referees.tokenise(tokenizer, texts))
+            ids[:, 0] = special["[ENC]"]
+            logits = referees.answer(network, images, ids, mask, special["[DEC]"])
+            right.append(((logits[:, special["yes"]] > logits[:, special["no"]]) == positive).cpu())
+    yes, no = torch.cat(right[::2]), torch.cat(right[1::2])
+    related = torch.tensor([any(f" {word} " in true for word in ("of", "above", "below")) for true, _ in pairs])
+    return {
+        "vqa/answer": _mean([yes, no]),
+        "vqa/answer, yes": _mean([yes]),
+        "vqa/answer, no": _mean([no]),
+        "vqa/answer, relation": _mean([yes[related], no[related]]),
+    }
 
 
 # The generator

@@ -96,7 +96,9 @@ def tokenize(tokenizer: Tokenizer, texts: list[str]) -> Tensor:
     return torch.tensor(rows)
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
+    """Two convolutions beside a shortcut (He et al. 2016)."""
+
     def __init__(self, channels: int, out: int, stride: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
@@ -136,8 +138,8 @@ class SceneClassifier(nn.Module):
         super().__init__()
         w = width
         self.stem = nn.Sequential(nn.Conv2d(3, w, 5, 2, 2, bias=False), nn.BatchNorm2d(w), nn.ReLU(inplace=True))
-        self.fine = nn.Sequential(_Block(w, 2 * w, 2), _Block(2 * w, 4 * w, 1))  # 16 x 16
-        self.coarse = nn.Sequential(_Block(4 * w, 5 * w, 2), _Block(5 * w, 5 * w, 1))  # 8 x 8
+        self.fine = nn.Sequential(Block(w, 2 * w, 2), Block(2 * w, 4 * w, 1))  # 16 x 16
+        self.coarse = nn.Sequential(Block(4 * w, 5 * w, 2), Block(5 * w, 5 * w, 1))  # 8 x 8
         self.merge = nn.Conv2d(9 * w, 4 * w, 1)
         self.look = nn.Conv2d(4 * w, len(SHAPES), 1)
         self.present = nn.Conv2d(4 * w, len(SHAPES), 1)
@@ -217,7 +219,8 @@ def load_vae() -> AutoencoderKL:
     return AutoencoderKL.from_pretrained(WEIGHTS / "generator" / "vae").float().eval().requires_grad_(False)
 
 
-def _load(network: _Network, name: str) -> _Network:
+def load(network: _Network, name: str) -> _Network:
+    """The network with the shipped weights of this name in fp32, frozen."""
     from safetensors.torch import load_file
 
     network.load_state_dict(load_file(WEIGHTS / f"{name}.safetensors"))
@@ -226,14 +229,14 @@ def _load(network: _Network, name: str) -> _Network:
 
 def load_classifier() -> SceneClassifier:
     """The shipped scene classifier in fp32, frozen."""
-    return _load(SceneClassifier(), "classifier")
+    return load(SceneClassifier(), "classifier")
 
 
 def load_clip(name: str) -> open_clip.model.CLIP:
     """A shipped CLIP (of CLIPS) in fp32, frozen."""
-    return _load(build_clip(name, load_tokenizer().get_vocab_size()), f"clip-{name}")
+    return load(build_clip(name, load_tokenizer().get_vocab_size()), f"clip-{name}")
 
 
 def load_aesthetic() -> AestheticHead:
     """The shipped aesthetic head in fp32, frozen."""
-    return _load(AestheticHead(CLIP_DIM), "aesthetic")
+    return load(AestheticHead(CLIP_DIM), "aesthetic")

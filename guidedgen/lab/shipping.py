@@ -42,6 +42,8 @@ def train(names: Sequence[str], settings: Settings) -> None:
                 ship(network["unet"], "generator/unet")
                 ship(network["text"], "generator/text_encoder")
                 ship_pipeline()
+            elif name in ("blip2", "vqa"):
+                save(network[name], name)  # without the heads that only training has
             else:
                 save(network, name)
 

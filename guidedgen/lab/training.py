@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from guidedgen.lab import captions, networks, preference, taste
+from guidedgen.lab import captions, networks, preference, referee_training, taste
 from guidedgen.lab.fitting import Part, Settings
 from guidedgen.lab.render import render
 from guidedgen.lab.world import SIZE, Scenes, Split, draw_scenes, unseen_pair
@@ -27,14 +27,14 @@ _STORED_SCENES = 60_000  # encoded once for the generator; captions are drawn an
 
 
 # In an order in which they can be trained.
-PARTS = ("vae", "generator", "classifier", "clip-guide", "clip-preference", "clip-judge", "aesthetic")
+PARTS = ("vae", "generator", "classifier", "clip-guide", "clip-preference", "clip-judge", "aesthetic", "blip2", "vqa")
 
 
 def build(name: str, settings: Settings) -> Part:
     """An untrained part, its initial weights a function of the seed.
 
-    The generator and the classifier need the shipped autoencoder, the aesthetic head the shipped guide CLIP, the preference CLIP
-    both.
+    The generator, the classifier, "blip2" and "vqa" need the shipped autoencoder, the aesthetic head the shipped guide CLIP, the
+    preference CLIP both.
     """
     torch.manual_seed(int.from_bytes(f"{settings.seed}{name}".encode()[:7], "big"))
     if name == "vae":
@@ -47,6 +47,9 @@ def build(name: str, settings: Settings) -> Part:
         return aesthetic(settings, networks.load_clip("guide"))
     if name == "clip-preference":
         return preference_clip(settings, networks.load_clip("guide"), networks.load_vae(), networks.train_tokenizer())
+    if name in ("blip2", "vqa"):
+        make = referee_training.blip2 if name == "blip2" else referee_training.vqa
+        return make(settings, networks.load_vae(), networks.train_tokenizer(), _photographed)
     return clip(settings, name.removeprefix("clip-"), networks.train_tokenizer())
 
 

@@ -12,6 +12,7 @@ num_updates = 0, the unguided chain: plain DDIM for process=ddim, EDICT's own ot
 Prefer process=ddim: it costs half of EDICT, by checkpointing its gradient is exact too, and its pictures are better in few steps,
 where EDICT's pair drifts apart under guidance. On the lab's 32 relation prompts, unguided, both things and their relation are right
 in 47 % by DDIM in 12 steps; by EDICT with p = 0.93 in 25 % of 50 steps and none of 20, with p = 0.7 and `alternate` in 38 % of 12.
+Guided in 12 steps (doodl/lab/relations) 95 % of 64 pictures are right by DDIM, 88 % by EDICT.
 EDICT is the paper's, and alone can invert a picture exactly: for source_image.
 """
 

@@ -101,10 +101,15 @@ def locate_download(name: str, *, key: str) -> Path:
 
 
 def download_path(name: str) -> Path:
-    """Where a file of DOWNLOADS is kept: torch.hub's cache, which other packages share."""
+    """Where a file of DOWNLOADS is kept."""
+    return kept_file(DOWNLOADS[name][0])
+
+
+def kept_file(filename: str) -> Path:
+    """Where a file is kept that is not the hub's: torch.hub's cache, which other packages share."""
     import torch
 
-    return Path(torch.hub.get_dir(), "checkpoints", DOWNLOADS[name][0])
+    return Path(torch.hub.get_dir(), "checkpoints", filename)
 
 
 def locate_lab(filename: str, *, key: str, part: str) -> Path:
@@ -118,7 +123,8 @@ def locate_lab(filename: str, *, key: str, part: str) -> Path:
 
 
 def read_state(path: Path, *, key: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """The state dict in a safetensors file, or in a file of torch.save: alone, or under "state_dict" as in training checkpoints.
+    """The state dict in a safetensors file, or in a file of torch.save: alone, or under "state_dict" or "model" as in training
+    checkpoints.
 
     Raises UsageError where the file is neither. On the device "meta", shapes are read and numbers are not.
     """
@@ -136,8 +142,8 @@ def read_state(path: Path, *, key: str, device: torch.device | str = "cpu") -> d
         raise UsageError(
             f"{key}={path}: not a state dict of tensors ({type(error).__name__}); pickled objects are refused"
         ) from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
+    if isinstance(state, dict):
+        state = next((state[holder] for holder in ("state_dict", "model") if isinstance(state.get(holder), dict)), state)
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UsageError(f"{key}={path}: not a state dict of tensors")
     return state

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from guidedgen.lab import exam, networks
+from guidedgen.lab import exam, networks, referees
 from guidedgen.lab.networks import WEIGHTS
 
 
@@ -17,16 +17,30 @@ def _figures(part: str, **few: int) -> dict[str, float]:
         return exam.examine_classifier(networks.load_classifier(), seed=1, **few)
     if part == "aesthetic":
         return exam.examine_aesthetic(networks.load_aesthetic(), networks.load_clip("guide"), seed=1, **few)
+    if part in ("blip2", "vqa"):
+        network, examine = (
+            (referees.load_blip2(), exam.examine_blip2) if part == "blip2" else (referees.load_vqa(), exam.examine_vqa)
+        )
+        return examine(network, networks.load_tokenizer(), networks.load_vae(), seed=1, **few)
     name = part.removeprefix("clip-")
     return exam.examine_clip(name, networks.load_clip(name), networks.load_tokenizer(), seed=1, **few)
 
 
 def test_all_weights_together_fit_the_repository() -> None:
-    assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) <= 25e6
+    assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) <= 35e6
 
 
 @pytest.mark.parametrize(
-    ("part", "n"), [("vae", 64), ("classifier", 96), ("clip-guide", 512), ("clip-preference", 512), ("clip-judge", 512)]
+    ("part", "n"),
+    [
+        ("vae", 64),
+        ("classifier", 96),
+        ("clip-guide", 512),
+        ("clip-preference", 512),
+        ("clip-judge", 512),
+        ("blip2", 256),
+        ("vqa", 256),
+    ],
 )
 def test_bars_hold_on_a_small_sample(part: str, n: int) -> None:
     figures = _figures(part, n=n)
@@ -60,7 +74,7 @@ def test_the_generator_draws_what_is_asked() -> None:
     assert figures["generator/single"] >= 7 / 8
 
 
-@pytest.mark.parametrize("name", ["classifier", "aesthetic", "clip-guide", "clip-preference", "clip-judge"])
+@pytest.mark.parametrize("name", ["classifier", "aesthetic", "clip-guide", "clip-preference", "clip-judge", "blip2", "vqa"])
 def test_shipped_networks_are_frozen_and_finite(name: str) -> None:
     if not all((WEIGHTS / needed).exists() for needed in exam.PARTS[name]):
         pytest.skip(f"{name} is not shipped")
@@ -70,6 +84,8 @@ def test_shipped_networks_are_frozen_and_finite(name: str) -> None:
         "clip-guide": lambda: networks.load_clip("guide"),
         "clip-preference": lambda: networks.load_clip("preference"),
         "clip-judge": lambda: networks.load_clip("judge"),
+        "blip2": referees.load_blip2,
+        "vqa": referees.load_vqa,
     }[name]()
     assert not network.training
     assert not any(p.requires_grad for p in network.parameters())

@@ -6,6 +6,9 @@ Run by `pytest -m slow`. Names, shapes and figures are written down here, not as
     CLIP RN50                the same, Table 19; openai/CLIP, clip/model.py, ModifiedResNet
     CLIP H/14, g/14          mlfoundations/open_clip, model_configs/ViT-H-14.json and ViT-g-14.json; config.json of
                              yuvalkirstain/PickScore_v1
+    BLIP-2 ViT-g             Li et al. 2023, section 3.1; salesforce/LAVIS, lavis/models/blip2_models/blip2.py, Qformer.py and
+                             lavis/models/eva_vit.py, create_eva_vit_g (39 blocks); names as in transformers' conversion of it
+    BLIP for VQA             Li et al. 2022; salesforce/BLIP, models/vit.py and models/med.py, configs/med_config.json, configs/vqa.yaml
     VGG-16, ViT-B/16         torchvision's vgg16; config.json of google/vit-base-patch16-224 and its names in transformers 4
 
 CLIPs' sizes are those of mlfoundations/open_clip, docs/model_profile.csv, in millions of parameters; exact ones name their source.
@@ -28,7 +31,7 @@ from torch import nn
 
 from guidedgen import config, images
 from guidedgen.types import Reward, Task
-from guidedgen.zoo import classifier, clip, feature_maps, openclip
+from guidedgen.zoo import blip2, classifier, clip, feature_maps, openclip, vqa
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -165,6 +168,62 @@ def vit_shapes() -> Shapes:
     return shapes | norm("vit.layernorm", 768) | linear("classifier", 1000, 768)
 
 
+def blip2_shapes() -> Shapes:
+    """As transformers' Blip2ForImageTextRetrieval: a ViT-g of 39 blocks, a Q-Former on BERT-base with 32 queries."""
+    tower, former = "vision_model", "qformer.encoder.layer"
+    shapes: Shapes = {"query_tokens": (1, 32, 768), "embeddings.word_embeddings.weight": (30523, 768)}
+    shapes |= {f"{tower}.embeddings.class_embedding": (1, 1, 1408), f"{tower}.embeddings.position_embedding": (1, 257, 1408)}
+    shapes |= {f"{tower}.embeddings.patch_embedding.weight": (1408, 3, 14, 14), f"{tower}.embeddings.patch_embedding.bias": (1408,)}
+    for block in (f"{tower}.encoder.layers.{i}" for i in range(39)):
+        shapes |= linear(f"{block}.self_attn.qkv", 3 * 1408, 1408) | linear(f"{block}.self_attn.projection", 1408, 1408)
+        shapes |= linear(f"{block}.mlp.fc1", 6144, 1408) | linear(f"{block}.mlp.fc2", 1408, 6144)
+        shapes |= norm(f"{block}.layer_norm1", 1408) | norm(f"{block}.layer_norm2", 1408)
+    for i in range(12):
+        for part, seen in [("attention", 768), ("crossattention", 1408)][: 1 + (i % 2 == 0)]:
+            shapes |= linear(f"{former}.{i}.{part}.attention.query", 768, 768) | linear(
+                f"{former}.{i}.{part}.output.dense", 768, 768
+            )
+            shapes |= linear(f"{former}.{i}.{part}.attention.key", 768, seen) | linear(
+                f"{former}.{i}.{part}.attention.value", 768, seen
+            )
+            shapes |= norm(f"{former}.{i}.{part}.output.LayerNorm", 768)
+        for kind in ("", "_query"):
+            shapes |= linear(f"{former}.{i}.intermediate{kind}.dense", 3072, 768) | norm(
+                f"{former}.{i}.output{kind}.LayerNorm", 768
+            )
+            shapes |= linear(f"{former}.{i}.output{kind}.dense", 768, 3072)
+    shapes |= (
+        {"embeddings.position_embeddings.weight": (512, 768)}
+        | norm("qformer.layernorm", 768)
+        | norm(f"{tower}.post_layernorm", 1408)
+    )
+    return shapes | linear("vision_projection", 256, 768) | linear("text_projection", 256, 768) | linear("itm_head", 2, 768)
+
+
+def vqa_shapes() -> Shapes:
+    """As the authors name BLIP's question answering: a ViT-B/16 for 480 px, and BERT-base twice, with attention to the image."""
+    shapes: Shapes = {"visual_encoder.cls_token": (1, 1, 768), "visual_encoder.pos_embed": (1, 901, 768)}
+    shapes |= {"visual_encoder.patch_embed.proj.weight": (768, 3, 16, 16), "visual_encoder.patch_embed.proj.bias": (768,)}
+    for block in (f"visual_encoder.blocks.{i}" for i in range(12)):
+        shapes |= linear(f"{block}.attn.qkv", 3 * 768, 768) | linear(f"{block}.attn.proj", 768, 768)
+        shapes |= linear(f"{block}.mlp.fc1", 3072, 768) | linear(f"{block}.mlp.fc2", 768, 3072)
+        shapes |= norm(f"{block}.norm1", 768) | norm(f"{block}.norm2", 768)
+    for part in ("text_encoder", "text_decoder.bert"):
+        words = f"{part}.embeddings"
+        shapes |= {f"{words}.word_embeddings.weight": (30524, 768), f"{words}.position_embeddings.weight": (512, 768)}
+        shapes |= {f"{words}.position_ids": (1, 512)} | norm(f"{words}.LayerNorm", 768)
+        for layer in (f"{part}.encoder.layer.{i}" for i in range(12)):
+            for attention in (f"{layer}.attention", f"{layer}.crossattention"):
+                for name in ("self.query", "self.key", "self.value", "output.dense"):
+                    shapes |= linear(f"{attention}.{name}", 768, 768)
+                shapes |= norm(f"{attention}.output.LayerNorm", 768)
+            shapes |= linear(f"{layer}.intermediate.dense", 3072, 768) | linear(f"{layer}.output.dense", 768, 3072)
+            shapes |= norm(f"{layer}.output.LayerNorm", 768)
+    head = "text_decoder.cls.predictions"
+    shapes |= linear(f"{head}.transform.dense", 768, 768) | norm(f"{head}.transform.LayerNorm", 768)
+    return shapes | norm("visual_encoder.norm", 768) | {f"{head}.bias": (30524,)} | linear(f"{head}.decoder", 30524, 768)
+
+
 def vgg16_shapes() -> Shapes:
     """As torchvision's vgg16: thirteen convolutions, counted with the activations and poolings between them, and three layers."""
     shapes, index, fan_in = {}, 0, 3
@@ -262,6 +321,44 @@ def save_classifier(folder: Path) -> Path:
     return folder
 
 
+def berts_words(*more: str) -> list[str]:
+    """As many as BERT has, 30522, of which only the tasks' words and `more` are of any language."""
+    words = ["[PAD]", *(f"[unused{i}]" for i in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words += sorted({word for task in TASKS for word in task.prompt.split()} | {*more})
+    return words + [f"[word{i}]" for i in range(30522 - len(words))]
+
+
+def save_blip2(folder: Path) -> Path:
+    """The network, its captioning head, and its tokenizer, in which [DEC] comes after BERT's words."""
+    from transformers import BertTokenizer
+
+    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(berts_words())})
+    tokenizer.add_special_tokens({"bos_token": "[DEC]"})
+    settings = {"model_type": "blip-2", "num_query_tokens": 32, "image_text_hidden_size": 256}
+    settings |= {"qformer_config": {"vocab_size": 30523, "use_qformer_text_input": True}}
+    save(randomly(blip2_shapes()), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(settings))
+    tokenizer.save_pretrained(folder)
+    head: Shapes = linear("transform.dense", 768, 768) | norm("transform.LayerNorm", 768) | {"bias": (30523,)}
+    state = randomly({f"Qformer.cls.predictions.{name}": shape for name, shape in head.items()})
+    save(blip2.convert_head(state, "?"), folder / "head.safetensors")
+    return folder
+
+
+def save_vqa(folder: Path) -> Path:
+    """The authors' checkpoint, and what transformers' repository has besides weights."""
+    from transformers import BertTokenizer
+
+    state = randomly(vqa_shapes())
+    state["text_decoder.cls.predictions.decoder.weight"] = state["text_decoder.bert.embeddings.word_embeddings.weight"]
+    state["text_decoder.cls.predictions.decoder.bias"] = state["text_decoder.cls.predictions.bias"]
+    save({"model": state}, folder / "model_base_vqa_capfilt_large.pth")
+    settings = {"model_type": "blip", "vision_config": {"image_size": 384}, "text_config": {"num_attention_heads": 12}}
+    (folder / "config.json").write_text(json.dumps(settings))
+    BertTokenizer(vocab={word: i for i, word in enumerate(berts_words("yes", "no", "?"))}).save_pretrained(folder)
+    return folder
+
+
 # The checks
 
 
@@ -269,7 +366,7 @@ def save_classifier(folder: Path) -> Path:
 def folder(tmp_path: Path) -> Iterator[Path]:
     """Where checkpoints go. They and the networks that were read from them are gone when the test is over."""
     yield tmp_path
-    for cached in (clip._load_hub, openclip._load, classifier._load, feature_maps._load_vgg16):
+    for cached in (clip._load_hub, openclip._load, classifier._load, feature_maps._load_vgg16, blip2._load_hub, vqa._load_blip):
         cached.cache_clear()
     gc.collect()
     shutil.rmtree(tmp_path)
@@ -409,6 +506,31 @@ def test_classifier(folder: Path):
     assert parameters(reward.classifier.network) == 86_567_656  # torchvision's ViT_B_16_Weights, which counts the same network
     assert [reward.classifier.label_in(task.prompt) for task in TASKS] == [281, 207]  # of ImageNet's classes
     check(reward, [reward.classifier.network], -math.inf, 0)
+
+
+def test_blip2(folder: Path):
+    path = save_blip2(folder / "blip2")
+    reward = build("blip2", {"zoo.blip2.path": path, "zoo.blip2.head": path / "head.safetensors"})
+    network = reward.matcher.network
+    tower = parameters(network.network.vision_model)
+    assert parameters(network.network) == sum(math.prod(shape) for shape in blip2_shapes().values())
+    assert millions(network.network.vision_model) == 985.95  # as LAVIS' ViT-g of 39 blocks
+    assert (parameters(network) - tower) / 188e6 == pytest.approx(1, abs=0.01)  # "In total, Q-Former contains 188M parameters"
+    check(reward, [network], -math.inf, 0)
+    assert reward.matcher._tokenizer.bos_token_id == 30522
+    matching, caption = reward.losses(pictures(), TASKS)
+    assert matching.min() > 0 and caption.min() > 0
+
+
+def test_vqa(folder: Path):
+    path = save_vqa(folder / "vqa")
+    reward = build("vqa", {"zoo.vqa.path": path, "zoo.vqa.checkpoint": path / "model_base_vqa_capfilt_large.pth"})
+    network, written = reward.model.network, vqa_shapes()
+    counted = {name: math.prod(shape) for name, shape in written.items() if "decoder." not in name.partition("cls")[2]}
+    assert parameters(network) == sum(number for name, number in counted.items() if not name.endswith("position_ids"))
+    check(reward, [network], -math.inf, 0)
+    tokenizer = reward.model._tokenizer
+    assert network.config.text_config.vocab_size - 2 == len(tokenizer) == 30522  # [DEC], and then [ENC]
 
 
 def test_style_gram_clip(folder: Path, reference: str):

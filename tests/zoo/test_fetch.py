@@ -33,7 +33,8 @@ def nodes(tree: dict) -> Iterator[dict]:
 
 
 def test_every_network_of_the_zoo_can_be_fetched(fetch: ModuleType):
-    brought = {*fetch.SD15, *(part for parts in fetch.REWARDS.values() for part in parts)}
+    kinds = (fetch.REWARDS, fetch.METRICS)
+    brought = {*fetch.SD15, *(part for kind in kinds for parts in kind.values() for part in parts)}
     for node in nodes(ZOO):
         for key in ("path", "tokenizer"):
             assert node.get(key) is None or node[key] in brought, node

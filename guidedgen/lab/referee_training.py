@@ -1,0 +1,218 @@
+"""How the lab's vision-language networks are trained: first to see, then to judge statements about what they see.
+
+For the first part of its steps a network learns what lies under each 8 x 8 patch alone, which takes far fewer pictures than
+learning it from texts; that loss then stays beside the others. So does that of the places of what a text names, for the relations'
+sake.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from guidedgen.lab import captions, referees, statements
+from guidedgen.lab.captions import Description
+from guidedgen.lab.fitting import Part, Settings
+from guidedgen.lab.render import render
+from guidedgen.lab.world import BACKGROUNDS, COLOURS, SHAPES, SIZE, SLOTS, TEXTURES, Scenes, draw_scenes
+from guidedgen.noise import generator as stream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from diffusers import AutoencoderKL
+    from tokenizers import Tokenizer
+
+    Spoil = Callable[[Tensor, torch.Generator], Tensor]
+
+BATCH = 48  # scenes, with a true and a false statement each
+_CODED = 4096  # scenes seen through the autoencoder, as generated pictures are; coded once
+_LOOKING = 910  # steps without texts
+_SEEING = 2000  # steps after which the vision tower is left as it is: it sees enough, and steps get cheaper
+_NOTHING = len(SHAPES)  # the label of a patch without an object
+
+
+class PatchHeads(nn.Module):
+    """Reads off a vision tower's tokens what lies under each, for training alone."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.sizes = [len(SHAPES) + 1, len(COLOURS), len(TEXTURES)]
+        self.patch, self.scene = nn.Linear(width, sum(self.sizes)), nn.Linear(width, SLOTS + 1 + len(BACKGROUNDS))
+
+    def forward(self, seen: Tensor, scenes: Scenes) -> dict[str, Tensor]:
+        """Cross-entropies of b p d tokens, the first of which is the scene's."""
+        slot, there = under(scenes, seen.shape[1] - 1)
+        row = torch.arange(len(slot))[:, None]
+        shape, colour, texture = self.patch(seen[:, 1:]).float().split(self.sizes, -1)
+        count, background = self.scene(seen[:, 0]).float().split([SLOTS + 1, len(BACKGROUNDS)], -1)
+        kind = torch.where(there, scenes.shape[row, slot], _NOTHING)
+        return {
+            "shape": F.cross_entropy(shape.flatten(0, 1), kind.flatten()),
+            "colour": F.cross_entropy(colour[there], scenes.colour[row, slot][there]),
+            "texture": F.cross_entropy(texture[there], scenes.texture[row, slot][there]),
+            "scene": 0.3 * (F.cross_entropy(count, scenes.count) + F.cross_entropy(background, scenes.background)),
+        }
+
+
+def under(scenes: Scenes, patches: int) -> tuple[Tensor, Tensor]:
+    """The slot of the object nearest to each of the picture's square patches (b p), and whether it is over the patch's centre."""
+    side = round(patches**0.5)
+    axis = (torch.arange(side) + 0.5) * SIZE / side
+    points = torch.stack([axis.expand(side, side), axis[:, None].expand(side, side)], -1).flatten(0, 1)  # p 2
+    distance = (points[None, :, None] - scenes.centre[:, None]).norm(dim=-1) - scenes.radius[:, None]  # b p SLOTS
+    nearest, slot = distance.masked_fill(~scenes.present[:, None], float("inf")).min(-1)
+    return slot, nearest < 0
+
+
+class PlaceHead(nn.Module):
+    """Reads the place of each thing that a text names off the token of its shape, for training alone: without, relations between
+    places stay a secret to the networks for long.
+    """
+
+    def __init__(self, width: int, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.place = nn.Linear(width, 2)
+        names = (*SHAPES, "shape")
+        self.shapes = torch.tensor([tokenizer.encode(name, add_special_tokens=False).ids[0] for name in names])
+
+    def forward(
+        self, read: Tensor, ids: Tensor, said: Sequence[Description], truths: Sequence[Description], scenes: Scenes
+    ) -> Tensor:
+        """The Huber loss, in patches, of the places of what is there once; of b l d states, b l ids and b texts and scenes."""
+        objects = [(row, slot) for row, pair in enumerate(zip(said, truths, strict=True)) for slot in statements.where(*pair)]
+        tokens = torch.isin(ids, self.shapes.to(ids.device)).nonzero()
+        known = torch.tensor([slot is not None for _, slot in objects])
+        rows, slots = torch.tensor([(row, slot) for row, slot in objects if slot is not None]).unbind(1)
+        place = self.place(read[tuple(tokens[known.to(ids.device)].unbind(1))]).float()
+        return F.smooth_l1_loss(place, scenes.centre[rows, slots].to(place) / 8)
+
+
+def _show(settings: Settings, vae: AutoencoderKL, spoil: Spoil) -> Callable[[torch.Generator], tuple[Scenes, Tensor]]:
+    """Draws BATCH scenes and their pictures, a quarter of them through the autoencoder and most of them spoilt a little."""
+    stored = functools.cache(lambda: coded(settings, vae))
+
+    def draw(generator: torch.Generator) -> tuple[Scenes, Tensor]:
+        kept, shown = stored()
+        rows = torch.randint(len(kept), (BATCH // 4,), generator=generator)
+        fresh = draw_scenes(BATCH - len(rows), generator, counts=(0.35, 0.5, 0.15), clutter=0.15, textured=0.5, free=True)
+        images = torch.cat([shown[rows].float() / 255, render(fresh)])
+        return Scenes.cat([kept[rows], fresh]), 2 * spoil(images, generator) - 1
+
+    return draw
+
+
+@torch.no_grad()
+def coded(settings: Settings, vae: AutoencoderKL) -> tuple[Scenes, Tensor]:
+    """Scenes and what they look like through the autoencoder (n 3 64 64, uint8), kept beside the checkpoints."""
+    count = max(BATCH, round(_CODED * min(1.0, settings.scale)))
+    scenes = draw_scenes(count, stream(settings.seed, "coded"), counts=(0.35, 0.5, 0.15), clutter=0.15, textured=0.5, free=True)
+    file = settings.folder / "coded.pt"
+    if file.exists():
+        images = torch.load(file, weights_only=True)
+        if len(images) == count:
+            return scenes, images
+    vae = vae.to(settings.device)
+    parts = []
+    for i in range(0, count, 64):
+        latents = vae.encode((2 * render(scenes[i : i + 64]) - 1).to(settings.device)).latent_dist.mean
+        parts.append(((vae.decode(latents).sample.float() / 2 + 0.5).clamp(0, 1) * 255).round().byte().cpu())
+    images = torch.cat(parts)
+    settings.folder.mkdir(parents=True, exist_ok=True)
+    torch.save(images, file)
+    return scenes, images
+
+
+def _trim(ids: Tensor, mask: Tensor, device: str) -> tuple[Tensor, Tensor]:
+    longest = int(mask.sum(1).max())
+    return ids[:, :longest].to(device), mask[:, :longest].to(device)
+
+
+def _with_heads(name: str, network: nn.Module, tokenizer: Tokenizer) -> nn.ModuleDict:
+    heads = {"patches": PatchHeads(referees.WIDTH), "places": PlaceHead(referees.WIDTH, tokenizer)}
+    return nn.ModuleDict({name: network, **heads})
+
+
+def _share(right: Tensor) -> Tensor:
+    return right.float().mean()
+
+
+def blip2(settings: Settings, vae: AutoencoderKL, tokenizer: Tokenizer, spoil: Spoil) -> Part:
+    """Matching, of a true and a false statement about every scene, and captioning, of the true one: with equal weights, as in
+    BLIP-2's pretraining, whose contrastive loss is left out as it is in guidance.
+    """
+    network: Any = _with_heads("blip2", referees.build_blip2(tokenizer.get_vocab_size()), tokenizer)
+    qformer, start = network["blip2"], referees.special(tokenizer)["[DEC]"]
+    if settings.device == "cpu":  # fused attention's backward in bf16 is slow on a CPU
+        for tower in (qformer.network.vision_model, qformer.network.qformer):
+            tower.set_attn_implementation("eager")
+    show = _show(settings, vae, spoil)
+
+    def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        scenes, images = show(generator)
+        learns = step < _SEEING * settings.scale
+        qformer.network.vision_model.train(learns)
+        with torch.set_grad_enabled(learns):
+            seen = qformer.see(images.to(settings.device))
+        looks = network["patches"](seen, scenes.to(settings.device))
+        look = torch.stack(list(looks.values())).sum()
+        if step < _LOOKING * settings.scale:
+            return {"loss": look} | {name: value.detach() for name, value in looks.items()}
+        rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
+        truths = captions.describe(scenes)
+        true = [statements.statement(truth, rng) for truth in truths]
+        false = [statements.falsify(said, truth, rng) for said, truth in zip(true, truths, strict=True)]
+        ids, mask = _trim(*referees.tokenise(tokenizer, [str(said) for said in true + false]), settings.device)
+        queries, read = qformer.fuse(torch.cat([seen, seen]), ids, mask)
+        logits = qformer.network.itm_head(queries).mean(1).float()
+        place = network["places"](read, ids, true + false, truths * 2, Scenes.cat([scenes, scenes]))
+        target = (torch.arange(len(ids), device=ids.device) < BATCH).long()
+        match, caption = F.cross_entropy(logits, target), qformer.caption(seen, ids[:BATCH], mask[:BATCH], start).mean()
+        right = _share(logits.argmax(1) == target)
+        parts = {"match": match, "caption": caption, "look": look, "place": place, "right": right}
+        return {"loss": match + caption + (look + place) / 3} | {name: value.detach() for name, value in parts.items()}
+
+    return Part(name="blip2", network=network, loss=loss, steps=6000, lr=7e-4, weight_decay=0.05, average=0.995)
+
+
+def vqa(settings: Settings, vae: AutoencoderKL, tokenizer: Tokenizer, spoil: Spoil) -> Part:
+    """The first token of the answer to two questions about every scene, one to be answered with yes and one with no."""
+    network: Any = _with_heads("vqa", referees.build_vqa(tokenizer.get_vocab_size()), tokenizer)
+    blip, special = network["vqa"], referees.special(tokenizer)
+    show = _show(settings, vae, spoil)
+
+    def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        scenes, images = show(generator)
+        learns = step < _SEEING * settings.scale
+        blip.vision_model.train(learns)
+        with torch.set_grad_enabled(learns):
+            seen = blip.vision_model(pixel_values=images.to(settings.device)).last_hidden_state
+        looks = network["patches"](seen, scenes.to(settings.device))
+        look = torch.stack(list(looks.values())).sum()
+        if step < _LOOKING * settings.scale:
+            return {"loss": look} | {name: value.detach() for name, value in looks.items()}
+        rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
+        truths = captions.describe(scenes)
+        pairs = [statements.question(truth, rng) for truth in truths]
+        questions = [true for true, _ in pairs] + [false for _, false in pairs]
+        ids, mask = _trim(*referees.tokenise(tokenizer, questions), settings.device)
+        ids[:, 0] = special["[ENC]"]
+        read = blip.text_encoder(
+            input_ids=ids, attention_mask=mask, encoder_hidden_states=torch.cat([seen, seen])
+        ).last_hidden_state
+        logits = referees.decode(blip, read, mask, special["[DEC]"]).float()
+        said = [captions.parse(question.rstrip("?")) or Description(()) for question in questions]
+        place = network["places"](read, ids, said, truths * 2, Scenes.cat([scenes, scenes]))
+        yes = torch.arange(len(ids), device=ids.device) < BATCH
+        target = torch.where(yes, special["yes"], special["no"])
+        answer = F.cross_entropy(logits, target)
+        right = (logits[:, special["yes"]] > logits[:, special["no"]]) == yes
+        parts = {"answer": answer, "look": look, "place": place, "right": _share(right)}
+        return {"loss": answer + (look + place) / 3} | {name: value.detach() for name, value in parts.items()}
+
+    return Part(name="vqa", network=network, loss=loss, steps=7600, lr=7e-4, weight_decay=0.05, average=0.995)

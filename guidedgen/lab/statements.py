@@ -1,0 +1,101 @@
+"""True and false statements about scenes: what the lab's vision-language networks are taught and examined with."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+
+from guidedgen.lab import captions
+from guidedgen.lab.captions import Description, Thing
+from guidedgen.lab.world import BACKGROUNDS, RELATIONS
+
+_OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
+_ATTRIBUTES = ("colour", "shape", "texture")
+
+
+def holds(said: Description, truth: Description) -> bool:
+    """Whether all that is said is so in a scene of which `captions.describe` says `truth`, whatever else is in it.
+
+    Each thing has to be another object. A relation is only known in scenes of two objects, and holds nowhere else.
+    """
+    if said.background not in (None, truth.background):
+        return False
+    return any(
+        all(_fits(thing, truth.things[i]) for thing, i in zip(said.things, chosen, strict=True))
+        and (said.relation is None or said.relation == _relation(truth, chosen))
+        for chosen in itertools.permutations(range(len(truth.things)), len(said.things))
+    )
+
+
+def where(said: Description, truth: Description) -> list[int | None]:
+    """Which object of the scene each thing is, by its place in `truth`; None where it is none, or could be several."""
+    found = [[i for i, there in enumerate(truth.things) if _fits(thing, there)] for thing in said.things]
+    return [objects[0] if len(objects) == 1 else None for objects in found]
+
+
+def _fits(thing: Thing, there: Thing) -> bool:
+    full = dataclasses.replace(there, texture=there.texture or "solid", size=there.size or "medium")
+    return all(getattr(thing, name) in (None, getattr(full, name)) for name in (*_ATTRIBUTES, "size"))
+
+
+def _relation(truth: Description, chosen: tuple[int, ...]) -> str | None:
+    if truth.relation is None or len(chosen) != 2:
+        return None
+    return truth.relation if chosen == (0, 1) else _OPPOSITE[truth.relation]
+
+
+def statement(truth: Description, rng: random.Random) -> Description:
+    """Something true of a scene: half of the time what a caption says of it all, else what is so of one or two of its objects."""
+    if len(truth.things) <= 3 and rng.random() < 0.5:
+        said = captions.parse(captions.caption(truth, rng))
+        if said is not None and all(thing.colour or thing.shape for thing in said.things):
+            return said
+    few = min(len(truth.things), rng.choice((1, 2, 2) if truth.relation else (1, 1, 2)))
+    chosen = rng.sample(range(len(truth.things)), few)
+    relation = _relation(truth, tuple(chosen)) if rng.random() < 0.8 else None
+    background = truth.background if rng.random() < 0.15 else None
+    return Description(tuple(_seen(truth.things[i], rng) for i in chosen), relation, background)
+
+
+def _seen(thing: Thing, rng: random.Random) -> Thing:
+    colour, shape = rng.choices([(True, True), (True, False), (False, True)], (0.8, 0.1, 0.1))[0]
+    texture = thing.texture or ("solid" if rng.random() < 0.05 else None)
+    return Thing(thing.colour if colour else None, thing.shape if shape else None, texture if rng.random() < 0.7 else None)
+
+
+def falsify(said: Description, truth: Description, rng: random.Random) -> Description:
+    """`said` made false of the scene in one point.
+
+    Half of the time, where they are said, that is the relation or the background, which a network is slow to heed where few are
+    false. Else `captions.corrupt` has the choice, or a thing gets an attribute of another object.
+    """
+    values = {"relation": RELATIONS, "background": tuple(BACKGROUNDS)}
+    if (names := [name for name in values if getattr(said, name)]) and rng.random() < 0.5:
+        name = rng.choice(names)
+        other = rng.choice([value for value in values[name] if value != getattr(said, name)])
+        false = dataclasses.replace(said, relation=other) if name == "relation" else dataclasses.replace(said, background=other)
+        if not holds(false, truth):
+            return false
+    while True:
+        false = _mixed(said, truth, rng) if rng.random() < 0.4 else captions.corrupt(said, rng)
+        if not holds(false, truth):
+            return false
+
+
+def _mixed(said: Description, truth: Description, rng: random.Random) -> Description:
+    things, i = list(said.things), rng.randrange(len(said.things))
+    name, other = rng.choice(_ATTRIBUTES), rng.choice(truth.things)
+    if getattr(things[i], name) is None or getattr(other, name) is None:
+        return captions.misname(said, rng) if any(thing.shape for thing in things) else captions.corrupt(said, rng)
+    things[i] = dataclasses.replace(things[i], **{name: getattr(other, name)})
+    return dataclasses.replace(said, things=tuple(things))
+
+
+def question(truth: Description, rng: random.Random) -> tuple[str, str]:
+    """Two questions about a scene, to be answered with yes and with no."""
+    if rng.random() < 0.08:
+        false = rng.choice([name for name in BACKGROUNDS if name != truth.background])
+        return f"a {truth.background} background?", f"a {false} background?"
+    said = statement(truth, rng)
+    return f"{said}?", f"{falsify(said, truth, rng)}?"

@@ -1,0 +1,178 @@
+"""BLIP-2's first stage (Li et al. 2023, arXiv:2301.12597): how well a text matches an image, and how well it captions it.
+
+    matching     -log softmax(m)_1, m the matching head's logits, averaged over the queries
+    captioning   the cross-entropy of the text given the image, per token, label-smoothed by 0.1
+
+Both are what LAVIS trains by (salesforce/LAVIS, lavis/models/blip2_models/blip2_qformer.py, Blip2Qformer.forward) and what images
+are optimised by in "Referee Can Play" (L_itm and L_cg). transformers has the network without its captioning head, which comes in
+a file of its own; `convert_head` makes it from the published checkpoint. Images are squashed to a square, bicubic, and
+normalised on tensors, so that gradients reach the pixels. The vision tower runs once for both losses.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from guidedgen import images as pictures
+from guidedgen.types import UsageError
+from guidedgen.zoo.files import TOKENIZER, kept_file, locate_lab, locate_network, read_state
+from guidedgen.zoo.pretrained import load_pretrained
+
+if TYPE_CHECKING:
+    from guidedgen.lab.referees import QFormer
+
+HEAD = "blip2-caption-head.safetensors"  # of HubBlip2, in torch.hub's cache
+LENGTH = 32  # tokens of a text at most, as LAVIS' blip2_pretrain.yaml has it
+_CLS = "Qformer.cls.predictions."
+_PARTS = {  # of lab.referees.CaptionHead, and what LAVIS calls them
+    "dense.weight": "transform.dense.weight",
+    "dense.bias": "transform.dense.bias",
+    "LayerNorm.weight": "transform.LayerNorm.weight",
+    "LayerNorm.bias": "transform.LayerNorm.bias",
+    "bias": "bias",
+}
+
+
+class HubBlip2:
+    """A Blip2ForImageTextRetrieval in transformers' format, with its captioning head: types.Matcher.
+
+    `path` is a folder or a hub name; `head` the file of the captioning head, or None for the one that `scripts/fetch.py blip2`
+    makes. `name`, `weights`, `revision` and `key` as for `zoo.clip.HubClip`. Texts are cut to 32 tokens. Raises UsageError where
+    something is missing, or the folder holds another kind of model.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        path: str | Path,
+        head: str | Path | None = None,
+        device: torch.device | str = "cpu",
+        weights: str = "model.safetensors",
+        revision: str = "main",
+        key: str = "blip2.path",
+    ) -> None:
+        self.name = name
+        self.device = torch.device(device)
+        self.folder = locate_network(path, key=key, files=TOKENIZER, weights=weights, revision=revision)
+        config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        if config.get("model_type") != "blip-2":
+            raise UsageError(f"{key}={path}: holds a model of type {config.get('model_type')}; a blip-2 is needed")
+        self._key = key
+        self.head = kept_file(HEAD) if head is None else Path(head).expanduser()
+        if not self.head.is_file():
+            how = "make it with: python scripts/fetch.py blip2" if head is None else "no such file"
+            raise UsageError(f"{key}: the captioning head {self.head} is missing; {how}")
+        self._safetensors = weights.endswith(".safetensors")
+
+    @property
+    def network(self) -> QFormer:
+        """The frozen network, loaded at first use."""
+        return _load_hub(self.folder, self.head, self._safetensors, self.device, self._key)
+
+    @functools.cached_property
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+        if tokenizer.bos_token_id is None:
+            raise UsageError(f"{self._key}={self.folder}: its tokenizer has no start token of captions ([DEC]); fetch it again")
+        return tokenizer
+
+    def __call__(self, images: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """b 3 H W in [0, 1], one text each -> losses of matching and of captioning, b each, differentiable."""
+        network, tokenizer = self.network, self._tokenizer
+        dtype = network.head.bias.dtype
+        pixels = pictures.check(images, self.name).to(self.device, dtype)
+        pixels = pictures.resize(pixels, network.network.config.vision_config.image_size, crop=False)
+        pixels = pictures.normalise(pixels, pictures.CLIP_MEAN, pictures.CLIP_STD)
+        # Padded to one length, so that a text's losses do not depend on its neighbours'.
+        tokens = tokenizer(list(texts), padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
+        ids, mask = tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
+        return _losses(network, pixels, ids, mask, tokenizer.bos_token_id)
+
+
+class LabBlip2:
+    """The lab's BLIP-2, the same computation at small size: types.Matcher. Images are brought to 64 px.
+
+    Raises UsageError where its weights are missing.
+    """
+
+    name = "lab-blip2"
+
+    def __init__(self, *, device: torch.device | str = "cpu", key: str = "blip2") -> None:
+        self.device = torch.device(device)
+        locate_lab("blip2.safetensors", key=f"{key}={self.name}", part="blip2")
+        locate_lab("generator/tokenizer/tokenizer.json", key=f"{key}={self.name}", part="generator")
+
+    @property
+    def network(self) -> QFormer:
+        """The frozen network, loaded at first use."""
+        return _load_lab(self.device)
+
+    def __call__(self, images: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """b 3 H W in [0, 1], one text each -> losses of matching and of captioning, b each, differentiable."""
+        from guidedgen.lab import networks, referees
+        from guidedgen.lab.world import SIZE
+
+        pixels = pictures.resize(pictures.check(images, self.name).to(self.device, torch.float32), SIZE, crop=False)
+        tokenizer = networks.load_tokenizer()
+        ids, mask = (tensor.to(self.device) for tensor in referees.tokenise(tokenizer, texts))
+        return _losses(self.network, pictures.to_model(pixels), ids, mask, referees.special(tokenizer)["[DEC]"])
+
+
+def _losses(network: QFormer, pixels: Tensor, ids: Tensor, mask: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    seen = network.see(pixels)
+    return -F.log_softmax(network.match(seen, ids, mask), -1)[:, 1], network.caption(seen, ids, mask, start)
+
+
+def convert_head(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The captioning head's tensors from a checkpoint of LAVIS' Blip2Qformer ("model" of blip2_pretrained.pth), as HubBlip2 reads
+    them.
+
+    Raises UsageError where the checkpoint lacks one, or its output layer is not its word embeddings, which alone is supported.
+    """
+    if missing := [name for name in _PARTS.values() if _CLS + name not in state]:
+        raise UsageError(f"{source}: no checkpoint of BLIP-2's first stage: it lacks {_CLS}{missing[0]}")
+    words, decoder = (state.get(name) for name in ("Qformer.bert.embeddings.word_embeddings.weight", f"{_CLS}decoder.weight"))
+    if words is not None and decoder is not None and not torch.equal(words, decoder):
+        raise UsageError(f"{source}: its captioning head's output layer is not its word embeddings, which is not supported")
+    return {name: state[_CLS + theirs].float().contiguous() for name, theirs in _PARTS.items()}
+
+
+# Loading may first happen inside inference mode, whose tensors could never be differentiated through afterwards.
+@functools.cache
+@torch.inference_mode(False)
+def _load_hub(folder: Path, head: Path, safetensors: bool, device: torch.device, key: str) -> QFormer:
+    from transformers import Blip2ForImageTextRetrieval
+
+    from guidedgen.lab.referees import QFormer
+
+    kind, what = Blip2ForImageTextRetrieval, "a BLIP-2"
+    network: Any = load_pretrained(kind, folder, what=what, safetensors=safetensors, device=torch.device("cpu"))
+    state = read_state(head, key=f"{key}: head")
+    words, embeddings = len(state.get("bias", ())), network.get_input_embeddings().weight
+    whole = QFormer(network, words)
+    try:
+        whole.head.load_state_dict(state)
+    except RuntimeError as error:
+        raise UsageError(f"{key}: {head} is no captioning head of {folder}; make it with: python scripts/fetch.py blip2") from error
+    if not 0 < words <= len(embeddings):
+        raise UsageError(f"{key}: {head} is a captioning head for {words} words, but {folder} has {len(embeddings)}")
+    return whole.eval().requires_grad_(False).to(device)
+
+
+@functools.cache
+@torch.inference_mode(False)
+def _load_lab(device: torch.device) -> QFormer:
+    from guidedgen.lab.referees import load_blip2
+
+    return load_blip2().to(device)

@@ -1,0 +1,320 @@
+"""Networks that answer yes/no questions about images: types.Vqa.
+
+BLIP (Li et al. 2022, arXiv:2201.12086) fine-tuned on VQAv2, which T2I-CompBench judges by; any image-text-to-text model of
+transformers; the lab's small BLIP. A score is the log-odds of "yes" against "no" as the answer's first token.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from guidedgen import images as pictures
+from guidedgen.types import BadValue, UsageError
+from guidedgen.zoo.files import SAFE, TOKENIZER, locate, locate_lab, locate_network, read_state
+from guidedgen.zoo.pretrained import load_pretrained
+
+if TYPE_CHECKING:
+    from transformers import BlipForQuestionAnswering
+
+LENGTH = 35  # tokens of a question at most: salesforce/BLIP, models/blip_vqa.py
+_WORDS = {"yes": ("yes", "Yes", "YES", " yes", " Yes"), "no": ("no", "No", "NO", " no", " No")}
+
+
+class BlipVqa:
+    """BLIP's question answering, as T2I-CompBench runs it (Karine-Huang/T2I-CompBench, BLIPvqa_eval): types.Vqa.
+
+    `path` is a folder or a hub name in transformers' format, whose config and tokenizer are used. Its weights are too, unless
+    `checkpoint` names the authors' own file (model_base_vqa_capfilt_large.pth), of which the published ones were made: they are
+    for 384 px, and their positions are interpolated to `size`, where the benchmark has 480. Images are squashed to a square,
+    bicubic, on tensors, so that gradients reach the pixels. Questions are cut to 35 tokens, and begin with [ENC] as the authors'
+    do and transformers' do not (huggingface/transformers#22732). `name`, `weights`, `revision` and `key` as for
+    `zoo.clip.HubClip`. Raises UsageError where something is missing, or the folder holds another kind of model.
+    """
+
+    differentiable = True
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        path: str | Path,
+        checkpoint: str | Path | None = None,
+        size: int = 480,
+        device: torch.device | str = "cpu",
+        weights: str = "model.safetensors",
+        revision: str = "main",
+        key: str = "vqa.path",
+    ) -> None:
+        self.name = name
+        self.device = torch.device(device)
+        self.checkpoint = None if checkpoint is None else Path(checkpoint).expanduser()
+        if self.checkpoint is None:
+            self.folder = locate_network(path, key=key, files=TOKENIZER, weights=weights, revision=revision)
+        elif self.checkpoint.is_file():
+            files = ("config.json", *TOKENIZER)
+            self.folder = locate(path, key=key, files=files, required=files[:1], revision=revision)
+        else:
+            raise UsageError(f"{key}: checkpoint={checkpoint}: no such file")
+        config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        if config.get("model_type") != "blip":
+            raise UsageError(f"{key}={path}: holds a model of type {config.get('model_type')}; a blip is needed")
+        patch = config.get("vision_config", {}).get("patch_size", 16)
+        if size < patch or size % patch:
+            raise BadValue("size", size, f"must be a multiple of the patches' {patch} px")
+        self.size = size
+        self._safetensors, self._key = weights.endswith(".safetensors"), key
+
+    @property
+    def network(self) -> BlipForQuestionAnswering:
+        """The frozen network, loaded at first use."""
+        return _load_blip(self.folder, self.checkpoint, self._safetensors, self.device, self._key)
+
+    @functools.cached_property
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+
+    def __call__(self, images: Tensor, questions: Sequence[str]) -> Tensor:
+        """b 3 H W in [0, 1], one question each -> log-odds of yes against no, b, differentiable."""
+        from guidedgen.lab.referees import answer
+
+        network, tokenizer = self.network, self._tokenizer
+        pixels = pictures.check(images, self.name).to(self.device, network.dtype)
+        pixels = pictures.resize(pixels, self.size, crop=False)
+        pixels = pictures.normalise(pixels, pictures.CLIP_MEAN, pictures.CLIP_STD)
+        # Padded to one length, so that an answer does not depend on its neighbours' questions.
+        tokens = tokenizer(list(questions), padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
+        ids, mask = tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
+        words = network.config.text_config.vocab_size
+        start, ids[:, 0] = words - 2, words - 1  # [DEC] and [ENC], which BLIP adds to BERT's words: 30522 and 30523
+        logits = answer(network, pixels, ids, mask, start)
+        yes, no = tokenizer.convert_tokens_to_ids(["yes", "no"])
+        return logits[:, yes] - logits[:, no]
+
+
+class ImageTextToText:
+    """Any of transformers' image-text-to-text models (AutoModelForImageTextToText), with its processor: types.Vqa.
+
+    It reads the image and "QUESTION Answer yes or no.", as a chat where the processor has a template. The probability of yes is
+    that of any single token that spells it ("yes", "Yes", with or without a space before it), no likewise. Images go through the
+    model's own processor one by one, in [0, 1] and not rounded to 8 bits, so a bicubic resize may overshoot where the usual one is
+    clipped. `differentiable` tells whether gradients pass the processor: those that work on tensors (torchvision's) let them,
+    those on Pillow's pictures do not. `dtype` is the weights'. No remote code is run. Raises UsageError where something is missing.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str | Path,
+        name: str | None = None,
+        device: torch.device | str = "cpu",
+        dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+        weights: str = "model.safetensors",
+        revision: str = "main",
+        key: str = "vqa.path",
+    ) -> None:
+        self.name = Path(path).name if name is None else name
+        self.device, self.dtype = torch.device(device), dtype
+        files = (*SAFE[1:], "*.model", "*.jinja")
+        self.folder = locate_network(path, key=key, files=files, weights=weights, revision=revision)
+        self._safetensors, self._key = weights.endswith(".safetensors"), key
+
+    @property
+    def network(self) -> Any:
+        """The frozen network, loaded at first use."""
+        return _load_any(self.folder, self._safetensors, self.device, self.dtype)
+
+    @functools.cached_property
+    def _processor(self) -> Any:
+        from transformers import AutoProcessor
+
+        try:
+            processor = AutoProcessor.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise UsageError(f"{self._key}={self.folder}: transformers cannot load its processor ({reason})") from error
+        if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+            raise UsageError(f"{self._key}={self.folder}: its processor is not for images and text")
+        return processor
+
+    @functools.cached_property
+    def differentiable(self) -> bool:
+        """Whether gradients pass the image processor: asked by a picture of noise."""
+        with torch.inference_mode(False), torch.enable_grad():
+            noise = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+            try:
+                prepared = self._processor.image_processor(images=[noise], do_rescale=False, return_tensors="pt")["pixel_values"]
+                [gradient] = torch.autograd.grad(prepared.square().sum(), noise)
+            except RuntimeError:  # numpy refuses tensors that need gradients; a copy on the way has no graph
+                return False
+            return bool((gradient != 0).any())
+
+    @functools.cached_property
+    def _answers(self) -> dict[str, list[int]]:
+        """The tokens that mean yes, and those that mean no."""
+        tokenizer = self._processor.tokenizer
+        spelled = {word: [tokenizer.encode(text, add_special_tokens=False) for text in texts] for word, texts in _WORDS.items()}
+        found = {
+            word: sorted({ids[0] for ids in rows if len(ids) == 1 and ids[0] != tokenizer.unk_token_id})
+            for word, rows in spelled.items()
+        }
+        for word, ids in found.items():
+            if not ids:
+                raise UsageError(f"{self._key}={self.folder}: its tokenizer has no token for {word!r}")
+        return found
+
+    def _asked(self, question: str) -> str:
+        """What the model is to read."""
+        processor, text = self._processor, f"{question} Answer yes or no."
+        if processor.chat_template is None:
+            image = getattr(processor, "image_token", None)
+            puts_it = hasattr(processor, "num_query_tokens")  # BLIP-2's kin write the image's tokens themselves
+            return f"{image}\n{text}" if isinstance(image, str) and not puts_it else text
+        turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
+        return processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
+
+    def _inputs(self, image: Tensor, question: str) -> dict[str, Any]:
+        text = self._asked(question)
+        first = self._processor.tokenizer.bos_token
+        inputs = self._processor(
+            images=[image],
+            text=[text],
+            return_tensors="pt",
+            images_kwargs={"do_rescale": False},
+            text_kwargs={"add_special_tokens": not (first and text.startswith(first))},  # templates write it themselves
+        )
+        return {
+            name: value.to(self.device, self.network.dtype if value.is_floating_point() else value.dtype)
+            for name, value in inputs.items()
+            if isinstance(value, Tensor)
+        }
+
+    def __call__(self, images: Tensor, questions: Sequence[str]) -> Tensor:
+        """b 3 H W in [0, 1], one question each -> log-odds of yes against no, b."""
+        images = pictures.check(images, self.name).float().clamp(0, 1)
+        if not self.differentiable:
+            images = images.detach()
+        return torch.stack([self._ask(image, question) for image, question in zip(images, questions, strict=True)])
+
+    def _ask(self, image: Tensor, question: str) -> Tensor:
+        network, inputs = self.network, self._inputs(image, question)
+        if network.config.is_encoder_decoder:
+            start = network.config.get_text_config(decoder=True).decoder_start_token_id
+            inputs["decoder_input_ids"] = torch.full_like(inputs["input_ids"][:, :1], start)
+        logits = network(**inputs).logits[0, -1].float()
+        yes, no = (torch.logsumexp(logits[self._answers[word]], 0) for word in ("yes", "no"))
+        return yes - no
+
+
+class LabVqa:
+    """The lab's small BLIP, for questions like "a red circle to the left of a blue square?": types.Vqa.
+
+    Images are brought to 64 px. Raises UsageError where its weights are missing.
+    """
+
+    name = "lab-vqa"
+    differentiable = True
+
+    def __init__(self, *, device: torch.device | str = "cpu", key: str = "vqa") -> None:
+        self.device = torch.device(device)
+        locate_lab("vqa.safetensors", key=f"{key}={self.name}", part="vqa")
+        locate_lab("generator/tokenizer/tokenizer.json", key=f"{key}={self.name}", part="generator")
+
+    @property
+    def network(self) -> BlipForQuestionAnswering:
+        """The frozen network, loaded at first use."""
+        return _load_lab(self.device)
+
+    def __call__(self, images: Tensor, questions: Sequence[str]) -> Tensor:
+        """b 3 H W in [0, 1], one question each -> log-odds of yes against no, b, differentiable."""
+        from guidedgen.lab import networks, referees
+        from guidedgen.lab.world import SIZE
+
+        pixels = pictures.resize(pictures.check(images, self.name).to(self.device, torch.float32), SIZE, crop=False)
+        tokenizer = networks.load_tokenizer()
+        special = referees.special(tokenizer)
+        ids, mask = (tensor.to(self.device) for tensor in referees.tokenise(tokenizer, questions))
+        ids[:, 0] = special["[ENC]"]
+        logits = referees.answer(self.network, pictures.to_model(pixels), ids, mask, special["[DEC]"])
+        return logits[:, special["yes"]] - logits[:, special["no"]]
+
+
+def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the authors' checkpoint under transformers' names; positions' numbers, which are no weights, are left out."""
+    renames = (
+        (r"^visual_encoder\.(pos_embed|cls_token|patch_embed\.proj)", r"vision_model.embeddings.\1"),
+        (r"embeddings\.pos_embed$", "embeddings.position_embedding"),
+        (r"embeddings\.cls_token$", "embeddings.class_embedding"),
+        (r"embeddings\.patch_embed\.proj\.", "embeddings.patch_embedding."),
+        (r"^visual_encoder\.blocks\.(\d+)\.", r"vision_model.encoder.layers.\1."),
+        (r"(?<=\d\.)attn\.proj\.", "self_attn.projection."),
+        (r"(?<=\d\.)attn\.", "self_attn."),
+        (r"(?<=\d\.)norm(\d)\.", r"layer_norm\1."),
+        (r"^visual_encoder\.norm\.", "vision_model.post_layernorm."),
+    )
+    renamed = {}
+    for name, tensor in state.items():
+        if name.endswith("position_ids"):
+            continue
+        for pattern, new in renames:
+            name = re.sub(pattern, new, name)
+        renamed[name] = tensor
+    return renamed
+
+
+# Loading may first happen inside inference mode, whose tensors could never be differentiated through afterwards.
+@functools.cache
+@torch.inference_mode(False)
+def _load_blip(
+    folder: Path, checkpoint: Path | None, safetensors: bool, device: torch.device, key: str
+) -> BlipForQuestionAnswering:
+    from transformers import BlipForQuestionAnswering
+
+    if checkpoint is not None:
+        network = _from_authors(folder, checkpoint, key)
+        return network.eval().requires_grad_(False).to(device)
+    return load_pretrained(BlipForQuestionAnswering, folder, what="a BLIP that answers", safetensors=safetensors, device=device)
+
+
+def _from_authors(folder: Path, checkpoint: Path, key: str) -> Any:
+    from transformers import BlipConfig, BlipForQuestionAnswering
+
+    state = rename(read_state(checkpoint, key=f"{key}: checkpoint"))
+    config = BlipConfig.from_pretrained(folder, local_files_only=True)
+    positions = state.get("vision_model.embeddings.position_embedding")
+    if positions is None:
+        raise UsageError(f"{key}: checkpoint={checkpoint}: holds no BLIP of its authors'")
+    config.vision_config.image_size = round((positions.shape[1] - 1) ** 0.5) * config.vision_config.patch_size
+    with torch.random.fork_rng(devices=[]):  # it is initialised at random first
+        network = BlipForQuestionAnswering(config)
+    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    wrong = [name for name, shape in expected.items() if name not in state or state[name].shape != shape]
+    if wrong:
+        raise UsageError(f"{key}: checkpoint={checkpoint}: not of {folder}: {len(wrong)} tensors differ, {wrong[0]} first")
+    network.load_state_dict({name: state[name] for name in expected})
+    return network.float()
+
+
+@functools.cache
+def _load_any(folder: Path, safetensors: bool, device: torch.device, dtype: str) -> Any:
+    from transformers import AutoModelForImageTextToText
+
+    kind, what = AutoModelForImageTextToText, "an image-text-to-text model"
+    return load_pretrained(kind, folder, what=what, safetensors=safetensors, device=device, dtype=getattr(torch, dtype))
+
+
+@functools.cache
+@torch.inference_mode(False)
+def _load_lab(device: torch.device) -> BlipForQuestionAnswering:
+    from guidedgen.lab.referees import load_vqa
+
+    return load_vqa().to(device)
