@@ -32,8 +32,8 @@ architecture and other initial weights, only judges. The aesthetic head is train
 is the guide trained on as PickScore is: on the choices between two pictures of a simulated rater, who looks mostly for what the
 prompt asks for and a little for `taste` (`guidedgen.lab.preference`), with half of the contrastive loss beside it. `blip2` and
 `vqa` are BLIP-2's Q-Former and BLIP's question answering on transformers' classes (`guidedgen.lab.referees`), taught by true and
-false statements about scenes (`guidedgen.lab.statements`); they share no weights
-with each other or with any other network, so that each may judge what another one has guided.
+false statements about scenes (`guidedgen.lab.statements`); they share no weights with each other or with any other network, so
+that each may judge what another one has guided.
 
 ## Networks and training
 
@@ -59,9 +59,11 @@ prompt says. The families with an upper bar are the hard ones, for guidance to i
 Two textured things of different colours are drawn right in 82 % and two unseen ones in 91 % of 96 pictures each.
 
 "choice" is how often the preference CLIP prefers the picture that the rater's formula prefers, in pairs that differ in what the
-prompt asks for ("prompt") or in taste alone; "guide's" is the same by the guide's cosine. "swap" of `blip2` is how often a caption
-matches better than the same with one thing false; "match" how often each alone is told to match or not to. "answer" are questions
-to `vqa`, half of them to be answered with no.
+prompt asks for ("prompt") or in taste alone; "guide's" is the same by the guide's cosine. Figures of
+`blip2` are how often a caption does better than the same with one thing false: by matching, where an attribute of a thing, the
+relation or the background was changed; by captioning; and by the sum of both, which is the reward. Matching alone is nearly blind
+to relations and backgrounds. "match" is how often it tells each caption alone. "answer" are questions to `vqa`, half of them to be
+answered with no; where a relation or a background is asked for, half of those are false in it.
 
 | figure | value | bar | |
 | --- | --- | --- | --- |

@@ -52,7 +52,7 @@ BARS: dict[str, tuple[float, float]] = {
     },
     "clip-preference/choice": (0.75, 1),
     "clip-preference/choice, over the guide's": (0.02, 1),
-    "blip2/swap": (0.95, 1),
+    "blip2/attribute": (0.95, 1),
     "vqa/answer": (0.97, 1),
     "generator/single": (0.98, 1),
     "generator/colour": (0.85, 1),
@@ -326,28 +326,32 @@ def examine_blip2(
     """Whether a scene's caption is told from the same with one thing false (`captions.corrupt`), on n scenes, every other one seen
     through the autoencoder.
 
-    `swap`: the true one matches better; beside it the same where the relation was changed, and where anything else was. `match`:
-    each alone is found to match or not to, at probability 1/2. `caption`: the true one has the lower captioning loss.
+    `attribute`: the true one matches better, where a colour, shape or texture was changed or traded; `relation` and `background`:
+    where that was changed. `match`: each alone is found to match or not to, at probability 1/2. `caption`: the true one has the
+    lower captioning loss; `sum`: the lower sum of both losses.
     """
     scenes, start = _held_out("blip2", seed, n), referees.special(tokenizer)["[DEC]"]
     said = _true_and_false(captions.describe(scenes), random.Random(f"exam blip2 {seed}"))
-    odds, losses = [], []
+    logits, losses = [], []
     for i in range(0, n, 64):
         seen = network.see(2 * preference.show(scenes[i : i + 64], vae).to(vae.device) - 1)
         for texts in zip(*said[i : i + 64], strict=True):
             ids, mask = (tensor.to(vae.device) for tensor in referees.tokenise(tokenizer, [str(text) for text in texts]))
-            logits = network.match(seen, ids, mask)
-            odds.append((logits[:, 1] - logits[:, 0]).cpu())
+            logits.append(network.match(seen, ids, mask).cpu())
             losses.append(network.caption(seen, ids, mask, start).cpu())
-    true, false = torch.cat(odds[::2]), torch.cat(odds[1::2])
-    turned = torch.tensor([a.relation != b.relation for a, b in said])
-    right = true > false
-    return {
-        "blip2/swap": _mean([right]),
-        "blip2/swap, relation": _mean([right[turned]]),
-        "blip2/swap, else": _mean([right[~turned]]),
-        "blip2/match": _mean([true > 0, false <= 0]),
-        "blip2/caption": _mean([torch.cat(losses[::2]) < torch.cat(losses[1::2])]),
+    true, false = (-torch.cat(logits[side::2]).log_softmax(1)[:, 1] for side in (0, 1))  # matching losses
+    told, mistold = torch.cat(losses[::2]), torch.cat(losses[1::2])
+    kinds = [
+        next((name for name in ("relation", "background") if getattr(a, name) != getattr(b, name)), "attribute") for a, b in said
+    ]
+    figures = {}
+    for kind in ("attribute", "relation", "background"):
+        rows = torch.tensor([kind == other for other in kinds])
+        figures[f"blip2/{kind}"] = _mean([(true < false)[rows]])
+    return figures | {
+        "blip2/match": _mean([true < math.log(2), false >= math.log(2)]),
+        "blip2/caption": _mean([told < mistold]),
+        "blip2/sum": _mean([true + told < false + mistold]),
     }
 
 
