@@ -183,10 +183,13 @@ def _per_class(cfg: DictConfig, tasks: Sequence[Task], allow: Sequence[str]) -> 
     node = cfg.metrics.get("per_class")
     if not node or module_of(cfg.method) == "base":
         return None
+    way_out = "; metrics.per_class=null does without"
     if cfg.reference != "base":
-        raise UsageError(f"reference={cfg.reference}: metrics.per_class gives the change against the unguided run: base is needed")
+        raise UsageError(
+            f"reference={cfg.reference}: metrics.per_class gives the change against the unguided run: base is needed{way_out}"
+        )
     if cfg.samples_per_prompt < 2:
-        raise UsageError(f"samples_per_prompt={cfg.samples_per_prompt}: metrics.per_class needs at least 2 pictures of each prompt")
+        raise UsageError(f"samples_per_prompt={cfg.samples_per_prompt}: metrics.per_class needs 2 pictures of each prompt{way_out}")
     measure: PerClass = config.build(node, "metrics.per_class", allow)
     measure.pictures.check(tasks)
     return measure
