@@ -13,7 +13,7 @@ from torch import Tensor
 
 from guidedgen import images
 from guidedgen.metrics import summary
-from guidedgen.metrics.classes import SUFFIXES, PerClass
+from guidedgen.metrics.classes import PerClass
 from guidedgen.metrics.sets import SetMetric, extract
 from guidedgen.store import Record, RunFolder
 from guidedgen.types import Reward, Task, UsageError
@@ -39,7 +39,7 @@ class Images:
         """A run's images where the folder is a run's, else all images in it, not recursively."""
         if (folder / "records.jsonl").exists():
             return Images.of_run(RunFolder(folder))
-        found = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name != GRID)
+        found = (path for path in folder.iterdir() if path.suffix.lower() in images.SUFFIXES and path.name != GRID)
         return Images(paths=sorted(found))
 
     def __len__(self) -> int:
@@ -78,7 +78,7 @@ def check_reference(folder: Path) -> None:
         raise UsageError(f"reference={folder}: no such folder; give base, none, or a folder of images")
     found = Images.of_folder(folder)
     if not len(found):
-        raise UsageError(f"reference={folder}: holds no image ({', '.join(SUFFIXES)})")
+        raise UsageError(f"reference={folder}: holds no image ({', '.join(images.SUFFIXES)})")
     for path in found.paths:
         try:
             with Image.open(path) as picture:

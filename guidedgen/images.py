@@ -19,6 +19,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # of files that are taken for images in a folder
 
 
 def check(images: Tensor, who: str = "images") -> Tensor:

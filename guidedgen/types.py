@@ -173,6 +173,21 @@ class Vqa(Protocol):
         """b 3 H W in [0, 1], one question each -> b, log-odds of yes against no: sigmoid of it is P(yes) / (P(yes) + P(no))."""
 
 
+Box = tuple[float, float, float, float]  # left, top, right, bottom; as shares of the picture's width and height where detected
+Detection = tuple[str, float, Box]  # label, confidence, box
+
+
+class Detector(Protocol):
+    """Finds things in pictures."""
+
+    name: str
+
+    def __call__(self, images: Tensor, labels: Sequence[Sequence[str]]) -> list[list[Detection] | None]:
+        """b 3 H W in [0, 1] and what is looked for in each -> what is found in each, the most confident first; None of a picture
+        that it knows nothing of.
+        """
+
+
 class GradientEngine(Protocol):
     """How a whole chain is differentiated; see guidedgen.gradients."""
 

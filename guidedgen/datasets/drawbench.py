@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import difflib
 import hashlib
 from collections.abc import Sequence
 
-from guidedgen.datasets.tasks import check_limit, make_tasks, read_text
+from guidedgen.datasets.tasks import check_choice, check_limit, make_tasks, read_text
 from guidedgen.types import BadValue, Task
 
 SOURCE = "FLUX/DrawBench_Prompts.csv of github.com/tinnerhrhe/EvoSearch-codes"
@@ -33,10 +32,7 @@ class DrawBench:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        if self.category is not None and self.category not in CATEGORIES:
-            close = difflib.get_close_matches(self.category, CATEGORIES, 1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise BadValue("category", self.category, f"{hint}choose from {', '.join(CATEGORIES)}, or null for all")
+        check_choice("category", self.category, CATEGORIES, optional=True)
         check_limit(self.limit)
 
     def tasks(self) -> Sequence[Task]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Sequence
 
 from guidedgen.datasets.downloads import read_released
-from guidedgen.datasets.tasks import check_limit, make_tasks
-from guidedgen.types import BadValue, Task
+from guidedgen.datasets.tasks import check_choice, check_limit, make_tasks
+from guidedgen.types import Task
 
 CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 
@@ -26,10 +25,7 @@ class GenEval:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        if self.category is not None and self.category not in CATEGORIES:
-            close = difflib.get_close_matches(self.category, CATEGORIES, 1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise BadValue("category", self.category, f"{hint}choose from {', '.join(CATEGORIES)}, or null for all")
+        check_choice("category", self.category, CATEGORIES, optional=True)
         check_limit(self.limit)
 
     def tasks(self) -> Sequence[Task]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Sequence
 from itertools import islice
 
-from guidedgen.datasets.tasks import check_limit, make_tasks
+from guidedgen.datasets.tasks import check_choice, check_limit, make_tasks
 from guidedgen.lab.captions import CATEGORIES, prompts
 from guidedgen.types import BadValue, Task
 
@@ -23,10 +22,7 @@ class Lab:
     skip: int = 0
 
     def __post_init__(self) -> None:
-        if self.category not in CATEGORIES:
-            close = difflib.get_close_matches(self.category, CATEGORIES, 1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise BadValue("category", self.category, f"{hint}choose from {', '.join(CATEGORIES)}")
+        check_choice("category", self.category, CATEGORIES)
         check_limit(self.limit)
         if self.skip < 0:
             raise BadValue("skip", self.skip, "must be at least 0")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Sequence
 
 from guidedgen.datasets.downloads import read_released
-from guidedgen.datasets.tasks import check_limit, make_tasks
-from guidedgen.types import BadValue, Task
+from guidedgen.datasets.tasks import check_choice, check_limit, make_tasks
+from guidedgen.types import Task
 
 CATEGORIES = (
     "Abstract", "Animals", "Artifacts", "Arts", "Food & Beverage", "Illustrations", "Indoor Scenes", "Outdoor Scenes", "People",
@@ -33,12 +32,8 @@ class PartiPrompts:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        for name, choices in (("category", CATEGORIES), ("challenge", CHALLENGES)):
-            value = getattr(self, name)
-            if value is not None and value not in choices:
-                close = difflib.get_close_matches(value, choices, 1)
-                hint = f"did you mean {close[0]}? " if close else ""
-                raise BadValue(name, value, f"{hint}choose from {', '.join(choices)}, or null for all")
+        check_choice("category", self.category, CATEGORIES, optional=True)
+        check_choice("challenge", self.challenge, CHALLENGES, optional=True)
         check_limit(self.limit)
 
     def tasks(self) -> Sequence[Task]:

@@ -6,12 +6,11 @@ The benchmark draws 10 images of each: samples_per_prompt=10.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Sequence
 
 from guidedgen.datasets.downloads import read_released
-from guidedgen.datasets.tasks import check_limit, make_tasks
-from guidedgen.types import BadValue, Task
+from guidedgen.datasets.tasks import check_choice, check_limit, make_tasks
+from guidedgen.types import Task
 
 CATEGORIES = ("color", "shape", "texture", "spatial", "3d_spatial", "non_spatial", "numeracy", "complex")
 
@@ -31,10 +30,7 @@ class T2ICompBench:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        if self.category not in CATEGORIES:
-            close = difflib.get_close_matches(self.category, CATEGORIES, 1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise BadValue("category", self.category, f"{hint}choose from {', '.join(CATEGORIES)}")
+        check_choice("category", self.category, CATEGORIES)
         check_limit(self.limit)
 
     def tasks(self) -> Sequence[Task]:

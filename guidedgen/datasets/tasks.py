@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from guidedgen.types import BadValue, Task
@@ -28,6 +29,15 @@ def make_tasks(prompts: Iterable[str], category: str = "") -> list[Task]:
             name += f"-{seen[name]}"
         tasks.append(Task(id=name, prompt=prompt, category=category))
     return tasks
+
+
+def check_choice(name: str, value: str | None, choices: Collection[str], *, optional: bool = False) -> None:
+    """Raises BadValue, with the near miss, unless the option `name` is one of its choices; an optional one may be None, for all."""
+    if value in choices or (optional and value is None):
+        return
+    close = difflib.get_close_matches(str(value), choices, 1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise BadValue(name, value, f"{hint}choose from {', '.join(choices)}{', or null for all' if optional else ''}")
 
 
 def check_text(name: str, text: str) -> None:

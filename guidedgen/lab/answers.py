@@ -21,9 +21,10 @@ from torch import Tensor
 
 from guidedgen import images as pictures
 from guidedgen.lab.captions import Description, Thing, parse
-from guidedgen.lab.judge import RELATION_SCALE, shipped_classifier
+from guidedgen.lab.judge import relation_odds, shipped_classifier
 from guidedgen.lab.networks import Reading
 from guidedgen.lab.world import BACKGROUNDS, COLOURS, SHAPES, SIZE, SIZES, TEXTURES
+from guidedgen.types import Detection
 
 _COLOURS, _BACKGROUNDS = tuple(COLOURS), tuple(BACKGROUNDS)
 _ORDER = {word: place for place, words in enumerate((SIZES, TEXTURES, COLOURS)) for word in words}
@@ -64,15 +65,13 @@ class SceneDetector:
     def __init__(self, *, device: str | torch.device = "cpu") -> None:
         self.device = torch.device(device)
 
-    def __call__(
-        self, images: Tensor, labels: Sequence[Sequence[str]]
-    ) -> list[list[tuple[str, float, tuple[float, float, float, float]]]]:
-        """b 3 H W in [0, 1] and what is looked for in each -> label, confidence and box (left, top, right, bottom, as shares of the
-        sides), the most confident first. Labels that are no things are not found.
+    def __call__(self, images: Tensor, labels: Sequence[Sequence[str]]) -> list[list[Detection] | None]:
+        """b 3 H W in [0, 1] and what is looked for in each -> what is found in each, the most confident first. Labels that are no
+        things are not found.
         """
         with torch.no_grad():
             reading = _read(images, self.device, self.name)
-        found = []
+        found: list[list[Detection] | None] = []
         for i, names in enumerate(labels):
             things = {name: said.things[0] for name in names if (said := understand(name)) is not None and said.things}
             boxes = _boxes(reading, i)
@@ -131,7 +130,7 @@ def _things_odds(reading: Reading, i: int, said: Description) -> Tensor:
     parts = odds.gather(1, chosen.T)  # m c
     if said.relation:
         offsets = reading.centre[i, chosen[:, 0]] - reading.centre[i, chosen[:, 1]]
-        parts = torch.cat([parts, _relation_odds(said.relation, offsets)[None]])
+        parts = torch.cat([parts, relation_odds(said.relation, offsets)[None]])
     return _all_of(parts).amax()
 
 
@@ -167,13 +166,6 @@ def _all_of(odds: Tensor) -> Tensor:
     """Equation (1), along the first axis."""
     s = F.logsigmoid(odds).sum(0).clamp(max=-1e-30)
     return s - torch.log(-torch.expm1(s))
-
-
-def _relation_odds(relation: str, offsets: Tensor) -> Tensor:
-    """Log-odds, c, that objects at these offsets from others (c 2, px) stand so to them, as in `judge.log_score`."""
-    dx, dy = offsets.unbind(-1)
-    along, across = {"left": (-dx, dy), "right": (dx, dy), "above": (-dy, dx), "below": (dy, dx)}[relation]
-    return (along - across.abs()) / RELATION_SCALE
 
 
 def _boxes(reading: Reading, i: int) -> list[tuple[float, float, float, float]]:

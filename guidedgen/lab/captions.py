@@ -25,7 +25,7 @@ from guidedgen.lab.world import (
 )
 
 _PHRASES = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
-_OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
+OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 _COLOURS, _BACKGROUNDS = tuple(COLOURS), tuple(BACKGROUNDS)
 WORDS = sorted(
     {*COLOURS, *SHAPES, *BACKGROUNDS, *TEXTURES, *SIZES, "a", "an", "and", "on", "background", "shape", "to", "the", "of", ","}
@@ -124,7 +124,7 @@ def caption(description: Description, rng: random.Random) -> str:
     ]
     relation = description.relation if rng.random() < 0.6 else None
     if relation and rng.random() < 0.5:
-        things, relation = things[::-1], _OPPOSITE[relation]
+        things, relation = things[::-1], OPPOSITE[relation]
     elif not relation:
         rng.shuffle(things)
         if len(things) > 1 and rng.random() < 0.03:
@@ -145,7 +145,7 @@ def corrupt(description: Description, rng: random.Random) -> Description:
             if value is not None:
                 choices.append(functools.partial(_replace, description, i, name, rng))
     if description.relation:
-        opposite = _OPPOSITE[description.relation]
+        opposite = OPPOSITE[description.relation]
         choices += [lambda: dataclasses.replace(description, relation=opposite)] * 2
     if description.background:
         others = [b for b in _BACKGROUNDS if b != description.background]

@@ -163,17 +163,18 @@ def _log_score_one(reading: Reading, i: int, description: Description) -> Tensor
     def total(choice: tuple[int, ...]) -> Tensor:
         score = every + torch.stack([gain[k] for gain, k in zip(fit, choice, strict=True)]).sum()
         if description.relation:
-            score = score + _log_relation(description.relation, reading.centre[i, choice[0]] - reading.centre[i, choice[1]])
+            offset = reading.centre[i, choice[0]] - reading.centre[i, choice[1]]
+            score = score + F.logsigmoid(relation_odds(description.relation, offset))
         return score
 
     return torch.stack([total(choice) for choice in _distinct(candidates)]).amax()
 
 
-def _log_relation(relation: str, offset: Tensor) -> Tensor:
-    """log p that an object stands so to another, given its offset from it (2, px): zero logit on the diagonals."""
-    dx, dy = offset.unbind()
+def relation_odds(relation: str, offset: Tensor) -> Tensor:
+    """Log-odds (...) that an object stands so to another, given its offset from it (... 2, px): zero on the diagonals."""
+    dx, dy = offset.unbind(-1)
     along, across = {"left": (-dx, dy), "right": (dx, dy), "above": (-dy, dx), "below": (dy, dx)}[relation]
-    return F.logsigmoid((along - across.abs()) / RELATION_SCALE)
+    return (along - across.abs()) / RELATION_SCALE
 
 
 @functools.cache

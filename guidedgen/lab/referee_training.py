@@ -138,6 +138,22 @@ def _with_heads(name: str, network: nn.Module, tokenizer: Tokenizer) -> nn.Modul
     return nn.ModuleDict({name: network, **heads})
 
 
+def _look(
+    heads: nn.Module, tower: Any, scenes: Scenes, images: Tensor, step: int, settings: Settings
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """What the vision tower makes of the images, the losses of what lies under their patches, and their sum."""
+    learns = step < _SEEING * settings.scale
+    tower.train(learns)
+    with torch.set_grad_enabled(learns):
+        seen = tower(pixel_values=images.to(settings.device)).last_hidden_state
+    looks = heads(seen, scenes.to(settings.device))
+    return seen, looks, torch.stack(list(looks.values())).sum()
+
+
+def _logged(loss: Tensor, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {"loss": loss} | {name: value.detach() for name, value in parts.items()}
+
+
 def _share(right: Tensor) -> Tensor:
     return right.float().mean()
 
@@ -155,14 +171,9 @@ def blip2(settings: Settings, vae: AutoencoderKL, tokenizer: Tokenizer, spoil: S
 
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         scenes, images = show(generator)
-        learns = step < _SEEING * settings.scale
-        qformer.network.vision_model.train(learns)
-        with torch.set_grad_enabled(learns):
-            seen = qformer.see(images.to(settings.device))
-        looks = network["patches"](seen, scenes.to(settings.device))
-        look = torch.stack(list(looks.values())).sum()
+        seen, looks, look = _look(network["patches"], qformer.network.vision_model, scenes, images, step, settings)
         if step < _LOOKING * settings.scale:
-            return {"loss": look} | {name: value.detach() for name, value in looks.items()}
+            return _logged(look, looks)
         rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
         truths = captions.describe(scenes)
         true = [statements.statement(truth, rng) for truth in truths]
@@ -175,7 +186,7 @@ def blip2(settings: Settings, vae: AutoencoderKL, tokenizer: Tokenizer, spoil: S
         match, caption = F.cross_entropy(logits, target), qformer.caption(seen, ids[:BATCH], mask[:BATCH], start).mean()
         right = _share(logits.argmax(1) == target)
         parts = {"match": match, "caption": caption, "look": look, "place": place, "right": right}
-        return {"loss": match + caption + (look + place) / 3} | {name: value.detach() for name, value in parts.items()}
+        return _logged(match + caption + (look + place) / 3, parts)
 
     return Part(name="blip2", network=network, loss=loss, steps=6000, lr=7e-4, weight_decay=0.05, average=0.995)
 
@@ -188,14 +199,9 @@ def vqa(settings: Settings, vae: AutoencoderKL, tokenizer: Tokenizer, spoil: Spo
 
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         scenes, images = show(generator)
-        learns = step < _SEEING * settings.scale
-        blip.vision_model.train(learns)
-        with torch.set_grad_enabled(learns):
-            seen = blip.vision_model(pixel_values=images.to(settings.device)).last_hidden_state
-        looks = network["patches"](seen, scenes.to(settings.device))
-        look = torch.stack(list(looks.values())).sum()
+        seen, looks, look = _look(network["patches"], blip.vision_model, scenes, images, step, settings)
         if step < _LOOKING * settings.scale:
-            return {"loss": look} | {name: value.detach() for name, value in looks.items()}
+            return _logged(look, looks)
         rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
         truths = captions.describe(scenes)
         pairs = [statements.question(truth, rng) for truth in truths]
@@ -213,6 +219,6 @@ def vqa(settings: Settings, vae: AutoencoderKL, tokenizer: Tokenizer, spoil: Spo
         answer = F.cross_entropy(logits, target)
         right = (logits[:, special["yes"]] > logits[:, special["no"]]) == yes
         parts = {"answer": answer, "look": look, "place": place, "right": _share(right)}
-        return {"loss": answer + (look + place) / 3} | {name: value.detach() for name, value in parts.items()}
+        return _logged(answer + (look + place) / 3, parts)
 
     return Part(name="vqa", network=network, loss=loss, steps=7600, lr=7e-4, weight_decay=0.05, average=0.995)

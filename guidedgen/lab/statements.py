@@ -10,7 +10,6 @@ from guidedgen.lab import captions
 from guidedgen.lab.captions import Description, Thing
 from guidedgen.lab.world import BACKGROUNDS, RELATIONS
 
-_OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 _ATTRIBUTES = ("colour", "shape", "texture")
 
 
@@ -42,7 +41,7 @@ def _fits(thing: Thing, there: Thing) -> bool:
 def _relation(truth: Description, chosen: tuple[int, ...]) -> str | None:
     if truth.relation is None or len(chosen) != 2:
         return None
-    return truth.relation if chosen == (0, 1) else _OPPOSITE[truth.relation]
+    return truth.relation if chosen == (0, 1) else captions.OPPOSITE[truth.relation]
 
 
 def statement(truth: Description, rng: random.Random) -> Description:

@@ -8,6 +8,7 @@ runs share; only the change says something.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,8 +22,6 @@ from guidedgen.metrics.features import Array
 from guidedgen.metrics.sets import extract
 from guidedgen.metrics.summary import ClassChange, class_change_percent
 from guidedgen.types import Features, Task, UsageError
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 class ClassPictures(Protocol):
@@ -53,14 +52,18 @@ class ClassFolders:
         """One picture a batch."""
         return (images.read(file) for file in self._files(task))
 
+    @functools.cached_property
+    def _folders(self) -> dict[str, Path]:
+        """Each class's folder by its name, in words."""
+        folder = Path(self.path)
+        return {_words(entry.name): entry for entry in folder.iterdir() if entry.is_dir()} if folder.is_dir() else {}
+
     def _files(self, task: Task) -> list[Path]:
         text = f" {_words(task.prompt)} "
-        folder = Path(self.path)
-        names = {_words(entry.name): entry for entry in folder.iterdir() if entry.is_dir()} if folder.is_dir() else {}
-        found = [name for name in names if name and f" {name} " in text]
+        found = [name for name in self._folders if name and f" {name} " in text]
         if not found:
             raise UsageError(f"metrics.per_class.pictures.path={self.path}: no folder in it is named in {task.prompt!r}")
-        return sorted(file for file in names[max(found, key=len)].iterdir() if file.suffix.lower() in SUFFIXES)
+        return sorted(file for file in self._folders[max(found, key=len)].iterdir() if file.suffix.lower() in images.SUFFIXES)
 
 
 def _words(text: str) -> str:

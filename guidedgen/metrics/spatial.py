@@ -21,17 +21,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from guidedgen.images import check
 from guidedgen.metrics.noun_phrases import Parser
-from guidedgen.types import Task
+from guidedgen.types import Box, Detection, Detector, Task
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom; as shares of the picture's width and height where detected
-Detection = tuple[str, float, Box]  # label, confidence, box
 # What is looked for in a prompt, in this order, and the relation that it is.
 RELATIONS = {
     phrase: phrase
@@ -44,17 +41,6 @@ PEOPLE = ("girl", "boy", "man", "woman")
 _SHORT, _LONG = 479, 480  # px: Resize(size=479, max_size=480)
 _NEAR = 150.0  # px
 _OVERLAP = 0.1  # intersection over union from which on a relation counts less
-
-
-class Detector(Protocol):
-    """Finds things in pictures."""
-
-    name: str
-
-    def __call__(self, images: Tensor, labels: Sequence[Sequence[str]]) -> list[list[Detection] | None]:
-        """b 3 H W in [0, 1] and what is looked for in each -> what is found in each, the most confident first; None of a picture
-        that it knows nothing of.
-        """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

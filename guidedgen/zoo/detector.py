@@ -13,15 +13,12 @@ import torch
 from torch import Tensor
 
 from guidedgen import images as pictures
-from guidedgen.types import BadValue, UsageError
+from guidedgen.types import BadValue, Detection, UsageError
 from guidedgen.zoo.files import locate_network
 from guidedgen.zoo.pretrained import load_pretrained
 
 if TYPE_CHECKING:
     from transformers import Owlv2ForObjectDetection, Owlv2Processor
-
-# Label, confidence, and the box: left, top, right and bottom, as shares of the picture's width and height.
-Detection = tuple[str, float, tuple[float, float, float, float]]
 
 
 class Owlv2:
