@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from guidedgen import config, jobs
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.methods.blip_inversion import BlipInversion
+from guidedgen.rewards.augmented import Augmented
 
-MODES = ["full", "referee_only", "distill_only"]
+ROWS = ["codex/base", "referee/distill_only", "referee/referee_only", "referee/full", "codex/greedy", "referee/doodl"]
+ABLATIONS = ["augmentations", "distillation", "balance", "average", "noise", "guidance"]
 LAB = ["model=lab", "zoo=lab", "metrics=lab", "dataset=lab", "dataset.category=colour", "dtype=float32"]  # for what is not here
 APPENDIX_C = {
     "num_iterations": 160, "distill_iterations": 10, "weight": 2.0, "lr": [1.0, 0.5], "distill_weight": [800.0, 400.0],
@@ -31,24 +34,53 @@ def overlay(name: str, *overrides: str) -> DictConfig:
     return compose("config", overrides=[f"experiment=referee/{name}", "device=cpu", "tracker=none", *overrides])
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("row", ROWS)
 @pytest.mark.parametrize("name", ["compbench", "lab/compbench"])
-def test_every_row_makes_a_job(name: str, mode: str, tmp_path: Path) -> None:
+def test_every_row_makes_a_job(name: str, row: str, tmp_path: Path) -> None:
     stand_in = LAB if name == "compbench" else []
-    job = jobs.prepare(overlay(name, f"outputs={tmp_path}", f"method.mode={mode}", *stand_in))
-    assert isinstance(job.method, BlipInversion) and job.method.needs.reward == (mode != "distill_only")
-    assert job.base is not None and job.reward is not None and job.reward.differentiable
+    job = jobs.prepare(overlay(name, f"outputs={tmp_path}", f"row={row}", *stand_in))
+    guides = row not in ("codex/base", "referee/distill_only")
+    assert job.method.needs.reward == guides and (job.base is None) == (row == "codex/base")
+    if row.startswith("referee/") and not row.endswith("doodl"):
+        assert isinstance(job.method, BlipInversion) and row.endswith(job.method.mode)
+    if guides:
+        assert job.reward is not None and job.reward.differentiable
 
 
 @pytest.mark.parametrize("name", ["compbench", "lab/compbench"])
-def test_the_sweep_is_the_three_rows(name: str) -> None:
+def test_the_sweep_is_the_rows(name: str) -> None:
     params = compose("config", overrides=[f"experiment=referee/{name}"], return_hydra_config=True).hydra.sweeper.params
-    assert params == {"method.mode": ",".join(MODES)}
+    assert params == {"row": ",".join(ROWS)}
+
+
+@pytest.mark.parametrize("name", [lab + name for name in ABLATIONS for lab in ("", "lab/")])
+def test_every_value_of_an_ablation_makes_another_run(name: str) -> None:
+    composed = compose("config", overrides=[f"experiment=referee/{name}"], return_hydra_config=True)
+    swept = dict(composed.hydra.sweeper.params)
+    assert swept.pop("row") == composed.hydra.runtime.choices.row  # what runs without -m is of the same row
+    parsed = OverridesParser.create().parse_overrides([f"{key}={values}" for key, values in swept.items()])
+    for item in parsed:
+        points = [f"{item.key_or_group}={value}" for value in item.sweep_string_iterator()]
+        assert len({config.identity(overlay(name, point)) for point in points}) == len(points) > 1
+
+
+def test_the_augmented_loss_is_of_copies_as_those_that_guide(tmp_path: Path) -> None:
+    job = jobs.prepare(overlay("lab/augmentations", f"outputs={tmp_path}", "table.copies=15"))
+    scorer = job.scorers["blip2_augmented"]
+    assert isinstance(scorer, Augmented) and isinstance(job.method, BlipInversion)
+    assert scorer.augmentations == job.method.augmentations and job.method.mode == "referee_only"
 
 
 def test_the_settings_are_the_paper_s() -> None:
     cfg, twin = overlay("compbench"), overlay("lab/compbench")
-    assert {key: OmegaConf.to_container(cfg.method)[key] for key in APPENDIX_C} == APPENDIX_C
+    assert {key: OmegaConf.to_container(cfg.method, resolve=True)[key] for key in APPENDIX_C} == APPENDIX_C
     assert cfg.method.augmentations.count == 30 and cfg.samples_per_prompt == 10
     per_element = [weight / 64**2 for weight in cfg.method.distill_weight]
     assert [weight / 16**2 for weight in twin.method.distill_weight] == per_element
+
+
+@pytest.mark.parametrize(("row", "printed"), [("distill_only", 0.3793), ("referee_only", 0.8639), ("full", 0.8162)])
+def test_published_figures_stand_beside_the_published_setting_alone(row: str, printed: float) -> None:
+    assert config.published(overlay("compbench", f"row=referee/{row}"))["blip_vqa"] == printed
+    assert config.published(overlay("compbench", f"row=referee/{row}", "table.copies=10")) == {}
+    assert config.published(overlay("compbench", f"row=referee/{row}", "dataset.category=shape")) == {}

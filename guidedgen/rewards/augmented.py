@@ -1,0 +1,48 @@
+"""A reward as it finds random copies of an image: what says whether one was fooled by the image itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from guidedgen.augment import Augmentations
+from guidedgen.noise import Noise
+from guidedgen.rewards.inputs import check_inputs
+from guidedgen.types import BadValue, Reward, Task
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Augmented:
+    """The mean of a reward over an image's copies: minus the augmented loss of "Referee Can Play" (arXiv:2402.16305), Table 2.
+
+    The copies of a task's images are always the same, so that runs compare. Raises BadValue where there are none.
+    """
+
+    reward: Reward
+    augmentations: Augmentations
+
+    def __post_init__(self) -> None:
+        if not self.augmentations.count:
+            raise BadValue("augmentations.count", 0, "must be at least 1")
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether gradients reach the pixels."""
+        return self.reward.differentiable
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Names of the reward's networks."""
+        return tuple(getattr(self.reward, "networks", ()))
+
+    def __call__(self, images: Tensor, tasks: Sequence[Task]) -> Tensor:
+        """b 3 H W in [0, 1] and b tasks -> b. One copy of each image is scored at a time."""
+        check_inputs(images, tasks, "augmented")
+        noise = Noise([f"augmented/{task.id}" for task in tasks], device=images.device, dtype=images.dtype)
+        copies = self.augmentations.draw(noise, *images.shape[-2:])
+        rows = torch.arange(len(images))
+        found = [self.reward(copies(images, rows, torch.full_like(rows, i)), tasks) for i in range(copies.count)]
+        return torch.stack(found).mean(0)
