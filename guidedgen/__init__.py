@@ -10,10 +10,11 @@ Rooms, and who may import whom (held by tests/test_layers.py):
     models                         Stable Diffusion folders, the analytic Gaussian mixture     <- types, process, images, cost, zoo
     methods                        one paper, one file                                <- types, process, noise, augment, problem
     zoo                            reward and metric networks, and where weights are found     <- types, images, lab
-    rewards                        one scorer, one file                                        <- types, images
+    rewards                        one scorer, one file                               <- types, images, noise, augment
     datasets                       a dataset is a sequence of Task                             <- types, images, lab
     metrics                        features -> statistics -> distance; per-image scores        <- types, images
     lab                            the bundled world and its trained weights                   <- types, images, noise
+    shards                         which share of a run a process takes                        <- types
     store                          a run's folder                                              <- types
     tracker                        its mirror in W&B                                           <- types, store
     evaluate                       from images to metrics                                      <- types, images, metrics, store

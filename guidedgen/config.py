@@ -30,7 +30,7 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 TARGETS = ("guidedgen.",)  # whose code a config may call; `allow_targets` adds to it
 _OF_HYDRA = ("_target_", "_convert_", "_partial_", "_recursive_")  # keys of a node that are no options of its target
 # What does not change a sample: where it is stored, how it is shown and judged.
-_NOT_IDENTITY = ("outputs", "study", "run", "tracker", "metrics", "zoo", "reference", "allow_targets", "table")
+_NOT_IDENTITY = ("outputs", "study", "run", "tracker", "metrics", "zoo", "reference", "allow_targets", "table", "shard")
 
 
 def command_line(arguments: Sequence[str]) -> list[str]:

@@ -63,16 +63,23 @@ def run(job: Job) -> Mapping[str, Any]:
         if unguided is not None and not unguided.folder.done:
             _open(unguided)
             _sample_all(unguided, label)
-            unguided.folder.finish()
+            _close(unguided)
     if not job.folder.done or fresh:
         _open(job, fresh=fresh)
         if job.originals is not None:
             job.model.load()
-            learning.learn(job, lambda places: problem(job, [job.lessons[place] for place in places], job.originals))
+            with job.folder.alone("learning"):
+                learning.learn(job, lambda places: problem(job, [job.lessons[place] for place in places], job.originals))
         _sample_all(job, module_of(job.cfg.method))
-    metrics = _judge(job)
-    _track(job, metrics)
-    job.folder.finish()
+    with job.folder.alone("judging"):  # of several processes, one comes out last
+        if left := _left(job):
+            print(f"{job.folder.path}: share {job.shard.part} is done; others have {left} samples to make")
+            return {}
+        _close(job.base)
+        job.folder.merge([sample.name for sample in job.samples])
+        metrics = _judge(job)
+        _track(job, metrics)
+        job.folder.finish()
     report.show(metrics)
     if job.cfg.run.profile:
         report.show_profile(job.model.ledger, time.perf_counter() - started)
@@ -109,6 +116,10 @@ def judge_again(folder: Path, overrides: Sequence[str] = ()) -> Mapping[str, Any
         except Exception as error:  # OmegaConf's many errors
             raise UsageError(f"{override}: {error}") from error
     job = dataclasses.replace(prepare(cfg), folder=RunFolder(folder))
+    if not _left(job):  # whoever of several processes was to be the last may have died
+        _close(job.base)
+        job.folder.merge([sample.name for sample in job.samples])
+        job.folder.finish()
     return _judge(job)
 
 
@@ -198,10 +209,33 @@ def _open(job: Job, *, fresh: bool = False) -> None:
     job.folder.open(OmegaConf.to_yaml(job.cfg), _environment(job), fresh=fresh)
 
 
+def _left(job: Job) -> int:
+    """How many of the run's samples are not finished."""
+    return len({sample.name for sample in job.samples} - job.folder.records().keys())
+
+
+def _close(job: Job | None) -> None:
+    """Declares an unguided run done once all its samples are."""
+    if job is None or job.folder.done:
+        return
+    with job.folder.alone("closing"):
+        if not _left(job):
+            job.folder.merge([sample.name for sample in job.samples])
+            job.folder.finish()
+
+
 def _sample_all(job: Job, label: str) -> None:
-    """Samples every batch that is not finished."""
+    """Samples every batch of this process's share that is not finished. What is learned on is drawn by the first that comes."""
+    if label == "originals" and job.shard.part:
+        with job.folder.alone("originals"):
+            _sample_batches(job, label, _batches(job))
+    else:
+        _sample_batches(job, label, job.shard.of(_batches(job)))
+
+
+def _sample_batches(job: Job, label: str, batches: Sequence[Sequence[Sample]]) -> None:
     finished = job.folder.records().keys()
-    todo = [batch for batch in _batches(job) if any(sample.name not in finished for sample in batch)]
+    todo = [batch for batch in batches if any(sample.name not in finished for sample in batch)]
     if todo:
         job.model.load()
     needs, flagged = job.method.needs, _flagged(job)

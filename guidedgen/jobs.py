@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from guidedgen.metrics.sets import SetMetric
 from guidedgen.models import tuning
 from guidedgen.models.stable_diffusion import StableDiffusion
 from guidedgen.process.grid import Grid
+from guidedgen.shards import Shard, find_shard
 from guidedgen.store import RunFolder, check_writable
 from guidedgen.tracker import Tracker
 from guidedgen.types import BadValue, Learner, Method, Reward, Sample, Scheduler, Task, UsageError
@@ -39,6 +41,7 @@ class Job:
     scheduler: Scheduler
     grid: Grid
     samples: Sequence[Sample]
+    shard: Shard  # of the batches that this process samples
     scorers: Mapping[str, Reward]  # the reward first, where there is one
     distances: Mapping[str, SetMetric]
     per_class: PerClass | None  # the distance of each task's pictures to real ones
@@ -62,14 +65,24 @@ class Job:
 
 def prepare(cfg: DictConfig) -> Job:
     """Builds and checks a run. Raises UsageError for whatever is wrong with it; loads no network."""
-    cfg = _settled(cfg)
+    shard = find_shard(*_shard(cfg), os.environ)
+    if shard.count > 1 and cfg.run.fresh:
+        raise UsageError("run.fresh=true: not where others write too (shard.count above 1); remove the run's folder first")
+    cfg = _settled(cfg, shard)
     check_writable(Path(cfg.outputs) / cfg.study, "outputs")
-    return _prepare(cfg)
+    return _prepare(cfg, shard)
 
 
-def _settled(cfg: DictConfig) -> DictConfig:
-    """A resolved copy in which device and dtype are real ones and the plain numbers are checked."""
+def _shard(cfg: DictConfig) -> tuple[int | str, int | str]:
+    """Options of older runs' configs, which have none, are those of a whole run."""
+    node = cfg.get("shard") or {"count": 1, "index": 0}
+    return node["count"], node["index"]
+
+
+def _settled(cfg: DictConfig, shard: Shard) -> DictConfig:
+    """A resolved copy in which device and dtype are real ones and the plain numbers are checked. It is the whole run's."""
     cfg = copy.deepcopy(cfg)
+    OmegaConf.update(cfg, "shard", {"count": 1, "index": 0}, force_add=True)
     for key in _COUNTS:
         if not isinstance(cfg[key], int) or isinstance(cfg[key], bool):
             raise UsageError(f"{key}={cfg[key]}: expected a whole number")
@@ -82,7 +95,7 @@ def _settled(cfg: DictConfig) -> DictConfig:
         raise UsageError(f"run.show_flagged={cfg.run.show_flagged}: expected true or false")
     if not str(cfg.study) or "/" in str(cfg.study) or str(cfg.study).startswith("."):
         raise UsageError(f"study={cfg.study}: expected a plain folder name")
-    cfg.device = _device(str(cfg.device))
+    cfg.device = _device(str(cfg.device), shard)
     if cfg.dtype == "auto":
         cfg.dtype = "float32" if cfg.device == "cpu" else "float16"
     try:
@@ -98,9 +111,12 @@ def _settled(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
-def _device(name: str) -> str:
+def _device(name: str, shard: Shard) -> str:
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        if not torch.cuda.is_available():
+            return "cpu"
+        count = torch.cuda.device_count()  # which every process of a machine may see
+        return f"cuda:{shard.local % count}" if shard.local is not None and count > 1 else "cuda"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -110,7 +126,7 @@ def _device(name: str) -> str:
     return str(device)
 
 
-def _prepare(cfg: DictConfig, model: StableDiffusion | None = None) -> Job:
+def _prepare(cfg: DictConfig, shard: Shard, model: StableDiffusion | None = None) -> Job:
     """The job, on a model that another job has built where one is given: its networks are then loaded once."""
     allow = tuple(cfg.allow_targets)
     method = config.build(cfg.method, "method", allow)
@@ -124,7 +140,7 @@ def _prepare(cfg: DictConfig, model: StableDiffusion | None = None) -> Job:
         raise UsageError(f"scheduler.{error.name}={error.value}: {error.rule}") from error
     if method.needs.noisy_end and not grid[-1].sigma:
         raise UsageError(f"method={module_of(cfg.method)}: with these options it ends where noise is left: scheduler.end=first")
-    lessons, originals = _lessons(cfg, method, model)
+    lessons, originals = _lessons(cfg, shard, method, model)
     everything = [*tasks, *(lesson.task for lesson in lessons)]
     model.check(everything, method.tuning.num_vectors if isinstance(method, Learner) and method.tuning.what == "token" else 0)
     reward = _reward(cfg, method, everything, allow)
@@ -134,11 +150,11 @@ def _prepare(cfg: DictConfig, model: StableDiffusion | None = None) -> Job:
     }
     blurs = _blurs(cfg, method, reward, scorers)
     run_id = _identity(cfg, guided=method.needs.reward, blurs=blurs)
-    base, reference = _reference(cfg, model)
+    base, reference = _reference(cfg, shard, model)
     return Job(
         cfg=cfg,
         run_id=run_id,
-        folder=RunFolder(Path(cfg.outputs) / cfg.study / _name(cfg, run_id, guided=method.needs.reward)),
+        folder=RunFolder(Path(cfg.outputs) / cfg.study / _name(cfg, run_id, guided=method.needs.reward), shard.part),
         model=model,
         method=method,
         reward=reward,
@@ -154,10 +170,11 @@ def _prepare(cfg: DictConfig, model: StableDiffusion | None = None) -> Job:
         blurs=blurs,
         lessons=lessons,
         originals=originals,
+        shard=shard,
     )
 
 
-def _lessons(cfg: DictConfig, method: Method, model: StableDiffusion) -> tuple[Sequence[Sample], Job | None]:
+def _lessons(cfg: DictConfig, shard: Shard, method: Method, model: StableDiffusion) -> tuple[Sequence[Sample], Job | None]:
     """What a method learns on, and the unguided run that draws its originals; nothing where it does not learn."""
     if not isinstance(method, Learner):
         return (), None
@@ -166,7 +183,7 @@ def _lessons(cfg: DictConfig, method: Method, model: StableDiffusion) -> tuple[S
     node.dataset = {"_target_": "guidedgen.datasets.templated.Templated", "prompts": cfg.method.prompts, "template": lessons.target}
     node.samples_per_prompt, node.seed = lessons.noises_per_prompt, lessons.seed
     node.reward, node.reference, node.metrics = None, "none", {"scorers": {}, "distances": {}}
-    originals = _prepare(node, model)
+    originals = _prepare(node, shard, model)
     try:
         tasks = lessons.prompts.tasks()
     except BadValue as error:
@@ -195,12 +212,12 @@ def _per_class(cfg: DictConfig, tasks: Sequence[Task], allow: Sequence[str]) -> 
     return measure
 
 
-def _reference(cfg: DictConfig, model: StableDiffusion) -> tuple[Job | None, Path | None]:
+def _reference(cfg: DictConfig, shard: Shard, model: StableDiffusion) -> tuple[Job | None, Path | None]:
     """What a run is measured against: the unguided job, or a folder. The unguided run itself has no base."""
     if cfg.reference == "none" or (cfg.reference == "base" and module_of(cfg.method) == "base"):
         return None, None
     if cfg.reference == "base":
-        return _prepare(_unguided(cfg), model), None
+        return _prepare(_unguided(cfg), shard, model), None
     evaluate.check_reference(Path(cfg.reference))
     return None, Path(cfg.reference)
 

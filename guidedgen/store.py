@@ -8,12 +8,14 @@ images/NAME.png    one per sample             metrics.json   how the set fares
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +47,22 @@ class Record:
 
 
 class RunFolder:
-    """One run on disk. Nothing is written before `open`."""
+    """One run on disk. Nothing is written before `open`.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Where several processes share a run, each has a `part` of its name, and writes its records and traces to files of its own,
+    records.PART.jsonl and trace.PART.jsonl, until `merge` makes one of them. All parts' records are read.
+    """
+
+    def __init__(self, path: Path, part: str = "") -> None:
+        self.path, self.part = path, part
+
+    def _log(self, name: str) -> Path:
+        """This process's records or traces."""
+        return self.path / (f"{name}.{self.part}.jsonl" if self.part else f"{name}.jsonl")
+
+    def _logs(self, name: str) -> list[Path]:
+        """Everybody's."""
+        return [self.path / f"{name}.jsonl", *sorted(self.path.glob(f"{name}.*.jsonl"))]
 
     @property
     def done(self) -> bool:
@@ -60,17 +74,21 @@ class RunFolder:
         if fresh and self.path.exists():
             shutil.rmtree(self.path)
         (self.path / "images").mkdir(parents=True, exist_ok=True)
-        for partial in self.path.rglob(".*.partial"):
-            partial.unlink(missing_ok=True)
-        for log in ("records.jsonl", "trace.jsonl"):
-            _drop_torn_line(self.path / log)
+        if not self.part:  # others may be writing
+            self._drop_partials()
+        for log in ("records", "trace"):
+            _drop_torn_line(self._log(log))
         self._drop_orphaned_traces()
         write_atomic(self.path / "config.yaml", config.encode())
         self.write_json("environment.json", environment)
 
+    def _drop_partials(self) -> None:
+        for partial in self.path.rglob(".*.partial"):
+            partial.unlink(missing_ok=True)
+
     def _drop_orphaned_traces(self) -> None:
         """Traces of samples whose record a kill prevented; they will come again."""
-        trace, finished = self.path / "trace.jsonl", self.records()
+        trace, finished = self._log("trace"), self.records()
         lines = _lines(trace)
         kept = [line for line in lines if f"{line['task']}-{line['seed']}" in finished]
         if len(kept) < len(lines):
@@ -78,19 +96,49 @@ class RunFolder:
 
     def records(self) -> dict[str, Record]:
         """Finished samples by name, in the order they were finished. A line cut short by a kill is not one."""
-        records = {}
-        for line in _lines(self.path / "records.jsonl"):
-            record = Record(**line)
-            records[record.name] = record
-        return records
+        lines = (line for log in self._logs("records") for line in _lines(log))
+        return {record.name: record for record in (Record(**line) for line in lines)}
+
+    @contextlib.contextmanager
+    def alone(self, what: str) -> Iterator[None]:
+        """Waits until no other process is in the same block of this run. A process that dies leaves it.
+
+        A lock of the operating system: on a network file system it holds between machines where that supports locks.
+        """
+        with (self.path / f".{what}.lock").open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def merge(self, names: Sequence[str]) -> None:
+        """One records.jsonl and one trace.jsonl of what parts have written, in the order of the samples' names, all finished.
+
+        The same files come out whoever merges, and again after a kill in the middle.
+        """
+        records, parts = self.records(), [log for name in ("records", "trace") for log in self._logs(name)[1:]]
+        if not parts:
+            return
+        told: dict[str, list[dict[str, Any]]] = {}
+        for log in self._logs("trace"):
+            here: dict[str, list[dict[str, Any]]] = {}
+            for line in _lines(log):
+                here.setdefault(f"{line['task']}-{line['seed']}", []).append(line)
+            told = {**here, **told}  # the merged file first, where a merge was cut short
+        if told:
+            events = [line for name in names for line in told.get(name, ())]
+            write_atomic(self.path / "trace.jsonl", "".join(map(_json_line, events)).encode())
+        lines = (_json_line(dataclasses.asdict(records[name])) for name in names)
+        write_atomic(self.path / "records.jsonl", "".join(lines).encode())
+        for log in parts:
+            log.unlink(missing_ok=True)
+        self._drop_partials()
 
     def save(self, sample: Sample, png: bytes, record: Record, trace: Sequence[Mapping[str, Any]]) -> None:
         """Stores a finished sample: its image, its trace, then its record, which makes it count."""
         write_atomic(self.path / record.image, png)
         if trace:
             told = {"task": sample.task.id, "seed": sample.seed}
-            _append(self.path / "trace.jsonl", "".join(_json_line({**told, **event}) for event in trace))
-        _append(self.path / "records.jsonl", _json_line(dataclasses.asdict(record)))
+            _append(self._log("trace"), "".join(_json_line({**told, **event}) for event in trace))
+        _append(self._log("records"), _json_line(dataclasses.asdict(record)))
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Writes a JSON file of the run."""

@@ -27,17 +27,18 @@ ALLOWED = {
     "models": {"types", "process", "images", "cost", "zoo"},
     "gradients": {"types", "process"},
     "methods": {"types", "process", "noise", "augment", "problem", "gradients"},
-    "rewards": {"types", "images"},
+    "rewards": {"types", "images", "noise", "augment"},
     "metrics": {"types", "images"},
     "zoo": {"types", "images", "lab"},  # lab: the loaders of the shipped weights
     "datasets": {"types", "images", "lab"},  # images: references are read; lab: its prompts
     "lab": {"types", "images", "noise"},
+    "shards": {"types"},
     "store": {"types", "images"},
     "tracker": {"types", "images", "store"},
     "config": {"types"},
     "evaluate": {"types", "images", "metrics", "rewards", "zoo", "store"},
     "report": {"types", "images", "cost", "store", "evaluate"},
-    "jobs": {"types", "images", "process", "models", "datasets", "metrics", "store", "tracker", "config", "evaluate"},
+    "jobs": {"types", "images", "process", "models", "datasets", "metrics", "shards", "store", "tracker", "config", "evaluate"},
     "learning": {"types", "problem", "models", "store", "report", "jobs"},
     "experiment": {
         "jobs", "learning",
