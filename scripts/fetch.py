@@ -4,7 +4,7 @@ python scripts/fetch.py stable-diffusion-v1-5/stable-diffusion-v1-5    a model o
 python scripts/fetch.py aesthetic inception vgg16                      files that live elsewhere, checked by SHA-256
 python scripts/fetch.py pickscore t2i_compbench                        what a reward or metrics=t2i_compbench needs with zoo=hub
 python scripts/fetch.py --all                                          what model=sd15 needs with the default reward and metrics
-python scripts/fetch.py data t2i_compbench parti_prompts geneval       prompts of benchmarks, checked by SHA-256
+python scripts/fetch.py data t2i_compbench hpdv2 drawbench             prompts of benchmarks, checked by SHA-256
 """
 
 import argparse

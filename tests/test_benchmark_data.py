@@ -1,4 +1,4 @@
-"""T2I-CompBench, PartiPrompts and GenEval: read whole, named stably, refused where they are not what was released."""
+"""T2I-CompBench, PartiPrompts and GenEval, and where HPDv2 and DrawBench are: read whole, named stably, refused where they are other."""
 
 import hashlib
 import importlib.util
@@ -11,7 +11,9 @@ from types import ModuleType
 import pytest
 
 from guidedgen.datasets import downloads, geneval, parti_prompts, t2i_compbench
+from guidedgen.datasets.drawbench import DrawBench
 from guidedgen.datasets.geneval import GenEval
+from guidedgen.datasets.hpdv2 import Hpdv2
 from guidedgen.datasets.parti_prompts import PartiPrompts
 from guidedgen.datasets.t2i_compbench import T2ICompBench
 from guidedgen.datasets.tasks import make_tasks
@@ -75,7 +77,16 @@ def test_another_text_is_refused(released: Path, tmp_path: Path) -> None:
     assert (error.value.name, error.value.value) == ("path", str(tmp_path / "color_val.txt"))
 
 
-@pytest.mark.parametrize(("make", "name"), [(T2ICompBench, "t2i_compbench"), (PartiPrompts, "parti_prompts"), (GenEval, "geneval")])
+NAMED = [
+    (T2ICompBench, "t2i_compbench"),
+    (PartiPrompts, "parti_prompts"),
+    (GenEval, "geneval"),
+    (Hpdv2, "hpdv2"),
+    (DrawBench, "drawbench"),
+]
+
+
+@pytest.mark.parametrize(("make", "name"), NAMED)
 def test_what_is_not_there_can_be_fetched(make, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for path in (None, str(tmp_path)):
@@ -123,6 +134,22 @@ def test_geneval(metadata: str) -> None:
     assert GenEval(path=metadata, category="position", limit=2).tasks() == [t for t in tasks if t.category == "position"][:2]
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "copy"),
+    [("hpdv2", "hps_v2_all_eval.txt", "hpdv2/eval_50.txt"), ("drawbench", "DrawBench_Prompts.csv", "drawbench/drawbench.csv")],
+)
+def test_what_is_fetched_is_what_is_read(
+    name: str, file: str, copy: str, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = (shared / "data" / copy).read_bytes()
+    assert downloads.SOURCES[name].files == {file: hashlib.sha256(content).hexdigest()}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    downloads.kept(name).mkdir(parents=True)
+    (downloads.kept(name) / file).write_bytes(content)
+    make = next(make for make, known in NAMED if known == name)
+    assert make().tasks() == make(path=str(shared / "data" / copy)).tasks()
+
+
 # scripts/fetch.py data
 
 
@@ -164,5 +191,7 @@ def test_a_changed_file_is_not_kept(fetch: ModuleType, tmp_path: Path, monkeypat
 
 def test_unknown_data_are_refused(fetch: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["fetch.py", "data", "imagenet"])
-    with pytest.raises(SystemExit, match=r"^fetch: data imagenet: choose from t2i_compbench, parti_prompts, geneval"):
+    with pytest.raises(
+        SystemExit, match=r"^fetch: data imagenet: choose from t2i_compbench, hpdv2, drawbench, parti_prompts, geneval"
+    ):
         fetch.main()

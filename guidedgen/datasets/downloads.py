@@ -37,6 +37,14 @@ SOURCES = {
             "complex_val_spatialaction.txt": "e02ddc7fed812e6577e7386ec2137ce0a994a5ce19771661f68df7ac349a6ca9",
         },
     ),
+    "hpdv2": Source(
+        url="https://raw.githubusercontent.com/mihirp1998/AlignProp/main/assets",
+        files={"hps_v2_all_eval.txt": "1af515e74b71687531d6a4e83489b10c7214a8d5c4da04621c45bf76fe739049"},
+    ),
+    "drawbench": Source(
+        url="https://raw.githubusercontent.com/tinnerhrhe/EvoSearch-codes/main/FLUX",
+        files={"DrawBench_Prompts.csv": "b7de16c8be6a345e3562f657a55300194695200b12a727ff6291059d31d215d5"},
+    ),
     "parti_prompts": Source(
         url="https://raw.githubusercontent.com/google-research/parti/main",
         files={"PartiPrompts.tsv": "fab29e41bb512a169b56acab4cf2a41dcb675e285df2efcde6640c7dd3c440eb"},
@@ -54,13 +62,11 @@ def kept(name: str) -> Path:
     return Path(cache, "guidedgen", name).expanduser()
 
 
-def read_released(name: str, file: str, path: str | None) -> str:
-    """The text of one file of SOURCES, its line ends made one newline each.
-
-    `path` is the file, a folder that holds it, or None for the folder that it is fetched to.
+def find(name: str, file: str, path: str | None) -> Path:
+    """Where one file of SOURCES is: `path` is the file, a folder that holds it, or None for the folder that it is fetched to.
 
     Raises:
-        BadValue: the option `path` leads to no such file, or to one that holds something else (line ends aside).
+        BadValue: the option `path` leads to no such file.
     """
     found = kept(name) if path is None else Path(path).expanduser()
     if path is None or found.is_dir():
@@ -68,6 +74,18 @@ def read_released(name: str, file: str, path: str | None) -> str:
     if not found.is_file():
         rule = f"there is no {found}; fetch it with: python scripts/fetch.py data {name}"
         raise BadValue("path", "null" if path is None else path, rule)
+    return found
+
+
+def read_released(name: str, file: str, path: str | None) -> str:
+    """The text of one file of SOURCES, its line ends made one newline each.
+
+    `path` is as `find` takes it.
+
+    Raises:
+        BadValue: the option `path` leads to no such file, or to one that holds something else (line ends aside).
+    """
+    found = find(name, file, path)
     text = read_text("path", str(found))
     if SOURCES[name].files[file] not in (_digest(text), _digest(text.replace("\n", "\r\n"))):
         raise BadValue("path", str(found), f"is not {file} as released ({SOURCES[name].url}); dataset=text takes any file")

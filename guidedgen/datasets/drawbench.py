@@ -7,10 +7,11 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 
+from guidedgen.datasets.downloads import find
 from guidedgen.datasets.tasks import check_choice, check_limit, make_tasks, read_text
 from guidedgen.types import BadValue, Task
 
-SOURCE = "FLUX/DrawBench_Prompts.csv of github.com/tinnerhrhe/EvoSearch-codes"
+FILE = "DrawBench_Prompts.csv"  # of github.com/tinnerhrhe/EvoSearch-codes
 CATEGORIES = (
     "Colors", "Conflicting", "Counting", "DALL-E", "Descriptions", "Gary Marcus et al.", "Misspellings", "Positional", "Rare Words",
     "Reddit", "Text",
@@ -23,8 +24,9 @@ DIGEST = "6039640630982975ef5002e9ca34f7f28244c1c98678a76ef55cae5946565183"
 class DrawBench:
     """One task per prompt of all categories, or of one: DOODL (arXiv:2303.13703) evaluates on DALL-E and on Reddit.
 
-    path: the CSV file with the columns Prompts and Category, which is not part of this repository. It has to hold the 200 prompts,
-        in any order: figures are compared with published ones by the dataset's name. `dataset=text` takes other files.
+    path: the CSV file with the columns Prompts and Category, or its folder; None: where `python scripts/fetch.py data drawbench`
+        brings it. It has to hold the 200 prompts, in any order: figures are compared with published ones by the dataset's name.
+        `dataset=text` takes other files.
     """
 
     path: str | None = None
@@ -36,9 +38,7 @@ class DrawBench:
         check_limit(self.limit)
 
     def tasks(self) -> Sequence[Task]:
-        if self.path is None:
-            raise BadValue("path", "null", f"is needed: DrawBench's 200 prompts, which are {SOURCE}")
-        rows = _rows(self.path)
+        rows = _rows(str(find("drawbench", FILE, self.path)))
         tasks = make_tasks(prompt for prompt, _ in rows)  # of all, so that names do not change with the category
         named = [dataclasses.replace(task, category=category) for task, (_, category) in zip(tasks, rows, strict=True)]
         return [task for task in named if self.category in (None, task.category)][: self.limit]
@@ -52,9 +52,9 @@ def _rows(path: str) -> list[tuple[str, str]]:
             for row in csv.DictReader(read_text("path", path).splitlines(keepends=True), strict=True)
         ]
     except (KeyError, AttributeError, csv.Error) as error:  # no such column, or a row that ends before it
-        raise BadValue("path", path, f"is no CSV file with the columns Prompts and Category; needed is {SOURCE}") from error
+        raise BadValue("path", path, f"is no CSV file with the columns Prompts and Category; needed is {FILE}") from error
     found = "\n".join(sorted(f"{category}: {prompt}" for prompt, category in rows))
     if hashlib.sha256(found.encode()).hexdigest() != DIGEST:
-        rule = f"holds {len(rows)} prompts that are not the 200 of DrawBench, {SOURCE}; dataset=text takes any file of prompts"
+        rule = f"holds {len(rows)} prompts that are not the 200 of DrawBench ({FILE}); dataset=text takes any file of prompts"
         raise BadValue("path", path, rule)
     return rows

@@ -6,10 +6,11 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 
+from guidedgen.datasets.downloads import find
 from guidedgen.datasets.tasks import check_limit, make_tasks, read_lines
 from guidedgen.types import BadValue, Task
 
-SOURCE = "assets/hps_v2_all_eval.txt of github.com/mihirp1998/AlignProp"
+FILE = "hps_v2_all_eval.txt"  # of github.com/mihirp1998/AlignProp
 # SHA-256 of the prompts, stripped, sorted, joined by newlines.
 DIGEST = "ddfee091c138726d74a14ff8f29389d5532ab78a12ceba1571a716012752872b"
 
@@ -18,8 +19,8 @@ DIGEST = "ddfee091c138726d74a14ff8f29389d5532ab78a12ceba1571a716012752872b"
 class Hpdv2:
     """One task per prompt, white space around it aside (five prompts of the file end in a space).
 
-    path: the text file, which is not part of this repository. It has to hold these prompts, in any order: figures are compared
-        with published ones by the dataset's name. `dataset=text` takes any other file.
+    path: the text file or its folder; None: where `python scripts/fetch.py data hpdv2` brings it. It has to hold these prompts, in
+        any order: figures are compared with published ones by the dataset's name. `dataset=text` takes any other file.
     """
 
     path: str | None = None
@@ -29,10 +30,9 @@ class Hpdv2:
         check_limit(self.limit)
 
     def tasks(self) -> Sequence[Task]:
-        if self.path is None:
-            raise BadValue("path", "null", f"is needed: the 50 HPDv2 prompts, which are {SOURCE}")
-        prompts = read_lines("path", self.path)
+        path = str(find("hpdv2", FILE, self.path))
+        prompts = read_lines("path", path)
         if hashlib.sha256("\n".join(sorted(line.strip() for line in prompts)).encode()).hexdigest() != DIGEST:
-            rule = f"holds {len(prompts)} prompts that are not the 50 of HPDv2, {SOURCE}; dataset=text takes any file"
-            raise BadValue("path", self.path, rule)
+            rule = f"holds {len(prompts)} prompts that are not the 50 of HPDv2 ({FILE}); dataset=text takes any file"
+            raise BadValue("path", path, rule)
         return make_tasks(prompts[: self.limit], "hpdv2")
