@@ -68,11 +68,11 @@ def peak(copies: int, batch_size: int, pictures: int = 1) -> int:
 
 def test_copies_cost_no_memory_beyond_a_chunk_s() -> None:
     one = peak(1, 1)
-    assert one > 0.5 * GIB  # float32: 39 blocks keep what their backward needs
-    assert peak(30, 1) == pytest.approx(one, rel=0.02)
-    assert peak(30, 2) == pytest.approx(2 * one, rel=0.05) == pytest.approx(peak(2, 2), rel=0.02)
-    assert peak(30, 10) == pytest.approx(10 * one, rel=0.05)
+    assert one == pytest.approx(0.62 * GIB, rel=0.02)  # float32: 39 blocks keep what their backward needs
+    assert peak(3, 1) == pytest.approx(one, rel=0.02)
+    assert peak(4, 2) == pytest.approx(2 * one, rel=0.05)
 
 
-def test_pictures_cost_no_memory_beyond_a_chunk_s() -> None:
-    assert peak(6, 2, pictures=4) == pytest.approx(peak(6, 2), rel=0.02)
+@pytest.mark.slow
+def test_thirty_copies_cost_as_much_as_a_chunk_of_them() -> None:
+    assert peak(30, 10) == pytest.approx(10 * peak(1, 1), rel=0.05)
