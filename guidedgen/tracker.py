@@ -52,7 +52,11 @@ class Wandb:
         records: Sequence[Record],
         metrics: Mapping[str, Any],
     ) -> None:
-        """Logs config, a table of images with prompt, seed and scores, and the metrics as summary; the id is the run's hash."""
+        """Logs config, a table of images with prompt, seed and scores, and the metrics as summary; runs are grouped by study.
+
+        The id is the run's hash, so that a run that is judged again goes on as the same one; of an agent of W&B's sweeps it is the
+        agent's.
+        """
         if self.mode == "disabled":
             return
         try:
@@ -69,7 +73,8 @@ class Wandb:
         os.environ["WANDB_DATA_DIR"] = str(folder / "wandb")
         settings = wandb.Settings(silent=True, init_timeout=30, console="off", disable_git=True, x_disable_stats=True)
         with wandb.init(
-            project=self.project, entity=self.entity, name=name, id=run_id, resume="allow", mode=self._mode(), dir=str(folder),
+            project=self.project, entity=self.entity, name=name, group=folder.absolute().parent.name,
+            id=None if "WANDB_SWEEP_ID" in os.environ else run_id, resume="allow", mode=self._mode(), dir=str(folder),
             reinit="finish_previous", config=dict(config), settings=settings,
         ) as run:  # fmt: skip
             scores = sorted({score for record in records for score in record.scores})

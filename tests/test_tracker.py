@@ -25,11 +25,16 @@ LOG = """
     from guidedgen.tracker import Wandb
     folder = Path(sys.argv[1])
     records = [Record(**line) for line in json.loads((folder / "records.json").read_text())]
+    Wandb(project="proj-x", mode=sys.argv[2]).log(
+        folder=folder.parent / "before", run_id="before", name="before", config={}, records=[], metrics={"fid": 1},
+    )
     metrics = {"fid": {"value": 3.5, "samples": 2}, "cmmd": None, "seed": 7, "pairs": [1, 2], "method": "code"}
     Wandb(project="proj-x", mode=sys.argv[2]).log(
         folder=folder, run_id=sys.argv[3], name="code-aesthetic", config={"seed": 7, "method": {"num_particles": 4}}, records=records,
         metrics=metrics,
     )
+    import wandb
+    assert wandb.run is None, "a run is left open"
 """
 
 
@@ -43,6 +48,7 @@ def record(seed: int, **scores: float | None) -> dict[str, Any]:
 def log(folder: Path, mode: str) -> subprocess.CompletedProcess[str]:
     """Logs two samples from a process without a key, a home or a terminal."""
     (folder / "images").mkdir(parents=True)
+    (folder.parent / "before").mkdir()
     records = [record(0, aesthetic=5.25, clip=None), record(1, aesthetic=4.5)]
     for item in records:
         Image.new("RGB", (4, 4)).save(folder / item["image"])
@@ -68,6 +74,7 @@ def test_an_offline_run_can_be_read_back(tmp_path: Path) -> None:
     done = log(tmp_path / "run", "offline")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     run = offline_run(tmp_path / "run")
+    assert tmp_path.name.encode() in (run / f"run-{RUN_ID}.wandb").read_bytes()  # the study, which runs are grouped by
     (table,) = (run / "files" / "media" / "table").glob("samples_*.table.json")
     rows = json.loads(table.read_text())
     assert rows["columns"] == ["image", "prompt", "seed", "aesthetic", "clip"]
@@ -96,13 +103,13 @@ def test_online_without_a_key_goes_offline_and_says_so_in_one_line(tmp_path: Pat
     assert (done.returncode, done.stdout) == (0, "")
     offline_run(tmp_path / "run")
     assert "no key is set" in done.stderr
-    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.count("\n") == 2, done.stderr  # one of each run
 
 
 def test_disabled_writes_nothing(tmp_path: Path) -> None:
     done = log(tmp_path / "run", "disabled")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert not (tmp_path / "run" / "wandb").exists()
+    assert not (tmp_path / "run" / "wandb").exists() and not (tmp_path / "before" / "wandb").exists()
 
 
 def test_a_failing_client_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
