@@ -1,11 +1,12 @@
 """Runs one experiment, or with -m a sweep: python run.py method=code reward=aesthetic (see README.md; --help lists all options)."""
 
+import shutil
 import sys
 
 import hydra
 from omegaconf import DictConfig
 
-from guidedgen import config
+from guidedgen import config, usage
 
 
 def prepare(cfg: DictConfig) -> object:
@@ -14,14 +15,30 @@ def prepare(cfg: DictConfig) -> object:
     return jobs.prepare(cfg)
 
 
+def announce(overrides: list[str]) -> None:
+    """Says what of a sweep is done and what is missing."""
+    from guidedgen import status, sweeps
+
+    if runs := sweeps.listed(overrides):
+        states = status.of_sweep(runs)
+        if any(state.state != "missing" for state in states):
+            status.show(states)
+        print(status.summary(states), flush=True)
+
+
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> float | None:
     from guidedgen import experiment
 
-    experiment.main(cfg)
+    return experiment.main(cfg)
 
 
 if __name__ == "__main__":
     sys.argv[1:] = config.command_line(sys.argv[1:])
+    if config.asks_for_help(sys.argv[1:]):
+        print(usage.text(config.CONF, shutil.get_terminal_size((132, 24)).columns))
+        sys.exit()
     config.preflight(sys.argv[1:], prepare)
+    if swept := config.swept(sys.argv[1:]):
+        announce(swept)
     main()

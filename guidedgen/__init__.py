@@ -18,8 +18,13 @@ Rooms, and who may import whom (held by tests/test_layers.py):
     store                          a run's folder                                              <- types
     tracker                        its mirror in W&B                                           <- types, store
     evaluate                       from images to metrics                                      <- types, images, metrics, store
-    report                         progress, tables, grids                                     <- cost, evaluate
+    pages                          a study as one page and as tables                           <- types, store, config
+    report                         progress, tables, grids                                     <- cost, evaluate, pages
+    usage                          what --help shows
     config, jobs                   command line to config to checked job                       <- all of these
+    sweeps                         the runs of a sweep                                         <- config, jobs
+    status                         what they have come to                                      <- store, sweeps
+    sweeps                         the runs of a sweep, and what each is worth                 <- types, config, jobs
     learning, experiment           from job to finished run                                    <- all of these
 
 Importing guidedgen loads none of torch, diffusers and transformers.

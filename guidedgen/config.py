@@ -10,6 +10,7 @@ import argparse
 import difflib
 import hashlib
 import importlib
+import importlib.util
 import inspect
 import json
 import os
@@ -32,6 +33,10 @@ _OF_HYDRA = ("_target_", "_convert_", "_partial_", "_recursive_")  # keys of a n
 # What does not change a sample: where it is stored, how it is shown and judged.
 _NOT_IDENTITY = ("outputs", "study", "run", "tracker", "metrics", "zoo", "reference", "allow_targets", "table", "shard")
 
+# Options of Hydra's that a package of their own brings: it, and the extra that installs it.
+_PLUGINS = {"hydra/launcher=slurm": ("submitit", "slurm"), "hydra/sweeper=optuna_maximize": ("optuna", "optuna"),
+            "hydra/sweeper=optuna": ("optuna", "optuna")}  # fmt: skip
+
 
 def command_line(arguments: Sequence[str]) -> list[str]:
     """The arguments as Hydra takes them: flags before overrides, with the default model that GUIDEDGEN_MODEL names. A model that
@@ -39,8 +44,10 @@ def command_line(arguments: Sequence[str]) -> list[str]:
 
     A flag that is not Hydra's ends the process with one line and exit code 2.
     """
-    overrides = _parsed(arguments).overrides
-    flags = [argument for argument in arguments if argument not in overrides]
+    given = _parsed(arguments).overrides
+    flags = [argument for argument in arguments if argument not in given]
+    # Of an option that is null by default, +experiment=... would add a second one.
+    overrides = [re.sub(r"^\+(experiment|row)=", r"\1=", override) for override in given]
     model = os.environ.get("GUIDEDGEN_MODEL")
     if model and not any(map(_chooses_model, overrides)):
         overrides = [f"model={model}", *overrides]
@@ -67,6 +74,17 @@ def preflight(arguments: Sequence[str], prepare: Callable[[DictConfig], object])
         _refuse(str(error))
 
 
+def asks_for_help(arguments: Sequence[str]) -> bool:
+    """Whether a command line holds --help."""
+    return bool(_parsed(arguments).help)
+
+
+def swept(arguments: Sequence[str]) -> list[str]:
+    """The overrides of a command line that starts a sweep; none of another's."""
+    parsed = _parsed(arguments)
+    return list(parsed.overrides) if parsed.multirun and not (parsed.cfg or parsed.info or parsed.help or parsed.hydra_help) else []
+
+
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     from hydra._internal.utils import get_args_parser
 
@@ -83,6 +101,11 @@ def _refuse(message: str) -> NoReturn:
 def check(parsed: argparse.Namespace, prepare: Callable[[DictConfig], object]) -> None:
     """Raises UsageError where a parsed command line is wrong."""
     from hydra import compose, initialize_config_dir
+
+    for override in _PLUGINS.keys() & set(parsed.overrides):
+        package, extra = _PLUGINS[override]
+        if importlib.util.find_spec(package) is None:
+            raise UsageError(f"{override}: {package} is not installed: pip install -c constraints.txt -e '.[{extra}]'")
 
     folder = str(Path(parsed.config_dir).absolute()) if parsed.config_dir else None
     search = [f"hydra.searchpath=[file://{folder}]"] if folder else []
@@ -127,12 +150,17 @@ def _alternatives(overrides: Sequence[str], *, multirun: bool) -> Iterator[list[
     sweeps = [i for i, item in enumerate(parsed) if item.is_sweep_override()]
     if sweeps and not multirun:
         raise UsageError(f"{overrides[sweeps[0]]}: several values need -m (a sweep), or quotes if it is one text")
-    choices = {i: list(parsed[i].sweep_string_iterator()) for i in sweeps}
+    choices = {i: _values(parsed[i]) for i in sweeps}
     first = [f"{item.get_key_element()}={choices[i][0]}" if i in choices else overrides[i] for i, item in enumerate(parsed)]
     yield first
     for i, values in choices.items():
         for value in values[1:]:
             yield [*first[:i], f"{parsed[i].get_key_element()}={value}", *first[i + 1 :]]
+
+
+def _values(sweep: Any) -> list[str]:
+    """The values of a sweep, or the ends of an interval, from which a sweeper chooses as it goes."""
+    return list(sweep.sweep_string_iterator()) if sweep.is_discrete_sweep() else [str(sweep.value().start), str(sweep.value().end)]
 
 
 def _first_bad(overrides: Sequence[str]) -> str:

@@ -73,14 +73,30 @@ def prepare(cfg: DictConfig) -> Job:
     return _prepare(cfg, shard)
 
 
+def place(cfg: DictConfig) -> Path:
+    """The folder that the run will write to. No more is built than its name depends on; its device may be another machine's.
+
+    Raises UsageError where that much is wrong with it.
+    """
+    cfg = _settled(cfg, Shard(), elsewhere=True)
+    allow = tuple(cfg.allow_targets)
+    method = config.build(cfg.method, "method", allow)
+    reward = config.build(config.without_weightless(cfg.reward), "reward", allow) if cfg.reward else None
+    run_id = _identity(cfg, guided=method.needs.reward, blurs=_blurs(cfg, method, reward, {}))
+    return Path(cfg.outputs) / cfg.study / _name(cfg, run_id, guided=method.needs.reward)
+
+
 def _shard(cfg: DictConfig) -> tuple[int | str, int | str]:
     """Options of older runs' configs, which have none, are those of a whole run."""
     node = cfg.get("shard") or {"count": 1, "index": 0}
     return node["count"], node["index"]
 
 
-def _settled(cfg: DictConfig, shard: Shard) -> DictConfig:
-    """A resolved copy in which device and dtype are real ones and the plain numbers are checked. It is the whole run's."""
+def _settled(cfg: DictConfig, shard: Shard, *, elsewhere: bool = False) -> DictConfig:
+    """A resolved copy in which device and dtype are real ones and the plain numbers are checked. It is the whole run's.
+
+    `elsewhere`: a device that is named need not be on this machine.
+    """
     cfg = copy.deepcopy(cfg)
     OmegaConf.update(cfg, "shard", {"count": 1, "index": 0}, force_add=True)
     for key in _COUNTS:
@@ -95,7 +111,8 @@ def _settled(cfg: DictConfig, shard: Shard) -> DictConfig:
         raise UsageError(f"run.show_flagged={cfg.run.show_flagged}: expected true or false")
     if not str(cfg.study) or "/" in str(cfg.study) or str(cfg.study).startswith("."):
         raise UsageError(f"study={cfg.study}: expected a plain folder name")
-    cfg.device = _device(str(cfg.device), shard)
+    if not elsewhere or cfg.device == "auto":
+        cfg.device = _device(str(cfg.device), shard)
     if cfg.dtype == "auto":
         cfg.dtype = "float32" if cfg.device == "cpu" else "float16"
     try:

@@ -1,5 +1,6 @@
 """What a user types: wrong commands end in one line and exit code 2 before anything is loaded; help is fast and light."""
 
+import io
 import os
 import re
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from guidedgen import config, jobs
+from guidedgen import config, jobs, usage
 from guidedgen.types import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -230,7 +231,29 @@ def test_help_imports_no_torch(tmp_path: Path) -> None:
     code += "finally: assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     for group in ("method", "reward", "dataset", "scheduler", "model"):
-        assert f"{group}: " in done.stdout
+        assert f"\n{group}=\n" in done.stdout
+
+
+def test_help_says_what_every_key_and_every_option_is() -> None:
+    told = usage.text(config.CONF, 100)
+    body = (config.CONF / "config.yaml").read_text().split("\n\n", 1)[1].split("\nhydra:")[0]
+    assert {line for line in body.splitlines() if line} <= set(told.splitlines())
+    options = told.split("OPTIONS")[1].split("KEYS")[0]
+    assert max(map(len, options.splitlines())) <= 100
+    named = {option for group, names in config._groups([config.CONF]).items() for option in names if "/" not in group}
+    said = {line.split()[0]: line.split()[1:] for line in options.splitlines() if line.startswith("  ")}
+    assert named <= said.keys() and all(said[name] for name in named)
+    assert "Table 7 of" in options and "python run.py" not in options
+
+
+def test_a_plus_before_an_experiment_is_what_it_means(tmp_path: Path) -> None:
+    assert config.command_line(["+experiment=codex/lab/aesthetic", "+row=codex/base"]) == [
+        "experiment=codex/lab/aesthetic", "row=codex/base",
+    ]  # fmt: skip
+    with pytest.raises(SystemExit), pytest.MonkeyPatch.context() as patched:
+        patched.setattr("sys.stderr", heard := io.StringIO())
+        config.preflight(config.command_line(["+experiment=codex/lab/aestetic"]), lambda _: None)
+    assert "did you mean codex/lab/aesthetic?" in heard.getvalue()
 
 
 def every_option() -> list[str]:

@@ -1,13 +1,17 @@
 """A run's folder after kills at any moment, and read back."""
 
+import errno
+import fcntl
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from guidedgen import store
-from guidedgen.store import Record, RunFolder, check_writable, write_atomic
+from guidedgen.store import Record, RunFailed, RunFolder, check_writable, write_atomic
 from guidedgen.types import Sample, Task, UsageError
 
 
@@ -33,7 +37,12 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def save(run: RunFolder, i: int, **changes: object) -> None:
-    run.save(sample(i), b"png %d" % i, record(sample(i), **changes), [{"event": "select", "step": i}])
+    run.save(sample(i), png(i), record(sample(i), **changes), [{"event": "select", "step": i}])
+
+
+def png(i: int) -> bytes:
+    """What passes for a picture: it ends like one."""
+    return b"png %d" % i + store._PNG_END
 
 
 def partials(run: RunFolder) -> list[Path]:
@@ -47,7 +56,7 @@ def test_records_come_back_as_they_were(folder: RunFolder) -> None:
     assert list(back) == ["a-cat-51e46741-2", "a-cat-51e46741-0", "a-cat-51e46741-1"]  # as finished
     assert back["a-cat-51e46741-1"] == record(sample(1), seconds=1.1)
     assert back["a-cat-51e46741-1"].name == sample(1).name
-    assert (folder.path / back["a-cat-51e46741-2"].image).read_bytes() == b"png 2"
+    assert (folder.path / back["a-cat-51e46741-2"].image).read_bytes() == png(2)
     trace = [json.loads(line) for line in (folder.path / "trace.jsonl").read_text().splitlines()]
     assert trace == [{"task": "a-cat-51e46741", "seed": i, "event": "select", "step": i} for i in (2, 0, 1)]
     assert len((folder.path / "records.jsonl").read_bytes().splitlines()) == 3  # one line each, whatever the prompt holds
@@ -132,7 +141,7 @@ def test_a_kill_between_image_and_record_leaves_no_record(
         patch.setattr(store, "_append", killed)
         with pytest.raises(KeyboardInterrupt):
             save(folder, 0)
-    assert (folder.path / record(sample()).image).read_bytes() == b"png 0"
+    assert (folder.path / record(sample()).image).read_bytes() == png(0)
     assert folder.records() == {}
     folder.open("", {})
     save(folder, 0)
@@ -191,7 +200,7 @@ def test_done_is_what_finish_says_and_fresh_discards(folder: RunFolder) -> None:
     folder.open("seed: 1\n", {}, fresh=True)
     assert not folder.done
     assert folder.records() == {}
-    assert sorted(path.name for path in folder.path.iterdir()) == ["config.yaml", "environment.json", "images"]
+    assert sorted(path.name for path in folder.path.iterdir()) == [".lock", "config.yaml", "environment.json", "images"]
     assert list((folder.path / "images").iterdir()) == []
 
 
@@ -208,10 +217,99 @@ def test_check_writable(tmp_path: Path) -> None:
 def test_traces_of_samples_without_a_record_are_dropped(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """They come again when the sample is made again."""
     kept, lost = (Sample(task=Task(id=name, prompt=name), seed=0) for name in ("kept", "lost"))
-    folder.save(kept, b"png", record(kept), [{"event": "select", "step": 1}])
+    folder.save(kept, png(0), record(kept), [{"event": "select", "step": 1}])
     append = store._append
     with monkeypatch.context() as patch:
         patch.setattr(store, "_append", lambda path, text: append(path, text) if path.name == "trace.jsonl" else None)
-        folder.save(lost, b"png", record(lost), [{"event": "select", "step": 1}])
+        folder.save(lost, png(1), record(lost), [{"event": "select", "step": 1}])
     folder.open("", {})
     assert [json.loads(line)["task"] for line in (folder.path / "trace.jsonl").read_text().splitlines()] == ["kept"]
+
+
+def failed(i: int, reason: str = "ValueError: no") -> Record:
+    return record(sample(i), image="", scores={}, failed=reason)
+
+
+def test_a_failed_sample_is_told_of_and_comes_again(folder: RunFolder) -> None:
+    save(folder, 0)
+    folder.fail(failed(1))
+    save(folder, 2)
+    assert list(folder.records()) == [sample(0).name, sample(2).name]
+    assert folder.failures() == {sample(1).name: "ValueError: no"}
+    folder.finish()
+    assert (folder.path / "DONE").exists() and not folder.done
+    folder.open("", {})
+    assert not (folder.path / "DONE").exists() and folder.failures() == {}
+    assert list(folder.records()) == [sample(0).name, sample(2).name]
+    save(folder, 1)
+    folder.finish()
+    assert folder.done and len((folder.path / "records.jsonl").read_text().splitlines()) == 3
+
+
+def test_of_a_sample_that_failed_and_then_came_out_the_last_line_counts(folder: RunFolder) -> None:
+    folder.fail(failed(0))
+    save(folder, 0)
+    assert list(folder.records()) == [sample(0).name] and folder.failures() == {}
+
+
+def test_parts_are_merged_with_what_has_failed(folder: RunFolder) -> None:
+    folder.close()
+    parts = [RunFolder(folder.path, f"{i}-of-2") for i in range(2)]
+    for i, part in enumerate(parts):
+        part.open("", {})
+        save(part, i) if i else part.fail(failed(i))
+    folder.merge([sample(i).name for i in range(2)])
+    assert [json.loads(line)["seed"] for line in (folder.path / "records.jsonl").read_text().splitlines()] == [0, 1]
+    assert folder.failures().keys() == {sample(0).name} and folder.records().keys() == {sample(1).name}
+
+
+@pytest.mark.parametrize("content", [b"", b"png", store._PNG_END[:-1], bytes(40)])
+def test_a_sample_without_its_whole_image_comes_again(folder: RunFolder, content: bytes) -> None:
+    for i in range(2):
+        save(folder, i)
+    folder.finish()
+    assert folder.done
+    (folder.path / record(sample(1)).image).write_bytes(content)
+    assert not folder.done
+    folder.open("", {})
+    assert list(folder.records()) == [sample(0).name]
+    assert [json.loads(line)["seed"] for line in (folder.path / "trace.jsonl").read_text().splitlines()] == [0]
+
+
+def test_what_cannot_be_written_ends_the_run_in_one_line(folder: RunFolder) -> None:
+    (folder.path / "metrics.json").mkdir()
+    with pytest.raises(RunFailed) as caught:
+        folder.write_json("metrics.json", {})
+    assert str(caught.value).startswith(f"guidedgen: {folder.path / 'metrics.json'}: cannot be written (") and "\n" not in str(
+        caught.value
+    )
+    assert partials(folder) == []
+
+
+def test_such_an_end_is_told_on_stderr_with_code_1() -> None:
+    code = "from guidedgen.store import RunFailed; raise RunFailed('outputs/x: cannot be written (No space left on device)')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "guidedgen: outputs/x: cannot be written (No space left on device)\n")
+
+
+def test_a_file_system_without_locks_is_told_of(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    folder.close()
+    monkeypatch.setattr(fcntl, "lockf", none)
+    folder.open("", {})
+    save(folder, 0)
+    folder.finish()
+    assert folder.done
+    assert "no locks on this file system; start no second process on this run" in capsys.readouterr().err
+
+
+def test_notes_are_left_where_they_can_be(folder: RunFolder) -> None:
+    folder.note("failed: no\nfor this reason")
+    assert folder.last_note == "failed: no"
+    for nowhere in (folder.path / "none", folder.path / "config.yaml"):
+        RunFolder(nowhere).note("failed: no")  # a folder that is gone may be why
+        assert RunFolder(nowhere).last_note == ""

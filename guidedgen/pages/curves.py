@@ -1,0 +1,69 @@
+"""What methods have told on the way, as curves: means over a run's samples by step or update.
+
+trace.jsonl holds lines {task, seed, event, step, quantity: value of the sample, or one per particle}; learned/learning.json, of
+methods that learn first, {"curve": [{update, quantity: value}]}.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from guidedgen.pages.plots import Curve, Style
+from guidedgen.pages.study import Run
+
+# Quantities that are values of the guided reward, with the words for them.
+REWARDS = {
+    ("update", "rewards"): "reward by update",
+    ("guide", "rewards"): "reward that guides, by step",
+    ("select", "scores"): "reward of the best stream, by step",
+    ("learn", "reward"): "reward while learning, by update",
+}
+_WHO = ("task", "seed", "event", "step")
+
+
+def curves(run: Run, style: Style) -> dict[tuple[str, str], Curve]:
+    """A run's curves by event and quantity; those of fewer than two steps are left out."""
+    told: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for event in _events(run.folder):
+        for quantity, value in event.items():
+            if quantity not in _WHO and (figure := _one(value)) is not None:
+                told[event["event"], quantity][event["step"]].append(figure)
+    return {which: _curve(run.name, style, by_step) for which, by_step in told.items() if len(by_step) > 1}
+
+
+def _events(folder: Path) -> Iterator[Mapping[str, Any]]:
+    """Whatever a run has traced so far; a line that is still being written is not there yet."""
+    for file in sorted(folder.glob("trace*.jsonl")):
+        with file.open("rb") as lines:
+            yield from (json.loads(line) for line in lines if line.endswith(b"\n"))
+    learned = folder / "learned" / "learning.json"
+    if learned.exists():
+        for point in json.loads(learned.read_text()).get("curve", ()):
+            yield {"event": "learn", "step": point["update"], **{key: value for key, value in point.items() if key != "update"}}
+
+
+def _one(value: float | list[float | None] | None) -> float | None:
+    """A sample's value: of its particles, the largest, which is what a search keeps. None where there is none."""
+    return max((item for item in value if item is not None), default=None) if isinstance(value, list) else value
+
+
+def _curve(name: str, style: Style, by_step: Mapping[int, Sequence[float]]) -> Curve:
+    steps = sorted(by_step)
+    ranges = [_middle(by_step[step]) for step in steps]
+    return Curve(
+        name=name, style=style, steps=steps, means=[statistics.fmean(by_step[step]) for step in steps],
+        lows=[low for low, _ in ranges], highs=[high for _, high in ranges],
+    )  # fmt: skip
+
+
+def _middle(values: Sequence[float]) -> tuple[float, float]:
+    """Between which the middle 80 % of the values lie."""
+    if len(values) == 1:
+        return values[0], values[0]
+    deciles = statistics.quantiles(values, n=10, method="inclusive")
+    return deciles[0], deciles[-1]

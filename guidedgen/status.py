@@ -1,0 +1,80 @@
+"""What the runs of a study or a sweep have come to: done, running, stopped, failed and why, or missing."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from guidedgen.store import RunFolder
+from guidedgen.sweeps import Run
+from guidedgen.types import UsageError
+
+STATES = ("done", "running", "partial", "failed", "missing")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class State:
+    """How far a run is. `state` is one of STATES: partial means that it was stopped, or killed, and the same command goes on."""
+
+    name: str
+    state: str
+    samples: int = 0  # that are finished
+    wanted: int | None = None  # of so many; None: not known
+    told: str = ""  # why it failed or ended
+
+
+def of_folder(path: Path) -> State:
+    """The state of one run, by its folder, which need not be there."""
+    folder = RunFolder(path)
+    if not (path / "config.yaml").exists():
+        return State(name=path.name, state="missing")
+    samples, failures = len(folder.records()), folder.failures()
+    wanted = folder.read_json("environment.json").get("samples")
+    last, told = folder.last_note, ""
+    if failures:
+        name, why = next(iter(failures.items()))
+        told = f"{len(failures)} failed, as {name}: {why}"
+    if folder.busy:
+        state = "running"
+    elif (path / "DONE").exists():
+        state = "done"
+    elif last.startswith("failed: "):
+        state, told = "failed", last.removeprefix("failed: ")
+    else:
+        state, told = "partial", last if last.startswith(("stopped", "interrupted")) else told
+    return State(name=path.name, state=state, samples=samples, wanted=wanted, told=told)
+
+
+def of_study(folder: Path) -> list[State]:
+    """The states of all runs in a study's folder. Raises UsageError where there is none."""
+    found = [of_folder(file.parent) for file in sorted(folder.glob("*/config.yaml"))]
+    if not found:
+        raise UsageError(f"{folder}: holds no run; give a study's folder, as in outputs/default, or a sweep's overrides")
+    return found
+
+
+def of_sweep(runs: Sequence[Run]) -> list[State]:
+    """The states of a sweep's runs, named by their overrides. Raises UsageError where one cannot be made."""
+    return [dataclasses.replace(of_folder(run.folder), name=shlex.join(run.overrides)) for run in runs]
+
+
+def show(states: Sequence[State]) -> None:
+    """Prints a table of them."""
+    table = Table("run", "state", "samples", "")
+    for state in states:
+        samples = f"{state.samples}/{state.wanted}" if state.wanted is not None else str(state.samples or "")
+        table.add_row(escape(state.name), state.state, samples, escape(state.told))
+    Console().print(table)
+
+
+def summary(states: Sequence[State]) -> str:
+    """One line that counts them."""
+    counts = Counter(state.state for state in states)
+    return f"{len(states)} runs: " + ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])

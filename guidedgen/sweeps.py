@@ -1,0 +1,157 @@
+"""Sweeps: the runs that a list of values stands for, each with its overrides and its folder, and the number that a run is worth to
+a sweeper that chooses the next by it.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from guidedgen import config
+from guidedgen.types import UsageError
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+    from guidedgen.jobs import Job
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run of a sweep."""
+
+    overrides: list[str]  # plain ones: `python run.py *overrides` makes it
+
+    @functools.cached_property
+    def folder(self) -> Path:
+        """Where its files go. Raises UsageError where its config is wrong.
+
+        The device is part of a run's name: that of `device=auto` is the one of the machine this is asked on.
+        """
+        from guidedgen import jobs
+
+        return jobs.place(composed(self.overrides))
+
+
+def runs(overrides: Sequence[str]) -> list[Run]:
+    """Every combination of `a=1,2 b=3,4`, with what an experiment sweeps by itself, in the order in which Hydra runs them.
+
+    Overrides of `hydra.` say how runs are made and are no part of them. Raises UsageError for overrides that cannot be read, and
+    for sweeps that no list is made of: intervals, from which a sweeper chooses as it goes.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    plain = [item for item in _parsed(overrides) if not item.is_sweep_override()]
+    asked = [item for item in plain if item.is_hydra_override() or item.key_or_group == "experiment"]
+    settings = hydra_settings([str(item.input_line) for item in asked])
+    if not settings.sweeper._target_.endswith(".BasicSweeper"):
+        raise UsageError("hydra/sweeper: it chooses the next run by the results of those before: python run.py -m runs it")
+    own = [f"{key}={values}" for key, values in (settings.sweeper.params or {}).items()]
+    items = [item for item in _parsed([*own, *overrides]) if not item.is_hydra_override()]
+    for item in items:
+        if item.is_sweep_override() and not item.is_discrete_sweep():
+            raise UsageError(f"{item.input_line}: no list of values; give one, as in {item.get_key_element()}=0.1,0.2")
+    (batch,) = BasicSweeper.split_arguments(items, max_batch_size=None)
+    return [Run(overrides=run) for run in batch]
+
+
+def listed(overrides: Sequence[str]) -> list[Run]:
+    """The runs of a sweep that can be listed before it starts; none where a sweeper chooses them as it goes."""
+    try:
+        return runs(overrides)
+    except UsageError:
+        return []
+
+
+def hydra_settings(overrides: Sequence[str]) -> Any:
+    """The `hydra` node that plain overrides compose to. Raises UsageError where they do not compose."""
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(config.CONF), version_base="1.3"):
+        try:
+            return compose("config", overrides=list(overrides), return_hydra_config=True).hydra
+        except Exception as error:  # Hydra's and OmegaConf's errors have no common base
+            raise UsageError(f"{' '.join(overrides)}: {error}") from error
+
+
+def composed(overrides: Sequence[str]) -> DictConfig:
+    """The config of one run, as Hydra composes it; the runs of a sweep that differ by values alone are read from files once.
+
+    Raises UsageError where they do not compose.
+    """
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+    items = _parsed(overrides)
+    choices = [item for item in items if (config.CONF / item.key_or_group).is_dir()]
+    values = [item for item in items if item not in choices]
+    cfg = copy.deepcopy(_chosen(tuple(str(item.input_line) for item in choices)))
+    try:
+        ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
+    except Exception as error:  # Hydra's and OmegaConf's errors have no common base
+        raise UsageError(f"{' '.join(overrides)}: {error}") from error
+    return cfg
+
+
+@functools.lru_cache(maxsize=1000)
+def _chosen(choices: tuple[str, ...]) -> DictConfig:
+    """What options of groups compose to. To read the files takes thirty times as long as all that follows."""
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(config.CONF), version_base="1.3"):
+        try:
+            return compose("config", overrides=list(choices))
+        except Exception as error:
+            raise UsageError(f"{' '.join(choices)}: {error}") from error
+
+
+def _parsed(overrides: Sequence[str]) -> list[Override]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise UsageError(f"{' '.join(overrides)}: cannot be read as key=value ({error})") from error
+
+
+def check_objective(job: Job) -> None:
+    """Raises UsageError where `run.objective` or a limit names a score or a distance that the job does not have."""
+    known = [*(f"scores.{name}" for name in job.scorers), *(f"distances.{name}" for name in job.distances)]
+    for name in filter(None, [job.cfg.run.get("objective"), *(job.cfg.run.get("objective_limit") or ())]):
+        path = str(name).removeprefix("-")
+        if path.startswith(("scores.", "distances.")) and ".".join(path.split(".")[:2]) not in known:
+            choices = ", ".join(f"{entry}.value" for entry in known)
+            raise UsageError(f"run.objective: there is no {path}{config.near(path, known)}; choose from {choices}")
+
+
+def objective(job: Job, metrics: Mapping[str, Any]) -> float | None:
+    """The number of metrics.json that `run.objective` names, negated where that begins with a minus.
+
+    -inf where the run has no such number or breaks a limit; None without an objective, and where other processes have a share of
+    the run to finish.
+    """
+    name, limits = job.cfg.run.get("objective"), job.cfg.run.get("objective_limit") or {}
+    if not name or not metrics:
+        return None
+    value = _number(metrics, name.removeprefix("-"))
+    measured = {key: _number(metrics, key) for key in limits}
+    if value is None or any(found is None or found > limits[key] for key, found in measured.items()):
+        return -math.inf
+    return -value if name.startswith("-") else value
+
+
+def _number(metrics: Mapping[str, Any], path: str) -> float | None:
+    """The number at a dotted path; None where the run has measured none, as where a scorer applies to no prompt."""
+    found: Any = metrics
+    for key in path.split("."):
+        if not isinstance(found, Mapping) or key not in found:
+            raise UsageError(f"run.objective: there is no {path} in metrics.json{config.near(key, found)}")
+        found = found[key]
+    return None if found is None or math.isnan(found) else float(found)

@@ -1,0 +1,68 @@
+"""What --help shows: every group, every option and every common key with the line that its config file says of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+INTRODUCTION = """\
+guidedgen: inference-time guidance of diffusion models.
+
+  python run.py method=code reward=aesthetic                one run; the same command again resumes it
+  python run.py -m method=base,code seed=0,1                a sweep; again, what is missing of it
+  python run.py experiment=doodl/lab/relations              a table or figure, on the lab model or as published
+  python run.py method=doodl --cfg job --package method     the options of a method and their values; conf/method/doodl.yaml says
+                                                            what each does, and so for other groups
+  python scripts/status.py outputs/default                  what runs have come to; scripts/report.py makes a page of them
+  eval "$(python run.py -sc install=bash)"                  completion by Tab (zsh, fish: install=zsh, install=fish)
+
+A text with spaces or commas takes two layers of quotes: 'dataset.prompt="a red circle, and a square"'
+"""
+
+
+def text(conf: Path, width: int) -> str:
+    """The help of the config files in a folder, each line at most `width` wide."""
+    lines = [INTRODUCTION, "OPTIONS, as in method=doodl"]
+    for group, options in sorted(_groups(conf).items()):
+        column = max(map(len, options)) + 1
+        lines += ["", f"{group}="]
+        lines += [_cut(f"  {name:<{column}} {said}", width) for name, said in options.items()]
+    return "\n".join([*lines, "", "KEYS, as in seed=3 or run.profile=true", "", *_keys(conf / "config.yaml")])
+
+
+def _cut(line: str, width: int) -> str:
+    return line if len(line) <= width else f"{line[: width - 3].rstrip()}..."
+
+
+def _groups(conf: Path) -> dict[str, dict[str, str]]:
+    """Groups, their options, and what these are."""
+    groups: dict[str, dict[str, str]] = {}
+    for file in sorted(conf.rglob("*.yaml")):
+        folder, *nested = file.relative_to(conf).with_suffix("").parts
+        if folder in ("config", "hydra"):
+            continue
+        cut = 0 if folder in ("experiment", "row") else len(nested) - 1  # folders of other groups are groups
+        group, option = "/".join([folder, *nested[:cut]]), "/".join(nested[cut:])
+        groups.setdefault(group, {})[option] = _about(file.read_text(encoding="utf-8").splitlines())
+    return groups
+
+
+def _about(lines: Iterable[str]) -> str:
+    """The first sentence of a file's first comment that is about it, and not the command that runs it."""
+    said: list[str] = []
+    command = False
+    for line in lines:
+        if not line.startswith("# "):
+            break
+        command = line.startswith("# python ") or (command and line.startswith("#  "))
+        if not command and not line.startswith("# @package"):
+            said.append(line[2:].strip())
+    return re.split(r"(?<!Eq)\. ", " ".join(said))[0].rstrip(".:")
+
+
+def _keys(config: Path) -> Iterator[str]:
+    """The lines of the main config that are keys with what they mean."""
+    lines = config.read_text(encoding="utf-8").splitlines()
+    start = lines.index("") + 1  # after the defaults
+    yield from (line for line in lines[start : lines.index("hydra:")] if line)

@@ -1,0 +1,103 @@
+"""Writes a sweep as a SLURM array, a run a task, and prints the command that submits it; --submit submits it.
+
+    python scripts/sweep.py method=code,codex reward=aesthetic,pickscore seed=0,1,2 hydra.launcher.partition=gpu
+    python scripts/sweep.py experiment=codex/aesthetic hydra.launcher.gres=gpu:a100:1 --submit
+
+Partition, time, GPU, memory, account, modules and container: conf/hydra/launcher/slurm.yaml. The same command again resumes.
+"""
+
+import hashlib
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from guidedgen import config, sweeps
+from guidedgen.store import write_atomic
+from guidedgen.types import UsageError
+
+SCRIPTS = Path(__file__).resolve().parent
+# Options of sbatch by the launcher's keys; what is null is left to the cluster, or to scripts/sweep.sbatch.
+OPTIONS = {
+    "name": "job-name", "partition": "partition", "account": "account", "qos": "qos", "constraint": "constraint",
+    "exclude": "exclude", "timeout_min": "time", "gres": "gres", "cpus_per_task": "cpus-per-task", "gpus_per_node": "gpus-per-node",
+    "gpus_per_task": "gpus-per-task", "cpus_per_gpu": "cpus-per-gpu", "mem_per_gpu": "mem-per-gpu", "mem_per_cpu": "mem-per-cpu",
+    "comment": "comment",
+}  # fmt: skip
+GPUS = ("gres", "gpus_per_node", "gpus_per_task")
+
+
+def write(runs: Sequence[sweeps.Run], launcher: DictConfig) -> Path:
+    """Writes the sweep's folder, outputs/<study>/.sweep/<hash>: `lines`, a run's overrides each, and `setup.sh`.
+
+    Raises UsageError where a run does not fit in a line.
+    """
+    cfg = sweeps.composed(runs[0].overrides)
+    for override in (override for run in runs for override in run.overrides):
+        if "\n" in override:
+            raise UsageError(f"{override.splitlines()[0]}...: has several lines; put such a prompt in a file: dataset=jsonl")
+    lines = "".join(f"{shlex.join(run.overrides)}\n" for run in runs)
+    setup = [
+        f"run={shlex.quote(shlex.join(['python', str(SCRIPTS.parent / 'run.py')]))}",
+        f"MAX_REQUEUES={launcher.max_num_timeout}",
+    ]
+    folder = Path(cfg.outputs) / cfg.study / ".sweep" / hashlib.sha256(lines.encode()).hexdigest()[:12]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "lines", lines.encode())  # a task may be reading them
+    write_atomic(folder / "setup.sh", "".join(f"{line}\n" for line in [*setup, *(launcher.setup or [])]).encode())
+    return folder
+
+
+def options(launcher: DictConfig, count: int, folder: Path) -> list[str]:
+    """What sbatch is given, by the launcher's config."""
+    given = {option: launcher[key] for key, option in OPTIONS.items() if launcher[key] is not None}
+    if launcher.mem_gb is not None:
+        given["mem"] = f"{launcher.mem_gb}G"
+    given |= {"signal": f"B:USR2@{launcher.signal_delay_s}", "array": f"1-{count}%{launcher.array_parallelism}"}
+    given |= {"output": f"{folder}/%a.log", **(launcher.additional_parameters or {})}
+    return [f"--{option}={value}" for option, value in given.items()]
+
+
+def _prepare(cfg: DictConfig) -> object:
+    """Checks a run that is for a GPU on a machine that may have none."""
+    import torch
+
+    from guidedgen import jobs
+
+    if str(cfg.device).startswith("cuda") and not torch.cuda.is_available():
+        cfg = cfg.copy()
+        cfg.dtype, cfg.device = "float16" if cfg.dtype == "auto" else cfg.dtype, "cpu"
+    return jobs.prepare(cfg)
+
+
+def main(arguments: list[str]) -> None:
+    overrides = [argument for argument in arguments if argument != "--submit"]
+    if not overrides or any(override.startswith("-") for override in overrides):
+        sys.exit(__doc__)
+    overrides = config.command_line(overrides)
+    try:
+        plain = [override for override in overrides if override.startswith("hydra.")]
+        launcher = sweeps.hydra_settings(["hydra/launcher=slurm", *plain]).launcher
+        overrides = [override for override in overrides if override not in plain]
+        if any(launcher[key] for key in GPUS) and not any(override.startswith("device=") for override in overrides):
+            overrides.append("device=cuda")  # a part of a run's name: it must not depend on where it is asked for
+        config.preflight(["-m", *overrides], _prepare)
+        runs = sweeps.runs(overrides)
+        folder = write(runs, launcher)
+    except UsageError as error:
+        print(f"guidedgen: {error}", file=sys.stderr)
+        sys.exit(2)
+    command = ["sbatch", *options(launcher, len(runs), folder), str(SCRIPTS / "sweep.sbatch"), str(folder)]
+    if "--submit" in arguments:
+        sys.exit(subprocess.run(command, check=False).returncode)
+    print(f"# {len(runs)} runs, one a line of {folder}/lines; without SLURM: parallel -j 1 -a {folder}/lines eval python run.py")
+    print(shlex.join(command))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

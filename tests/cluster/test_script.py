@@ -1,0 +1,93 @@
+"""scripts/sweep.py: what it writes, and what it asks SLURM for."""
+
+import runpy
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guidedgen import sweeps
+from guidedgen.types import UsageError
+
+from .conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def script() -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "scripts" / "sweep.py"))
+
+
+def launcher(*overrides: str) -> Any:
+    return sweeps.hydra_settings(["hydra/launcher=slurm", *(f"hydra.launcher.{override}" for override in overrides)]).launcher
+
+
+def test_the_launcher_s_config_is_what_sbatch_is_asked_for(script: dict[str, Any]) -> None:
+    given = launcher("partition=gpu", "account=lab", "gres=gpu:a40:1", "timeout_min=90", "mem_gb=48", "array_parallelism=8",
+                     "signal_delay_s=60", "additional_parameters={mail-type: FAIL, nice: 10}")  # fmt: skip
+    assert script["options"](given, 12, Path("there")) == [
+        "--job-name=guidedgen", "--partition=gpu", "--account=lab", "--time=90", "--gres=gpu:a40:1", "--cpus-per-task=4", "--mem=48G",
+        "--signal=B:USR2@60", "--array=1-12%8", "--output=there/%a.log", "--mail-type=FAIL", "--nice=10",
+    ]  # fmt: skip
+    bare = script["options"](launcher("gres=null", "mem_gb=null", "gpus_per_node=1", "name=x"), 1, Path("there"))
+    assert (
+        "--gpus-per-node=1" in bare
+        and "--job-name=x" in bare
+        and not any(option.startswith(("--gres", "--mem")) for option in bare)
+    )
+
+
+def test_a_line_for_each_run_and_the_lines_before_it(script: dict[str, Any], tmp_path: Path) -> None:
+    """Which a shell reads as they were meant; a container takes the place of python."""
+    prompt = 'dataset.prompt="it\'s $HOME, `x`"'
+    runs = sweeps.runs(["dataset=prompt", prompt, f"outputs={tmp_path}", "study=s", "seed=0,1"])
+    setup = ["module load cuda/12", 'run="apptainer exec --nv lab.sif python run.py"']
+    folder = script["write"](runs, launcher(f"setup={[*setup]}", "max_num_timeout=3"))
+    assert folder.parent == tmp_path / "s" / ".sweep"
+    lines = (folder / "lines").read_text().splitlines()
+    assert [shlex.split(line) for line in lines] == [
+        ["dataset=prompt", prompt, f"outputs={tmp_path}", "study=s", f"seed={i}"] for i in (0, 1)
+    ]
+    show = f'module() {{ echo "module $*"; }}; . {shlex.quote(str(folder / "setup.sh"))}; echo "$run; $MAX_REQUEUES"'
+    said = subprocess.run(["bash", "-c", show], capture_output=True, text=True, check=True).stdout
+    assert said.splitlines() == ["module load cuda/12", "apptainer exec --nv lab.sif python run.py; 3"]
+    assert script["write"](runs, launcher()) == folder  # the same sweep
+    own = subprocess.run(["bash", "-c", f". {folder}/setup.sh; echo $run"], capture_output=True, text=True, check=True).stdout
+    assert own.split() == ["python", str(ROOT / "run.py")]
+
+
+def test_a_prompt_of_two_lines_is_refused(script: dict[str, Any], tmp_path: Path) -> None:
+    runs = [sweeps.Run(overrides=["dataset=prompt", 'dataset.prompt="a\nb"', f"outputs={tmp_path}"])]
+    with pytest.raises(UsageError, match=r'dataset\.prompt="a\.\.\.: has several lines'):
+        script["write"](runs, launcher())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["hydra.launcher.partitoin=gpu"], "hydra.launcher.partitoin"),
+        (["method=code,cod", "hydra.launcher.gres=null"], "did you mean code?"),
+        (["--fresh"], "python scripts/sweep.py"),
+    ],
+)
+def test_a_wrong_sweep_is_not_written(
+    given: list[str], said: str, script: dict[str, Any], tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as left:
+        script["main"](given)
+    assert said in (capsys.readouterr().err or str(left.value.code))
+    assert not list(tmp_path.glob("outputs/*/.sweep"))
+
+
+def test_a_gpu_is_named_so_that_folders_do_not_depend_on_where_they_are_asked_for(
+    script: dict[str, Any], tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """Though there may be none where the sweep is written."""
+    monkeypatch.chdir(tmp_path)
+    script["main"](["dataset=prompt", "dataset.prompt=circle", "tracker=none"])
+    (lines,) = tmp_path.glob("outputs/default/.sweep/*/lines")
+    assert lines.read_text() == "dataset=prompt dataset.prompt=circle tracker=none device=cuda\n"
+    assert capsys.readouterr().out.splitlines()[-1].startswith("sbatch --job-name=guidedgen --time=240 --gres=gpu:1 ")

@@ -1,0 +1,45 @@
+"""Small runs on the bundled model, and what of their folders may not depend on what happened to them on the way."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from guidedgen import config, jobs
+from guidedgen.lab.networks import WEIGHTS
+
+SMALL = ["scheduler.num_steps=2", "dataset.limit=4", "tracker=none", "device=cpu", "metrics=none", "reference=none"]
+Make = Callable[..., jobs.Job]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Make:
+    """A prepared job in a folder of its own; overrides as on the command line. Without a base, metrics but the reward, or a tracker."""
+    if not (WEIGHTS / "generator" / "model_index.json").exists():
+        pytest.skip("the lab's weights are missing")
+
+    def make(*overrides: str) -> jobs.Job:
+        with initialize_config_dir(str(config.CONF), version_base="1.3"):
+            return jobs.prepare(compose("config", overrides=[f"outputs={tmp_path / 'outputs'}", "method=base", *SMALL, *overrides]))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def lasting() -> Callable[[Path], dict[str, bytes]]:
+    """Everything of a run's samples that may not depend on how often it was interrupted: pictures, records less costs, traces."""
+
+    def read(folder: Path) -> dict[str, bytes]:
+        kept = {path.name: path.read_bytes() for path in sorted((folder / "images").glob("*.png"))}
+        for log in ("records", "trace"):
+            path = folder / f"{log}.jsonl"
+            for line in path.read_text().splitlines() if path.exists() else ():
+                told = json.loads(line)
+                told.pop("seconds", None), told.pop("peak_memory_mib", None)
+                name = f"{log} {told['task']}-{told['seed']}"
+                kept[name] = kept.get(name, b"") + json.dumps(told, sort_keys=True).encode()
+        return kept
+
+    return read

@@ -1,0 +1,260 @@
+"""What may happen to a run's folder while the run is at work in it, and after: one line says so, and the same command goes on."""
+
+import contextlib
+import json
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guidedgen import experiment, jobs
+from guidedgen.store import RunFailed, RunFolder
+
+ROOT = Path(__file__).resolve().parents[2]
+Lasting = Callable[[Path], dict[str, bytes]]
+After = Callable[[int, Callable[[], object]], None]
+
+
+@pytest.fixture
+def after(monkeypatch: pytest.MonkeyPatch) -> After:
+    """Does something once so many samples are saved."""
+
+    def arrange(count: int, action: Callable[[], object]) -> None:
+        save, saved = RunFolder.save, 0
+
+        def watched(self: RunFolder, *arguments: Any) -> None:
+            nonlocal saved
+            save(self, *arguments)
+            saved += 1
+            if saved == count:
+                action()
+
+        monkeypatch.setattr(RunFolder, "save", watched)
+
+    return arrange
+
+
+def mount(*arguments: object) -> None:
+    if subprocess.run(["mount", *map(str, arguments)], capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a file system")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of 256 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount("-t", "tmpfs", "-o", "size=256k", "tmpfs", folder)
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def valid(folder: Path) -> int:
+    """How many samples the folder holds, all of them whole."""
+    records = RunFolder(folder).records()
+    for record in records.values():
+        assert (folder / record.image).read_bytes().endswith(b"IEND\xaeB`\x82")
+    return len(records)
+
+
+def test_a_full_disk(job: Callable[..., jobs.Job], lasting: Lasting, disk: Path, after: After) -> None:
+    made, ballast = job(f"outputs={disk}"), disk / "ballast"
+
+    def fill() -> None:
+        with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(1024))
+
+    after(2, fill)
+    with pytest.raises(RunFailed, match=rf"^guidedgen: {disk}/\S+: cannot be written \(No space left on device\); what is stored"):
+        experiment.run(made)
+    assert valid(made.folder.path) == 2
+    assert not made.folder.done and not list(made.folder.path.rglob("*.partial"))
+    with pytest.raises(RunFailed, match="No space left on device"):
+        experiment.run(job(f"outputs={disk}"))
+    ballast.unlink()
+    experiment.run(job(f"outputs={disk}"))
+    whole = job("study=whole")
+    experiment.run(whole)
+    assert lasting(made.folder.path) == lasting(whole.folder.path)
+
+
+def test_a_file_that_may_not_grow(job: Callable[..., jobs.Job], lasting: Lasting) -> None:
+    """As with a quota: refused is the first picture that is larger than the smallest."""
+    whole = job("study=whole")
+    experiment.run(whole)
+    sizes = [(whole.folder.path / sample.image).stat().st_size for sample in whole.samples]
+    saved = next(i for i, size in enumerate(sizes) if size > sizes[0])
+    made, limits = job(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    made.folder.open("", {})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (sizes[0], limits[1]))
+    try:
+        with pytest.raises(RunFailed, match=r"cannot be written \(File too large\)"):
+            experiment._sample_all(made, "base")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert valid(made.folder.path) == saved
+    experiment.run(job())
+    assert lasting(made.folder.path) == lasting(whole.folder.path)
+
+
+def test_a_folder_that_turns_read_only(job: Callable[..., jobs.Job], lasting: Lasting, after: After) -> None:
+    made = job()
+    folder = made.folder.path / "images"
+
+    def protect() -> None:
+        mount("--bind", folder, folder)
+        mount("-o", "remount,bind,ro", folder)
+
+    after(2, protect)
+    try:
+        with pytest.raises(RunFailed, match=rf"^guidedgen: {folder}/\S+: cannot be written \(Read-only file system\)"):
+            experiment.run(made)
+        assert valid(made.folder.path) == 2
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=False)
+    experiment.run(job())
+    whole = job("study=whole")
+    experiment.run(whole)
+    assert lasting(made.folder.path) == lasting(whole.folder.path)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["gone", "taken over"])
+def test_a_folder_that_is_removed(job: Callable[..., jobs.Job], lasting: Lasting, after: After, again: bool) -> None:
+    """And perhaps made again meanwhile, by another process: nothing of this one gets in there."""
+    made = job()
+
+    def remove() -> None:
+        shutil.rmtree(made.folder.path)
+        if again:
+            RunFolder(made.folder.path).open("", {})
+
+    after(2, remove)
+    with pytest.raises(RunFailed, match=f"^guidedgen: {made.folder.path}: was removed while the run was at work in it"):
+        experiment.run(made)
+    assert RunFolder(made.folder.path).records() == {}
+    whole = job("study=whole")
+    experiment.run(job())
+    experiment.run(whole)
+    assert lasting(made.folder.path) == lasting(whole.folder.path)
+
+
+def cut(image: Path) -> None:
+    image.write_bytes(image.read_bytes()[:-20])
+
+
+def zero(image: Path) -> None:
+    """As after a power cut, of a file whose size reached the disk and whose content did not."""
+    image.write_bytes(bytes(image.stat().st_size))
+
+
+@pytest.mark.parametrize("damage", [cut, zero, Path.unlink])
+def test_a_damaged_image_of_a_finished_run_is_made_again(
+    job: Callable[..., jobs.Job], lasting: Lasting, damage: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = job("batch_size=2")
+    experiment.run(made)
+    whole, record = lasting(made.folder.path), made.folder.records()[made.samples[2].name]
+    assert made.folder.done
+    damage(made.folder.path / record.image)
+    assert not made.folder.done
+    sample, taken = experiment._sample, []
+    monkeypatch.setattr(experiment, "_sample", lambda *a: (taken.append([s.name for s in a[1]]), sample(*a))[1])
+    experiment.run(job("batch_size=2"))
+    assert taken == [[made.samples[2].name, made.samples[3].name]]  # its batch
+    assert lasting(made.folder.path) == whole and made.folder.done
+
+
+@pytest.mark.parametrize("spoil", [lambda line: line[: len(line) // 2], lambda line: bytes(len(line)), lambda line: b"7"])
+def test_a_spoiled_line_is_no_record(job: Callable[..., jobs.Job], lasting: Lasting, spoil: Callable[[bytes], bytes]) -> None:
+    made = job("batch_size=2")
+    experiment.run(made)
+    whole, log = lasting(made.folder.path), made.folder.path / "records.jsonl"
+    lines = log.read_bytes().split(b"\n")
+    log.write_bytes(b"\n".join([lines[0], spoil(lines[1]), *lines[2:]]))
+    assert list(made.folder.records()) == [made.samples[i].name for i in (0, 2, 3)]
+    (made.folder.path / "DONE").unlink()
+    experiment.run(job("batch_size=2"))
+    assert lasting(made.folder.path) == whole
+    assert len(log.read_text().splitlines()) == 4 and all(map(json.loads, log.read_text().splitlines()))
+
+
+OPEN = """
+import sys
+from pathlib import Path
+from guidedgen.store import RunFolder
+folder = RunFolder(Path(sys.argv[1]), sys.argv[2])
+folder.open("", {})
+print("open", flush=True)
+if sys.stdin.readline():
+    folder.finish()
+    print("finished", flush=True)
+"""
+Start = Callable[[str], "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a process that opens the run folder, as a part of a run where one is named, and finishes it once told to."""
+    started: list[subprocess.Popen[str]] = []
+
+    def go(part: str = "") -> subprocess.Popen[str]:
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen([sys.executable, "-c", OPEN, str(tmp_path / "run"), part], cwd=ROOT, **pipes))
+        return started[-1]
+
+    yield go
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def said(process: "subprocess.Popen[str]", stream: str = "stdout") -> str:
+    return getattr(process, stream).readline().strip()
+
+
+@pytest.mark.parametrize("ends", ["finishes", "is killed"])
+def test_of_two_processes_the_second_waits_for_the_first(start: Start, tmp_path: Path, ends: str) -> None:
+    first = start("")
+    assert said(first) == "open"
+    second = start("")
+    told = said(second, "stderr")
+    assert told.startswith(f"{tmp_path / 'run'}: process {first.pid} on ")
+    assert told.endswith(" is at work on it; waiting until it has finished")
+    if ends == "finishes":
+        first.communicate("now\n")
+        assert (tmp_path / "run" / "DONE").exists()
+    else:
+        first.kill()
+    assert said(second) == "open"
+    assert second.communicate("now\n")[1] == ""  # said once
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["DONE", "config.yaml", "environment.json", "images"]
+
+
+def test_parts_of_a_run_are_at_work_together_and_each_is_once(start: Start, tmp_path: Path) -> None:
+    parts = [start(part) for part in ("0-of-2", "1-of-2")]
+    assert [said(part) for part in parts] == ["open", "open"]
+    again, whole = start("1-of-2"), start("")
+    assert "is at work on it" in said(again, "stderr") and "is at work on it" in said(whole, "stderr")
+    parts[1].kill()
+    assert said(again) == "open"
+    again.communicate("now\n")
+    assert whole.poll() is None and (tmp_path / "run" / ".lock").exists()  # the first part is still there
+    parts[0].kill()
+    assert said(whole) == "open"
+
+
+def test_who_waits_can_be_stopped(start: Start) -> None:
+    first = start("")
+    assert said(first) == "open"
+    second = start("")
+    assert said(second, "stderr")
+    second.terminate()
+    assert second.wait(timeout=20) == -15
+    first.communicate("now\n")
+    assert first.returncode == 0

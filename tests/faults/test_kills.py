@@ -1,0 +1,32 @@
+"""Kills at random moments, counted and printed (pytest -s): what is resumed ends as what nobody has disturbed, file by file."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from guidedgen.lab.networks import WEIGHTS
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+
+
+@pytest.mark.parametrize("kills", [25, pytest.param(120, marks=pytest.mark.slow)])
+def test_kills_at_random_moments_leave_the_same_files(tmp_path: Path, kills: int) -> None:
+    if not (WEIGHTS / "generator" / "model_index.json").exists():
+        pytest.skip("the lab's weights are missing")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(HERE / "kills.py"), str(tmp_path), str(kills), "0"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=850)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    print(json.dumps(told, indent=1))
+    assert told["kills"] == kills
+    assert set(told["codes"]) <= {"SIGKILL -9", "SIGTERM 75", "SIGTERM -15"}  # the last: before the handler was there
+    assert sum(count for at, count in told["at"].items() if "samples" in at) >= kills / 4  # while samples are made
+    assert told["torn"] == 0  # after every single kill
+    assert told["differ"] == [] and told["last"] == 0 and told["compared"] >= 1
+    assert told["pair"] == [0, 0] and told["pair_differ"] == [] and told["pair_lines"] == [4, 4]

@@ -1,0 +1,106 @@
+"""A device whose memory is too small for a batch: it is taken in smaller ones, and the same images come out."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from guidedgen import experiment, images, jobs
+from guidedgen.models.stable_diffusion import PromptedDenoiser
+from guidedgen.store import RunFailed, RunFolder
+
+Lasting = Callable[[Path], dict[str, bytes]]
+Lifted = Callable[[int], list[int]]
+
+
+@pytest.fixture
+def room_for(monkeypatch: pytest.MonkeyPatch) -> Lifted:
+    """Has calls of more rows than that run out of memory, as CUDA does; the sizes of all calls are told."""
+    network = PromptedDenoiser._network
+
+    def limit(rows: int) -> list[int]:
+        calls: list[int] = []
+
+        def short(self: PromptedDenoiser, x_t: torch.Tensor, *rest: Any) -> torch.Tensor:
+            calls.append(len(x_t))
+            if len(x_t) > rows:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+            return network(self, x_t, *rest)
+
+        monkeypatch.setattr(PromptedDenoiser, "_network", short)
+        return calls
+
+    return limit
+
+
+OPTIONS = ["method=code", "method.num_particles=2", "method.block_size=1", "dataset.limit=5"]
+
+
+def test_the_same_images_come_out_of_smaller_batches(
+    job: Callable[..., jobs.Job], lasting: Lasting, room_for: Lifted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two rows of guidance per latent: batches of 4 need 8 rows, and there is room for 4. Byte for byte what batch_size=2 makes."""
+    small, large = job(*OPTIONS, "batch_size=2", "study=small"), job(*OPTIONS, "study=large", "batch_size=4")
+    experiment.run(small)
+    experiment.run(large)
+    capsys.readouterr()
+    made = job(*OPTIONS, "batch_size=4")
+    networks, calls = made.model.__dict__, room_for(4)
+    experiment.run(made)
+    assert calls[:2] == [8, 8] and set(calls[2:]) == {2, 4}  # that is enough: the second batch is not tried as a whole
+    assert capsys.readouterr().err.splitlines() == ["guidedgen: batch_size=4 needs too much memory; going on with less"]
+    assert lasting(made.folder.path) == lasting(small.folder.path)
+    for one, other in zip(*(RunFolder(run.folder.path).records().values() for run in (made, large)), strict=True):
+        assert (one.name, one.nfe, one.decodes, one.reward_calls) == (other.name, other.nfe, other.decodes, other.reward_calls)
+        ours, theirs = (images.read(run.folder.path / one.image) for run in (made, large))
+        assert (ours - theirs).abs().max() <= 2 / 255  # as for batch sizes that are asked for
+    assert made.model.batch_size == 4 and "unet" in networks
+
+
+def test_once_short_of_memory_makes_the_same_bytes(
+    job: Callable[..., jobs.Job], lasting: Lasting, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where a neighbour on the device has needed its memory for a moment."""
+    whole, made = job(*OPTIONS, "study=whole"), job(*OPTIONS)
+    experiment.run(whole)
+    sample, short = experiment._sample, [True]
+
+    def once(*arguments: Any) -> Any:
+        if short.pop() if short else False:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return sample(*arguments)
+
+    monkeypatch.setattr(experiment, "_sample", once)
+    experiment.run(made)
+    assert lasting(made.folder.path) == lasting(whole.folder.path)
+    assert not capsys.readouterr().err
+
+
+def test_no_room_for_one_row_ends_the_run_in_one_line(job: Callable[..., jobs.Job], room_for: Lifted) -> None:
+    made = job(*OPTIONS, "batch_size=4")
+    calls = room_for(1)
+    with pytest.raises(
+        RunFailed, match="^guidedgen: device=cpu: its memory is too small for one row; try another method/gradients"
+    ):
+        experiment.run(made)
+    assert calls == [8, 8, 4, 2]
+    assert made.folder.records() == made.folder.failures() == {}  # it is not the samples' fault
+
+
+def test_judging_takes_smaller_batches_too(job: Callable[..., jobs.Job], capsys: pytest.CaptureFixture[str]) -> None:
+    made = job("reward=compressibility", "batch_size=4")
+    expected = experiment.run(made)["scores"]
+    capsys.readouterr()
+    scorer, sizes = made.scorers["compressibility"], []
+
+    def short(pictures: torch.Tensor, tasks: Any) -> torch.Tensor:
+        sizes.append(len(pictures))
+        if len(pictures) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return scorer(pictures, tasks)
+
+    assert experiment._judge(dataclasses.replace(made, scorers={"compressibility": short}))["scores"] == expected
+    assert sizes == [4, 2, 2] and capsys.readouterr().err.count("needs too much memory to judge") == 1

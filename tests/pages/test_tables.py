@@ -1,0 +1,90 @@
+"""A study's tables: what stands in them, and that what is written is read back as it was."""
+
+import csv
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+from guidedgen.pages import tables
+from guidedgen.pages.study import read_study
+from guidedgen.pages.tables import Cell
+
+from .conftest import MakeRun
+
+ASCII = "".join(map(chr, range(33, 127)))
+
+
+def read_csv(text: str) -> dict[str, dict[str, str]]:
+    return {row["run"]: row for row in csv.DictReader(io.StringIO(text))}
+
+
+def unescaped(text: str) -> str:
+    """What LaTeX prints."""
+    named = {"textbackslash": "\\", "textasciicircum": "^", "textasciitilde": "~", "textless": "<", "textgreater": ">"}
+    text = re.sub(r"\\(text\w+)\{\}|\\([{}$&#%_])|\{([\[\]])\}", lambda m: named[m[1]] if m[1] else m[2] or m[3], text)
+    return text
+
+
+def test_csv_holds_every_figure_in_full(study: Path) -> None:
+    runs = read_study(study).rows
+    rows = read_csv(tables.as_csv(tables.of_metrics(runs, every=True)))
+    assert list(rows) == ["base", "code", "mpgd", "codex"]
+    for run in runs[1:]:
+        entry, row = run.metrics["scores"]["aesthetic"], rows[run.name]
+        assert [float(row[f"aesthetic{part}"]) for part in ("", "_low", "_high", "_unguided", "_wins")] == [
+            entry[key] for key in ("value", "low", "high", "base", "win_rate")
+        ]
+        assert row["aesthetic_shares_guidance"] == "True" and "clip_score_shares_guidance" not in row
+        assert float(row["cmmd"]) == run.metrics["distances"]["cmmd"]["value"]
+        assert row["folder"] == run.folder.name
+    assert (rows["code"]["aesthetic_published"], rows["code"]["seconds_published"], rows["mpgd"]["aesthetic_published"]) == (
+        "5.59",
+        "120",
+        "",
+    )
+    assert rows["base"]["aesthetic_low"] == ""
+
+
+def test_csv_keeps_names_that_need_quotes(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("run", label='a "b", c\nd')
+    assert list(read_csv(tables.as_csv(tables.of_metrics(read_study(tmp_path / "study").rows)))) == ['a "b", c\nd']
+
+
+def test_the_ledger_adds_up(study: Path) -> None:
+    rows = read_csv(tables.as_csv(tables.of_cost(read_study(study).rows)))
+    assert float(rows["codex"]["minutes"]) == pytest.approx(3 * 2.0 / 60)  # three pictures, two seconds each
+    assert float(rows["codex"]["times"]) == 4.0  # 200 network rows against 50
+    assert rows["base"]["times"] == ""
+
+
+def test_latex_prints_every_character_as_it_is() -> None:
+    assert unescaped(tables.escaped(ASCII)) == ASCII
+    assert not re.search(r"(?<!\\)[$&#%_^~<>]", tables.escaped(ASCII).replace(r"\textbackslash{}", ""))
+
+
+def test_a_latex_row_has_as_many_cells_as_columns_and_published_figures_below(study: Path, make_run: MakeRun) -> None:
+    make_run("odd", label="[a_b & 50 %] \\ {", nfe=400)
+    text = tables.latex(tables.of_metrics(read_study(study).rows), "100 %")
+    columns = re.search(r"\\begin\{tabular\}\{(l\w*)\}", text)
+    lines = text.split("\\midrule\n")[1].split("\\bottomrule")[0].strip().splitlines()
+    assert columns and all(len(re.split(r"(?<!\\)&", line)) == len(columns[1]) for line in lines)
+    assert all(line.endswith(r"\\") for line in lines)
+    assert [line.split(" &")[0] for line in lines] == [
+        "base", "code", r"\quad published", "mpgd", "codex", r"{[}a\_b \& 50 \%{]} \textbackslash{} \{",
+    ]  # fmt: skip
+    assert r"5* {\scriptsize [4.75, 5.5]}" in lines[1] and " 5.59 " in lines[2]
+
+
+def test_markdown_keeps_its_columns_whatever_a_run_is_called(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("run", label="a|b")
+    head, _, row, *_ = tables.markdown(tables.of_metrics(read_study(tmp_path / "study").rows)).splitlines()
+    assert len(re.split(r"(?<!\\)\|", row)) == len(head.split("|"))
+
+
+def test_a_cell_says_its_figure_in_its_own_kind() -> None:
+    assert (Cell(value=0.4, percent=True, low=0.2857, high=0.5263).text, Cell(value=2.0, shared=True).text) == ("40 %", "2*")
+    assert Cell(value=0.4, percent=True, low=0.2857, high=0.5263).interval == "29 .. 53"
+    assert Cell(value=7.6488, low=7.38593, high=7.91554).interval == "7.39 .. 7.92"
+    assert (Cell().text, Cell(value=float("nan")).text, Cell(shared=True).text) == ("", "", "")

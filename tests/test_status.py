@@ -1,0 +1,124 @@
+"""What runs have come to: told from their folders alone."""
+
+import dataclasses
+import multiprocessing
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from guidedgen import experiment, status, sweeps
+from guidedgen.lab.networks import WEIGHTS
+from guidedgen.store import Record, RunFailed, RunFolder
+from guidedgen.types import Sample, Stopped, Task, UsageError
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICK = ["scheduler.num_steps=2", "dataset.limit=1", "tracker=none", "device=cpu", "reference=none"]
+
+trained = pytest.mark.skipif(not (WEIGHTS / "generator" / "model_index.json").exists(), reason="the lab's weights are missing")
+
+
+def record(task: str, failed: str | None = None) -> Record:
+    return Record(
+        task=task, prompt=task, category="", seed=0, image=f"images/{task}-0.png", scores={}, nfe=1, nfe_backward=0, decodes=1,
+        reward_calls=0, seconds=0.0, peak_memory_mib=0.0, failed=failed,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """A run of two samples, of which one is finished."""
+    run = RunFolder(tmp_path / "study" / "run")
+    run.open("seed: 0\n", {"samples": 2})
+    run.note("started: run.py; 2 of 2 samples to make")
+    run.save(Sample(task=Task(id="a", prompt="a"), seed=0), b"\x89PNG", record("a"), [])
+    return run
+
+
+def test_a_run_that_was_killed_is_partial(folder: RunFolder) -> None:
+    folder.close()
+    assert status.of_folder(folder.path) == status.State(name="run", state="partial", samples=1, wanted=2)
+
+
+@pytest.mark.parametrize("why", ["stopped by SIGUSR2", "interrupted"])
+def test_a_run_that_was_stopped_says_by_what(folder: RunFolder, why: str) -> None:
+    folder.note(why)
+    folder.close()
+    assert status.of_folder(folder.path) == status.State(name="run", state="partial", samples=1, wanted=2, told=why)
+
+
+def test_a_run_that_failed_says_why_in_one_line(folder: RunFolder) -> None:
+    folder.note("failed: ValueError: no\nTraceback:\n  stopped by nobody")
+    folder.close()
+    assert status.of_folder(folder.path) == status.State(name="run", state="failed", samples=1, wanted=2, told="ValueError: no")
+
+
+def test_a_run_that_is_done_says_what_failed_in_it(folder: RunFolder) -> None:
+    folder.fail(record("b", failed="no reward was finite"))
+    folder.note("done")
+    folder.finish()
+    expected = status.State(name="run", state="done", samples=1, wanted=2, told="1 failed, as b-0: no reward was finite")
+    assert status.of_folder(folder.path) == expected
+
+
+def test_a_run_that_another_process_is_at_work_on_is_running(folder: RunFolder) -> None:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:  # a process's own locks do not stand in its way
+        assert pool.apply(status.of_folder, (folder.path,)).state == "running"
+        folder.close()
+        assert pool.apply(status.of_folder, (folder.path,)).state == "partial"
+
+
+def test_a_study_is_its_runs(folder: RunFolder, tmp_path: Path) -> None:
+    folder.close()
+    other = RunFolder(tmp_path / "study" / "other")
+    other.open("seed: 1\n", {"samples": 1})
+    other.finish()
+    states = status.of_study(tmp_path / "study")
+    assert [(state.name, state.state) for state in states] == [("other", "done"), ("run", "partial")]
+    assert status.summary(states) == "2 runs: 1 done, 1 partial"
+    with pytest.raises(UsageError, match="holds no run"):
+        status.of_study(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "noted"),
+    [
+        (Stopped("SIGTERM"), "stopped by SIGTERM"),
+        (KeyboardInterrupt(), "interrupted"),
+        (RunFailed("the disk is full"), "failed: guidedgen: the disk is full"),
+        (UsageError("model.path=x: no such folder"), "failed: model.path=x: no such folder"),
+        (ZeroDivisionError("by nought"), "failed: ZeroDivisionError: by nought"),
+    ],
+)
+def test_why_a_run_ended_lands_in_its_own_log(folder: RunFolder, error: BaseException, noted: str) -> None:
+    @dataclasses.dataclass
+    class Job:
+        folder: RunFolder
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)), experiment._noted(Job(folder)):  # type: ignore[arg-type]
+        fail()
+    assert folder.last_note == noted
+    text = (folder.path / "run.log").read_text()
+    assert ("in fail" in text) == isinstance(error, ZeroDivisionError)  # with the traceback
+
+
+@trained
+def test_a_sweep_says_what_is_missing_and_makes_it(tmp_path: Path) -> None:
+    overrides = [f"outputs={tmp_path}", "method=base,best_of_n", "seed=0,1", *QUICK]
+
+    def go(*command: str) -> str:
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    one = [item.replace("base,best_of_n", "base").replace("0,1", "1") for item in overrides]
+    go("run.py", *one)
+    states = status.of_sweep(sweeps.runs(overrides))
+    assert [state.state for state in states] == ["missing", "done", "missing", "missing"]
+    told = go("run.py", "-m", *overrides)
+    assert "4 runs: 1 done, 3 missing" in told and told.count("already done") == 1
+    assert "4 runs: 4 done" in go("scripts/status.py", *overrides)
+    assert "4 runs: 4 done" in go("scripts/status.py", str(tmp_path / "default"))

@@ -1,0 +1,146 @@
+"""What a sweep's values stand for, run by run, and what a run is worth."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from guidedgen import config, jobs, sweeps
+from guidedgen.lab.networks import WEIGHTS
+from guidedgen.types import UsageError
+
+trained = pytest.mark.skipif(not (WEIGHTS / "generator" / "model_index.json").exists(), reason="the lab's weights are missing")
+
+
+def overrides(*given: str) -> list[list[str]]:
+    return [run.overrides for run in sweeps.runs(given)]
+
+
+def test_every_combination_is_a_run_in_hydra_s_order() -> None:
+    assert overrides("method=base,code", "tracker=none", "seed=range(0,3)") == [
+        [f"method={method}", "tracker=none", f"seed={seed}"] for method in ("base", "code") for seed in range(3)
+    ]
+
+
+def test_text_and_lists_are_not_taken_apart() -> None:
+    """Nor is a key looked for that only some of the runs have."""
+    text, two = 'dataset.prompt="a red circle, and a square"', "table.schedule=[2,4],[4,4]"
+    assert overrides(text, two) == [[text, "table.schedule=[2,4]"], [text, "table.schedule=[4,4]"]]
+
+
+def test_an_experiment_s_own_rows_are_swept_unless_the_command_names_some() -> None:
+    rows = OmegaConf.load(config.CONF / "experiment/codex/lab/aesthetic.yaml").hydra.sweeper.params.row.split(",")
+    assert len(rows) == 15
+    found = overrides("experiment=codex/lab/aesthetic", "seed=1,2")
+    assert found == [[f"row={row}", "experiment=codex/lab/aesthetic", f"seed={seed}"] for row in rows for seed in (1, 2)]
+    assert overrides("experiment=codex/lab/aesthetic", "row=codex/base") == [["row=codex/base", "experiment=codex/lab/aesthetic"]]
+
+
+def test_how_runs_are_made_is_no_part_of_them() -> None:
+    assert overrides("hydra.launcher.partition=gpu", "hydra/launcher=slurm", "hydra.sweep.dir=x", "seed=1") == [["seed=1"]]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["method.strength=interval(0,1)"], r"method\.strength=interval\(0,1\): no list of values; give one"),
+        (["seed=1", "method=(("], "cannot be read as key=value"),
+        (["experiment=codex/lab/aestetic"], "codex/lab/aestetic"),
+        (["sed=1,2", "hydra.sweeper.paras=1"], "hydra.sweeper.paras"),
+    ],
+)
+def test_what_is_no_list_of_runs_is_refused(given: list[str], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        sweeps.runs(given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["method=codex", "method.num_particles=[2,4]", "seed=3", "tracker=none", "reward=multi", "reward.weights={pickscore: 2}"],
+        ["experiment=codex/lab/ti2i", "row=codex/sdedit", "dataset@dataset.prompts=animals", "dataset.prompts.limit=2"],
+        ["experiment=doodl/lab/text", "method/gradients=backprop", "dataset.limit=null", "+run.more=1", "~tracker"],
+    ],
+)
+def test_a_run_is_composed_as_hydra_composes_it(given: list[str]) -> None:
+    with initialize_config_dir(str(config.CONF), version_base="1.3"):
+        expected = compose("config", overrides=given)
+    for _ in range(2):  # the second time from what is kept of the first, which must not have changed
+        assert sweeps.composed(given) == expected
+
+
+def test_files_are_read_once_for_runs_that_differ_by_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    import hydra
+
+    calls = []
+
+    def counted(*arguments: object, **options: object) -> DictConfig:
+        calls.append(options)
+        return compose(*arguments, **options)
+
+    monkeypatch.setattr(hydra, "compose", counted)
+    sweeps._chosen.cache_clear()
+    for run in sweeps.runs(["method=base,code", "seed=range(0,20)", "tracker=none"]):
+        assert sweeps.composed(run.overrides).seed == int(run.overrides[1].removeprefix("seed="))
+    assert len(calls) == 1 + 2  # for the sweep, and each method
+
+
+@trained
+def test_a_run_s_folder_is_the_one_it_will_write_to(tmp_path: Path) -> None:
+    found = [run.folder for run in sweeps.runs([f"outputs={tmp_path}", "study=s", "method=base,code", "seed=0,1", "tracker=none"])]
+    assert len(set(found)) == 4
+    assert [folder.name.split("-")[:2] for folder in found] == [["base", "none"]] * 2 + [["code", "aesthetic"]] * 2
+    with initialize_config_dir(str(config.CONF), version_base="1.3"):
+        cfg = compose("config", overrides=[f"outputs={tmp_path}", "study=s", "method=code", "seed=1", "tracker=none"])
+    assert found[3] == jobs.prepare(cfg).folder.path
+
+
+# What a run is worth
+
+METRICS = {
+    "scores": {"aesthetic": {"value": 6.5}, "taste": {"value": None}},
+    "distances": {"cmmd": {"value": 0.4}, "fid": {"value": 3}},
+}
+
+
+def job(**run: object) -> SimpleNamespace:
+    names = {"scorers": {"aesthetic": None, "taste": None}, "distances": {"cmmd": None, "fid": None}}
+    return SimpleNamespace(cfg=OmegaConf.create({"run": run}), **names)
+
+
+@pytest.mark.parametrize(
+    ("objective", "limit", "worth"),
+    [
+        ("scores.aesthetic.value", None, 6.5),
+        ("-distances.fid.value", None, -3),
+        ("scores.aesthetic.value", {"distances.cmmd.value": 0.4, "distances.fid.value": 5}, 6.5),
+        ("scores.aesthetic.value", {"distances.cmmd.value": 0.39, "distances.fid.value": 5}, -math.inf),
+        ("-distances.fid.value", {"distances.cmmd.value": 0.39}, -math.inf),
+        ("scores.taste.value", None, -math.inf),  # not measured
+        ("scores.aesthetic.value", {"scores.taste.value": 1}, -math.inf),
+        (None, None, None),
+    ],
+)
+def test_the_worth_of_a_run(objective: str | None, limit: dict[str, float] | None, worth: float | None) -> None:
+    assert sweeps.objective(job(objective=objective, objective_limit=limit), METRICS) == worth
+
+
+def test_a_share_of_a_run_is_worth_nothing_yet() -> None:
+    assert sweeps.objective(job(objective="scores.aesthetic.value"), {}) is None
+
+
+@pytest.mark.parametrize(
+    "run", [{"objective": "scores.astetic.value"}, {"objective": "cost.nfe", "objective_limit": {"distances.cmd.value": 1}}]
+)
+def test_a_number_that_will_not_be_measured_is_refused_before_the_run(run: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match=r"there is no .*did you mean .*choose from scores\.aesthetic\.value, "):
+        sweeps.check_objective(job(**run))
+    sweeps.check_objective(job(objective="-scores.aesthetic.low", objective_limit={"cost.nfe": 1}))
+
+
+def test_a_number_that_is_not_there_is_said() -> None:
+    with pytest.raises(UsageError, match=r"no scores\.aesthetic\.vlaue in metrics\.json; did you mean value\?"):
+        sweeps.objective(job(objective="scores.aesthetic.vlaue"), METRICS)
