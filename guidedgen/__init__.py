@@ -25,7 +25,10 @@ Rooms, and who may import whom (held by tests/test_layers.py):
     sweeps                         the runs of a sweep                                         <- config, jobs
     status                         what they have come to                                      <- store, sweeps
     sweeps                         the runs of a sweep, and what each is worth                 <- types, config, jobs
-    learning, experiment           from job to finished run                                    <- all of these
+    learning                       what a method learns before its samples are drawn           <- problem, models, jobs
+    sampling                       a job's samples, and those that fail                        <- problem, jobs, store
+    judging                        its metrics                                                 <- evaluate, jobs, sampling
+    experiment                     from job to finished run                                    <- all of these
 
 Importing guidedgen loads none of torch, diffusers and transformers.
 """

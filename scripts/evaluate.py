@@ -13,11 +13,11 @@ def main(arguments: list[str]) -> None:
     folders = [Path(argument) for argument in arguments if "=" not in argument]
     if not folders or set(arguments) & {"-h", "--help"}:
         sys.exit(__doc__)
-    from guidedgen import experiment, report
+    from guidedgen import judging, report
 
     try:
         for folder in folders:
-            report.show(experiment.judge_again(folder, overrides))
+            report.show(judging.judge_again(folder, overrides))
     except UsageError as error:
         print(f"guidedgen: {error}", file=sys.stderr)
         sys.exit(2)

@@ -44,11 +44,9 @@ ALLOWED = {
     "sweeps": {"types", "config", "jobs"},
     "status": {"types", "store", "sweeps"},
     "learning": {"types", "problem", "models", "store", "report", "jobs"},
-    "experiment": {
-        "jobs", "learning", "sweeps",
-        "types", "images", "noise", "cost", "process", "problem", "gradients", "models", "methods", "rewards", "metrics", "datasets", "zoo", "store",
-        "tracker", "config", "evaluate", "report",
-    },
+    "sampling": {"types", "images", "noise", "cost", "process", "problem", "store", "jobs", "report"},
+    "judging": {"types", "config", "store", "jobs", "evaluate", "learning", "report", "sampling"},
+    "experiment": {"types", "store", "jobs", "learning", "report", "sampling", "judging", "sweeps", "config"},
 }  # fmt: skip
 # For annotations only (`if TYPE_CHECKING`): protocols take what the rooms above types define.
 ANNOTATIONS = {"types": {"problem", "process"}}
@@ -71,7 +69,7 @@ PACKAGES = {
     "spacy": {"metrics"},
     "wandb": {"tracker"},
     "hydra": {"config", "sweeps", "experiment"},
-    "omegaconf": {"config", "jobs", "sweeps", "experiment", "pages"},
+    "omegaconf": {"config", "jobs", "sweeps", "judging", "experiment", "pages"},
     "peft": {"models"},
     "rich": {"report", "status", "lab"},
 }

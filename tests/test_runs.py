@@ -18,7 +18,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from guidedgen import config, experiment, images, jobs
+from guidedgen import config, experiment, images, jobs, judging, sampling
 from guidedgen.lab.classes import RenderedClasses
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.metrics.frechet import frechet_distance
@@ -121,7 +121,7 @@ def figures(folder: Path) -> dict[str, float]:
 def test_a_run_leaves_what_the_contract_says(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     folder, metrics = run()
     assert {path.name for path in folder.iterdir()} == {
-        "config.yaml", "environment.json", "images", "records.jsonl", "trace.jsonl", "metrics.json", "DONE",
+        "config.yaml", "environment.json", "images", "records.jsonl", "trace.jsonl", "metrics.json", "run.log", "DONE",
     }  # fmt: skip
     records = RunFolder(folder).records()
     assert len(records) == 4
@@ -148,7 +148,7 @@ def test_a_run_leaves_what_the_contract_says(run: Run, capsys: pytest.CaptureFix
 def test_a_second_run_returns_at_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, metrics = run()
     before = lasting(folder)
-    monkeypatch.setattr(experiment, "_sample", lambda *_: pytest.fail("sampled again"))
+    monkeypatch.setattr(sampling, "_sample", lambda *_: pytest.fail("sampled again"))
     _, again = run()
     assert again == metrics
     assert lasting(folder) == before
@@ -240,10 +240,10 @@ def test_a_picture_that_samples_share_is_encoded_once(
     encoded, encode = [], StableDiffusion.encode
     monkeypatch.setattr(StableDiffusion, "encode", lambda model, x: (encoded.append(len(x)), encode(model, x))[1])
     with torch.no_grad():
-        together = experiment.problem(made, made.samples).reference
+        together = sampling.problem(made, made.samples).reference
         assert encoded == [1, 1]
         for latent, sample in zip(together, made.samples, strict=True):
-            assert torch.equal(latent, experiment.problem(made, [sample]).reference[0])
+            assert torch.equal(latent, sampling.problem(made, [sample]).reference[0])
     assert torch.equal(together[0], together[2]) and not torch.equal(together[0], together[1])
 
 
@@ -284,11 +284,11 @@ def test_an_interrupted_run_goes_on_where_it_was(run: Run, job: Callable[..., jo
 def test_judging_again_gives_the_same(run: Run) -> None:
     """From the stored images alone, and with another convention where one is asked for."""
     folder, metrics = run()
-    again = experiment.judge_again(folder)
+    again = judging.judge_again(folder)
     for name, entry in metrics["scores"].items():
         assert again["scores"][name]["value"] == pytest.approx(entry["value"], abs=1e-5)
     assert again["distances"]["fid"]["value"] == pytest.approx(metrics["distances"]["fid"]["value"], rel=1e-6)
-    raw = experiment.judge_again(folder, ["metrics.scorers.clip_score.convention=t2i_compbench"])
+    raw = judging.judge_again(folder, ["metrics.scorers.clip_score.convention=t2i_compbench"])
     cosine, hessel = raw["scores"]["clip_score"]["value"], metrics["scores"]["clip_score"]["value"]
     assert cosine != hessel
 

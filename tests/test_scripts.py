@@ -103,7 +103,9 @@ def test_bench_says_in_one_line_what_it_cannot_do() -> None:
     assert "float8" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["bench.py", "fetch.py", "evaluate.py", "report.py", "status.py", "sweep.py", "table.py", "train_lab.py"])
+@pytest.mark.parametrize(
+    "name", ["bench.py", "fetch.py", "evaluate.py", "report.py", "status.py", "sweep.py", "table.py", "train_lab.py"]
+)
 def test_help_names_the_commands(name: str) -> None:
     done = script(name, "--help")
     assert f"python scripts/{name}" in done.stdout + done.stderr

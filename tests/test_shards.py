@@ -13,7 +13,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from guidedgen import config, experiment, jobs
+from guidedgen import config, experiment, jobs, judging, sampling
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.shards import Shard, find_shard
 from guidedgen.store import RunFolder
@@ -128,10 +128,10 @@ def test_the_evaluation_merges_what_nobody_has(tmp_path: Path) -> None:
     for index in range(2):
         job = prepared(tmp_path / "shared", "reference=none", "shard.count=2", f"shard.index={index}")
         experiment._open(job)
-        experiment._sample_all(job, "code")  # and dies before it sees that it was the last
+        sampling.sample_all(job, "code")  # and dies before it sees that it was the last
     folder = job.folder.path
     assert len(list(folder.glob("records.*.jsonl"))) == 2 and not (folder / "DONE").exists()
-    experiment.judge_again(folder)
+    judging.judge_again(folder)
     assert kept(folder) == kept(whole.folder.path) and RunFolder(folder).done
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from guidedgen import experiment, jobs
+from guidedgen import experiment, jobs, sampling
 from guidedgen.store import RunFailed, RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,7 +95,7 @@ def test_a_file_that_may_not_grow(job: Callable[..., jobs.Job], lasting: Lasting
     resource.setrlimit(resource.RLIMIT_FSIZE, (sizes[0], limits[1]))
     try:
         with pytest.raises(RunFailed, match=r"cannot be written \(File too large\)"):
-            experiment._sample_all(made, "base")
+            sampling.sample_all(made, "base")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert valid(made.folder.path) == saved
@@ -163,8 +163,8 @@ def test_a_damaged_image_of_a_finished_run_is_made_again(
     assert made.folder.done
     damage(made.folder.path / record.image)
     assert not made.folder.done
-    sample, taken = experiment._sample, []
-    monkeypatch.setattr(experiment, "_sample", lambda *a: (taken.append([s.name for s in a[1]]), sample(*a))[1])
+    sample, taken = sampling._sample, []
+    monkeypatch.setattr(sampling, "_sample", lambda *a: (taken.append([s.name for s in a[1]]), sample(*a))[1])
     experiment.run(job("batch_size=2"))
     assert taken == [[made.samples[2].name, made.samples[3].name]]  # its batch
     assert lasting(made.folder.path) == whole and made.folder.done

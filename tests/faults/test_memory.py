@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from guidedgen import experiment, images, jobs
+from guidedgen import experiment, images, jobs, judging, sampling
 from guidedgen.models.stable_diffusion import PromptedDenoiser
 from guidedgen.store import RunFailed, RunFolder
 
@@ -66,14 +66,14 @@ def test_once_short_of_memory_makes_the_same_bytes(
     """As where a neighbour on the device has needed its memory for a moment."""
     whole, made = job(*OPTIONS, "study=whole"), job(*OPTIONS)
     experiment.run(whole)
-    sample, short = experiment._sample, [True]
+    sample, short = sampling._sample, [True]
 
     def once(*arguments: Any) -> Any:
         if short.pop() if short else False:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return sample(*arguments)
 
-    monkeypatch.setattr(experiment, "_sample", once)
+    monkeypatch.setattr(sampling, "_sample", once)
     experiment.run(made)
     assert lasting(made.folder.path) == lasting(whole.folder.path)
     assert not capsys.readouterr().err
@@ -102,5 +102,5 @@ def test_judging_takes_smaller_batches_too(job: Callable[..., jobs.Job], capsys:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return scorer(pictures, tasks)
 
-    assert experiment._judge(dataclasses.replace(made, scorers={"compressibility": short}))["scores"] == expected
+    assert judging.judge(dataclasses.replace(made, scorers={"compressibility": short}))["scores"] == expected
     assert sizes == [4, 2, 2] and capsys.readouterr().err.count("needs too much memory to judge") == 1

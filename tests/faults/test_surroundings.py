@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from guidedgen import experiment, jobs, store
+from guidedgen import experiment, jobs, sampling, store
 from guidedgen.store import Record, RunFolder
 from guidedgen.types import Sample
 
@@ -55,7 +55,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             )  # fmt: skip
             yield each, torch.zeros(3, 8, 8), record, [{"event": "select", "step": 0}]
 
-    monkeypatch.setattr(experiment, "_sample", sample)
+    monkeypatch.setattr(sampling, "_sample", sample)
     return names
 
 

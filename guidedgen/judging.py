@@ -1,0 +1,145 @@
+"""How a sampled job fares: its metrics, from the images it has stored."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from guidedgen import config, evaluate, learning, report, sampling
+from guidedgen.jobs import Job, module_of, prepare
+from guidedgen.store import RunFailed, RunFolder
+from guidedgen.types import UsageError
+
+
+def judge_again(folder: Path, overrides: Sequence[str] = ()) -> Mapping[str, Any]:
+    """Judges a stored run anew, from its images and with `metrics=...` or any dotted key changed; rewrites metrics.json."""
+    cfg = config.read(folder / "config.yaml")
+    cfg.outputs, cfg.study = str(folder.absolute().parent.parent), folder.absolute().parent.name
+    for override in overrides:
+        key, _, value = override.partition("=")
+        file = config.CONF / key / f"{value}.yaml"
+        try:
+            OmegaConf.update(
+                cfg, key, OmegaConf.load(file) if file.exists() else OmegaConf.create(f"x: {value}").x, force_add=False
+            )
+        except Exception as error:  # OmegaConf's many errors
+            raise UsageError(f"{override}: {error}") from error
+    job = dataclasses.replace(prepare(cfg), folder=RunFolder(folder))
+    if not sampling.left(job):  # whoever of several processes was to be the last may have died
+        sampling.close(job.base)
+        job.folder.merge([sample.name for sample in job.samples])
+        job.folder.finish()
+    return judge(job)
+
+
+def judge(job: Job) -> dict[str, Any]:
+    """The metrics of a sampled job, from its stored images; they are written with its grid. In smaller batches where the device's
+    memory is too small.
+    """
+    while True:
+        try:
+            return _judge_at(job)
+        except torch.OutOfMemoryError:
+            rows = job.cfg.batch_size
+        print(f"guidedgen: batch_size={rows} needs too much memory to judge; going on with less", file=sys.stderr)
+        job = sampling.halved(job)
+        torch.cuda.empty_cache()
+
+
+def _judge_at(job: Job) -> dict[str, Any]:
+    """The same, `batch_size` images at a time."""
+    own, reference, tasks = (
+        evaluate.Images.of_run(job.folder),
+        _reference(job),
+        {s.name: sampling.with_original(s, job.base) for s in job.samples},
+    )
+    lost = _lost(job)
+    own, reference = own.without(lost), reference.without(lost) if reference is not None else None
+    if not len(own):
+        raise RunFailed(f"{job.folder.path}: no sample came out both here and unguided")
+    where = {"batch_size": job.cfg.batch_size, "device": job.cfg.device}
+    with job.model.ledger.timed("judge"):
+        ours = evaluate.score(own, job.scorers, tasks, recorded=_recorded(job, own), **where)
+        paired = reference is not None and reference.records is not None
+        theirs = {}
+        if reference is not None and paired:
+            theirs = evaluate.score(reference, job.scorers, tasks, recorded=_recorded(job, reference), **where)
+        summary = evaluate.summarise(own, reference, ours, theirs, job.verdicts)
+        metrics = {**_described(job), "judged_by": judged_by(job), **summary}
+        metrics["blurred"] = len(own.blurred)
+        metrics["failed"] = len(lost)
+        if lost:
+            metrics["failures"] = lost
+        if reference is not None:
+            sharp, other = evaluate.comparable(own, reference)
+            metrics["reference_samples"] = len(reference)
+            metrics["compared"] = [len(sharp), len(other)]
+            metrics["distances"] = evaluate.distances(sharp, other, job.distances, **where)
+            if job.per_class is not None:
+                known = {sample.task.id: sample.task for sample in job.samples}
+                metrics["per_class"] = evaluate.per_class(sharp, other, job.per_class, known, **where)
+    if job.originals is not None:
+        metrics["learning"] = learning.spent(job)
+    _mark_shared(job, metrics)
+    job.folder.write_json("metrics.json", metrics)
+
+    score = next(iter(job.scorers), "")  # the reward, where there is one
+    rows = {"base": (reference, theirs.get(score, ()))} if reference is not None and job.base is not None else {}
+    rows |= {module_of(job.cfg.method): (own, ours.get(score, ()))}
+    report.write_grid(job.folder.path / "images" / evaluate.GRID, rows, score)
+    return metrics
+
+
+def _lost(job: Job) -> dict[str, str]:
+    """Why samples have failed, by name. Where the unguided one has, there is nothing to compare with: it is left out too."""
+    unguided = {} if job.base is None else job.base.folder.failures()
+    return {**{name: f"unguided: {reason}" for name, reason in unguided.items()}, **job.folder.failures()}
+
+
+def _recorded(job: Job, pictures: evaluate.Images) -> set[str]:
+    """Names of the scorers whose scores the records of a run hold: those that are now as they were when it was sampled."""
+    if not pictures.blurred:
+        return set()
+    then, now = config.read(pictures.paths[0].parent.parent / "config.yaml"), job.cfg
+    judges = {str(name) for name, node in now.metrics.scorers.items() if then.metrics.scorers.get(name) == node}
+    guides = job.scorers.keys() - now.metrics.scorers.keys()  # the reward, with what it reports
+    return judges | (guides if then.reward == now.reward else set())
+
+
+def _described(job: Job) -> dict[str, Any]:
+    """What a table of runs calls this one, and what its source prints of it where it is a row of a published table."""
+    table, printed = job.cfg.get("table") or {}, config.published(job.cfg)
+    return {
+        "title": job.name,
+        "label": table.get("label") or table.get("row") or module_of(job.cfg.method),
+        "reward": module_of(job.cfg.reward) if job.cfg.reward else None,
+        **({"published": printed} if printed else {}),
+    }
+
+
+def _reference(job: Job) -> evaluate.Images | None:
+    if job.base is not None:
+        return evaluate.Images.of_run(job.base.folder)
+    return evaluate.Images.of_folder(job.reference) if job.reference is not None else None
+
+
+def _mark_shared(job: Job, metrics: Mapping[str, Any]) -> None:
+    """Says of each figure whether a network that measured it has guided too, and what else it depends on."""
+    guide = set(getattr(job.reward, "networks", ())) if job.method.needs.reward else set()
+    for name, entry in metrics["scores"].items():
+        entry["shares_guide"] = bool(guide & set(getattr(job.scorers[name], "networks", ())))
+        if described := getattr(job.scorers[name], "described", None):
+            entry["described"] = described
+    for entry in [*metrics.get("distances", {}).values(), *filter(None, [metrics.get("per_class")])]:
+        entry["shares_guide"] = entry["features"] in guide
+
+
+def judged_by(job: Job) -> str:
+    """Names what a run is judged by, which may change after it was sampled."""
+    return config.digest({key: job.cfg[key] for key in ("reward", "metrics", "reference")})
