@@ -43,12 +43,24 @@ def main(cfg: DictConfig) -> float | None:
     except UsageError as error:
         print(f"guidedgen: {error}", file=sys.stderr)
         sys.exit(2)
+    except RunFailed as failed:
+        if not _of_sweep():
+            raise
+        raise RuntimeError(failed.code) from None  # which Hydra tells at the end; the runs after this one go on
     except Stopped as stopped:
         print(f"guidedgen: stopped by {stopped}; the same command goes on from here", file=sys.stderr)
         sys.exit(75)
     except KeyboardInterrupt:
         print("guidedgen: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+
+
+def _of_sweep() -> bool:
+    """Whether the run is one of several of a process."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _stop(number: int, _frame: object) -> None:

@@ -122,3 +122,14 @@ def test_a_sweep_says_what_is_missing_and_makes_it(tmp_path: Path) -> None:
     assert "4 runs: 1 done, 3 missing" in told and told.count("already done") == 1
     assert "4 runs: 4 done" in go("scripts/status.py", *overrides)
     assert "4 runs: 4 done" in go("scripts/status.py", str(tmp_path / "default"))
+
+
+@trained
+def test_a_run_of_a_sweep_that_cannot_be_made_leaves_the_others(tmp_path: Path) -> None:
+    overrides = [f"outputs={tmp_path}", "method=base", "seed=0,1", *QUICK]
+    bad, good = sweeps.runs(overrides)
+    bad.folder.parent.mkdir(parents=True)
+    bad.folder.write_bytes(b"")  # where its folder should be
+    done = subprocess.run([sys.executable, "run.py", "-m", *overrides], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and str(bad.folder) in done.stderr
+    assert (good.folder / "DONE").exists()
