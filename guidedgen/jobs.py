@@ -166,6 +166,7 @@ def _prepare(cfg: DictConfig, shard: Shard, model: StableDiffusion | None = None
         **_each(cfg.metrics.scorers, "metrics.scorers", allow),
     }
     blurs = _blurs(cfg, method, reward, scorers)
+    seeds = range(cfg.seed, cfg.seed + cfg.samples_per_prompt)
     run_id = _identity(cfg, guided=method.needs.reward, blurs=blurs)
     base, reference = _reference(cfg, shard, model)
     return Job(
@@ -177,7 +178,7 @@ def _prepare(cfg: DictConfig, shard: Shard, model: StableDiffusion | None = None
         reward=reward,
         scheduler=scheduler,
         grid=grid,
-        samples=[Sample(task=task, seed=cfg.seed + i) for task in tasks for i in range(cfg.samples_per_prompt)],
+        samples=[Sample(task=task, seed=seed) for task in tasks for seed in seeds],
         scorers=scorers,
         distances=_each(cfg.metrics.distances, "metrics.distances", allow),
         per_class=_per_class(cfg, tasks, allow),

@@ -22,6 +22,7 @@ from guidedgen import config, experiment, images, jobs, judging, sampling
 from guidedgen.lab.classes import RenderedClasses
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.metrics.frechet import frechet_distance
+from guidedgen.models import stable_diffusion
 from guidedgen.models.stable_diffusion import StableDiffusion
 from guidedgen.store import RunFolder
 from guidedgen.types import Task, UsageError
@@ -116,6 +117,14 @@ def figures(folder: Path) -> dict[str, float]:
             yield name, value
 
     return dict(flat(json.loads((folder / "metrics.json").read_text()), ""))
+
+
+def test_prompts_are_measured_once(job: Callable[..., jobs.Job]) -> None:
+    """Not by the run and its unguided one, nor when the command line is checked and again when it is run."""
+    before = stable_diffusion._token_counts.cache_info().misses
+    for _ in range(2):
+        assert job("dataset=prompt", "dataset.prompt=a mauve oblong").base is not None
+    assert stable_diffusion._token_counts.cache_info().misses == before + 1
 
 
 def test_a_run_leaves_what_the_contract_says(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -194,9 +194,7 @@ class StableDiffusion:
     @functools.cached_property
     def tokenizer(self) -> CLIPTokenizer:
         """The tokenizer."""
-        from transformers import CLIPTokenizer
-
-        return CLIPTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
+        return _load_tokenizer(self.folder)
 
     @functools.cached_property
     def words(self) -> Words:
@@ -220,11 +218,12 @@ class StableDiffusion:
         if self.truncate_prompts:
             return
         room = self.max_tokens - 2 - reserved - (tuning.tokens(self._learned) if self.learned is not None else 0)
-        for prompt in (self.negative_prompt, *(task.prompt for task in tasks)):
-            # Every word is a token or more: no need to load the tokenizer to refuse a very long prompt.
-            tokens = len(prompt.split())
-            if tokens <= room:
-                tokens = len(self.tokenizer(prompt, add_special_tokens=False).input_ids)
+        prompts = list(dict.fromkeys([self.negative_prompt, *(task.prompt for task in tasks)]))
+        # Every word is a token or more: no need to load the tokenizer to refuse a very long prompt.
+        counts = [len(prompt.split()) for prompt in prompts]
+        if max(counts) <= room:
+            counts = _token_counts(self.folder, tuple(prompts))
+        for prompt, tokens in zip(prompts, counts, strict=True):
             if tokens > room:
                 raise UsageError(
                     f"prompt of {tokens} tokens or more ({prompt[:40]!r}...): model={self.name} reads {room}; "
@@ -316,3 +315,15 @@ class PromptedDenoiser:
             predicted = run_in(model.unet.dtype, lambda x, prompt: model.unet(x, time, prompt).sample, x_t, embedding)
         model.ledger.count_backward(predicted, len(x_t))
         return eps_from_v(x_t, predicted, t) if model.prediction == "v_prediction" else predicted
+
+
+def _load_tokenizer(folder: Path) -> CLIPTokenizer:
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+
+
+@functools.lru_cache(maxsize=4)  # of ten thousand prompts it takes a second, and a run and its unguided one check them twice each
+def _token_counts(folder: Path, prompts: tuple[str, ...]) -> list[int]:
+    """How many tokens each of the prompts is."""
+    return list(map(len, _load_tokenizer(folder)(list(prompts), add_special_tokens=False).input_ids))
