@@ -123,7 +123,7 @@ def test_prompts_are_measured_once(job: Callable[..., jobs.Job]) -> None:
     """Not by the run and its unguided one, nor when the command line is checked and again when it is run."""
     before = stable_diffusion._token_counts.cache_info().misses
     for _ in range(2):
-        assert job("dataset=prompt", "dataset.prompt=a mauve oblong").base is not None
+        assert job("dataset.category=unseen", "dataset.skip=11").base is not None
     assert stable_diffusion._token_counts.cache_info().misses == before + 1
 
 
