@@ -234,6 +234,17 @@ def test_help_imports_no_torch(tmp_path: Path) -> None:
         assert f"\n{group}=\n" in done.stdout
 
 
+@pytest.mark.parametrize(("typed", "offered"), [("method=do", "method=doodl"), ("run.pr", "run.profile=")])
+def test_tab_completes(typed: str, offered: str, tmp_path: Path) -> None:
+    line = f"python run.py {typed}"
+    environment = {**os.environ, "COMP_LINE": line, "COMP_POINT": str(len(line)), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), "-sc", "query=bash"], cwd=tmp_path, env=environment, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert offered in done.stdout.split()
+
+
 def test_help_says_what_every_key_and_every_option_is() -> None:
     told = usage.text(config.CONF, 100)
     body = (config.CONF / "config.yaml").read_text().split("\n\n", 1)[1].split("\nhydra:")[0]
