@@ -43,7 +43,7 @@ def write(runs: Sequence[sweeps.Run], launcher: DictConfig) -> Path:
             raise UsageError(f"{override.splitlines()[0]}...: has several lines; put such a prompt in a file: dataset=jsonl")
     lines = "".join(f"{shlex.join(run.overrides)}\n" for run in runs)
     setup = [
-        f"run={shlex.quote(shlex.join(['python', str(SCRIPTS.parent / 'run.py')]))}",
+        f"run={shlex.quote(shlex.join([sys.executable, str(SCRIPTS.parent / 'run.py')]))}",  # of this environment, active or not
         f"MAX_REQUEUES={launcher.max_num_timeout}",
     ]
     folder = Path(cfg.outputs) / cfg.study / ".sweep" / hashlib.sha256(lines.encode()).hexdigest()[:12]
@@ -95,7 +95,7 @@ def main(arguments: list[str]) -> None:
     command = ["sbatch", *options(launcher, len(runs), folder), str(SCRIPTS / "sweep.sbatch"), str(folder)]
     if "--submit" in arguments:
         sys.exit(subprocess.run(command, check=False).returncode)
-    print(f"# {len(runs)} runs, one a line of {folder}/lines; without SLURM: parallel -j 1 -a {folder}/lines eval python run.py")
+    print(f"# {len(runs)} runs, one a line of {folder}/lines; without SLURM: parallel -j 1 -a {folder}/lines eval {shlex.quote(sys.executable)} run.py")
     print(shlex.join(command))
 
 

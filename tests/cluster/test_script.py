@@ -3,6 +3,7 @@
 import runpy
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def test_a_line_for_each_run_and_the_lines_before_it(script: dict[str, Any], tmp
     assert said.splitlines() == ["module load cuda/12", "apptainer exec --nv lab.sif python run.py; 3"]
     assert script["write"](runs, launcher()) == folder  # the same sweep
     own = subprocess.run(["bash", "-c", f". {folder}/setup.sh; echo $run"], capture_output=True, text=True, check=True).stdout
-    assert own.split() == ["python", str(ROOT / "run.py")]
+    assert own.split() == [sys.executable, str(ROOT / "run.py")]  # whose environment need not be active
 
 
 def test_a_prompt_of_two_lines_is_refused(script: dict[str, Any], tmp_path: Path) -> None:
