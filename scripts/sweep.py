@@ -95,10 +95,8 @@ def main(arguments: list[str]) -> None:
     command = ["sbatch", *options(launcher, len(runs), folder), str(SCRIPTS / "sweep.sbatch"), str(folder)]
     if "--submit" in arguments:
         sys.exit(subprocess.run(command, check=False).returncode)
-    lines = f"{folder}/lines"
-    print(
-        f"# {len(runs)} runs, one a line of {lines}; without SLURM: parallel -j 1 -a {lines} eval {shlex.quote(sys.executable)} run.py"
-    )
+    engine = f"parallel -j 1 -a {folder}/lines eval {shlex.quote(sys.executable)} run.py"
+    print(f"# {len(runs)} runs, one a line of {folder}/lines; without SLURM: {engine}")
     print(shlex.join(command))
 
 
