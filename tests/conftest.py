@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads slow a shared machine down several times
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores are shared by tests
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 
