@@ -180,12 +180,12 @@ def _check_names(overrides: Sequence[str], search: Sequence[str], folders: Seque
     from hydra import compose
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    groups = _groups(folders)
+    known = groups(folders)
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    chosen = [o for o, item in zip(overrides, parsed, strict=True) if item.key_or_group in groups]
+    chosen = [o for o, item in zip(overrides, parsed, strict=True) if item.key_or_group in known]
     for item in parsed:
-        if item.key_or_group in groups and not item.is_delete():
-            options, value = groups[item.key_or_group], str(item.value())
+        if item.key_or_group in known and not item.is_delete():
+            options, value = known[item.key_or_group], str(item.value())
             if value not in options and item.value() is not None:
                 raise UsageError(
                     f"{item.key_or_group}={value}: no such option{near(value, options)}; choose from {', '.join(options)}"
@@ -196,23 +196,23 @@ def _check_names(overrides: Sequence[str], search: Sequence[str], folders: Seque
         raise UsageError(f"{' '.join(chosen)}: {error}") from error
     for item in parsed:
         key = item.key_or_group
-        if key in groups or key in keys or key.startswith("hydra"):
+        if key in known or key in keys or key.startswith("hydra"):
             continue
-        raise UsageError(f"{item.input_line}: there is no key {key!r}{near(key, [*keys, *groups])}")
+        raise UsageError(f"{item.input_line}: there is no key {key!r}{near(key, [*keys, *known])}")
 
 
-def _groups(folders: Sequence[Path]) -> dict[str, list[str]]:
+def groups(folders: Sequence[Path]) -> dict[str, list[str]]:
     """Config groups and their options. An overlay's or a row's may lie in a folder of its group, as in experiment=codex/aesthetic;
     other folders in a group are groups themselves, as method/gradients.
     """
-    groups: dict[str, set[str]] = {}
+    found: dict[str, set[str]] = {}
     for folder in folders:
         for file in folder.rglob("*.yaml"):
             option = file.relative_to(folder).with_suffix("")
             nested = option.parts[0] in ("experiment", "row")
             for parent in option.parents[:-1] if nested else option.parents[:-1][:1]:
-                groups.setdefault(parent.as_posix(), set()).add(option.relative_to(parent).as_posix())
-    return {group: sorted(options) for group, options in groups.items() if not group.startswith("hydra")}
+                found.setdefault(parent.as_posix(), set()).add(option.relative_to(parent).as_posix())
+    return {group: sorted(options) for group, options in found.items() if not group.startswith("hydra")}
 
 
 def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:

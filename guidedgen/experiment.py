@@ -114,7 +114,7 @@ def run(job: Job) -> Mapping[str, Any]:
             job.folder.note(f"share {job.shard.part} is done")
             return {}
         sampling.close(job.base)
-        job.folder.merge([sample.name for sample in job.samples])
+        sampling.merge(job)
         metrics = judging.judge(job)
         _track(job, metrics)
         job.folder.note("done")

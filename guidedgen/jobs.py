@@ -83,7 +83,7 @@ def place(cfg: DictConfig) -> Path:
     method = config.build(cfg.method, "method", allow)
     reward = config.build(config.without_weightless(cfg.reward), "reward", allow) if cfg.reward else None
     run_id = _identity(cfg, guided=method.needs.reward, blurs=_blurs(cfg, method, reward, {}))
-    return Path(cfg.outputs) / cfg.study / _name(cfg, run_id, guided=method.needs.reward)
+    return _folder(cfg, run_id, guided=method.needs.reward)
 
 
 def _shard(cfg: DictConfig) -> tuple[int | str, int | str]:
@@ -172,7 +172,7 @@ def _prepare(cfg: DictConfig, shard: Shard, model: StableDiffusion | None = None
     return Job(
         cfg=cfg,
         run_id=run_id,
-        folder=RunFolder(Path(cfg.outputs) / cfg.study / _name(cfg, run_id, guided=method.needs.reward), shard.part),
+        folder=RunFolder(_folder(cfg, run_id, guided=method.needs.reward), shard.part),
         model=model,
         method=method,
         reward=reward,
@@ -240,10 +240,11 @@ def _reference(cfg: DictConfig, shard: Shard, model: StableDiffusion) -> tuple[J
     return None, Path(cfg.reference)
 
 
-def _name(cfg: DictConfig, run_id: str, *, guided: bool) -> str:
-    """The run folder's name."""
+def _folder(cfg: DictConfig, run_id: str, *, guided: bool) -> Path:
+    """The run's folder."""
     guided_by = module_of(cfg.reward) if guided else "none"
-    return "-".join([module_of(cfg.method), guided_by, module_of(cfg.dataset), cfg.model.name, run_id])
+    name = "-".join([module_of(cfg.method), guided_by, module_of(cfg.dataset), cfg.model.name, run_id])
+    return Path(cfg.outputs) / cfg.study / name
 
 
 def module_of(node: DictConfig) -> str:

@@ -33,7 +33,7 @@ def judge_again(folder: Path, overrides: Sequence[str] = ()) -> Mapping[str, Any
     job = dataclasses.replace(prepare(cfg), folder=RunFolder(folder))
     if not sampling.left(job):  # whoever of several processes was to be the last may have died
         sampling.close(job.base)
-        job.folder.merge([sample.name for sample in job.samples])
+        sampling.merge(job)
         job.folder.finish()
     return judge(job)
 

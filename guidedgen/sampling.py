@@ -317,16 +317,21 @@ def _batches(job: Job) -> list[list[Sample]]:
 
 def left(job: Job) -> int:
     """How many of the run's samples are neither finished nor failed."""
-    return len({sample.name for sample in job.samples} - job.folder.records().keys() - job.folder.failures().keys())
+    return len({sample.name for sample in job.samples} - job.folder.tried())
+
+
+def merge(job: Job) -> None:
+    """Makes one run of what several processes have written, in the samples' order; all have to be finished or failed."""
+    job.folder.merge([sample.name for sample in job.samples])
 
 
 def close(job: Job | None) -> None:
-    """Declares an unguided run done once all its samples are, and lets other processes have its folder."""
+    """Declares a run that is not to be judged done once all its samples are, and lets other processes have its folder."""
     if job is None:
         return
     if not job.folder.done:
         with job.folder.alone("closing"):
             if not left(job):
-                job.folder.merge([sample.name for sample in job.samples])
+                merge(job)
                 job.folder.finish()
     job.folder.close()

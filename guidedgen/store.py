@@ -160,6 +160,10 @@ class RunFolder:
         """Finished samples by name, in the order they were finished; those that failed are not among them."""
         return {name: record for name, record in self._latest().items() if record.failed is None}
 
+    def tried(self) -> set[str]:
+        """Names of the samples that are finished or have failed."""
+        return set(self._latest())
+
     def failures(self) -> dict[str, str]:
         """Why samples have failed, by name."""
         return {name: record.failed for name, record in self._latest().items() if record.failed is not None}

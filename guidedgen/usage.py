@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from guidedgen import config
+
 INTRODUCTION = """\
 guidedgen: inference-time guidance of diffusion models.
 
@@ -36,16 +38,12 @@ def _cut(line: str, width: int) -> str:
 
 
 def _groups(conf: Path) -> dict[str, dict[str, str]]:
-    """Groups, their options, and what these are."""
-    groups: dict[str, dict[str, str]] = {}
-    for file in sorted(conf.rglob("*.yaml")):
-        folder, *nested = file.relative_to(conf).with_suffix("").parts
-        if folder in ("config", "hydra"):
-            continue
-        cut = 0 if folder in ("experiment", "row") else len(nested) - 1  # folders of other groups are groups
-        group, option = "/".join([folder, *nested[:cut]]), "/".join(nested[cut:])
-        groups.setdefault(group, {})[option] = _about(file.read_text(encoding="utf-8").splitlines())
-    return groups
+    """Groups, their options, and what these are; overlays and rows in folders are options of their group."""
+    return {
+        group: {option: _about((conf / group / f"{option}.yaml").read_text(encoding="utf-8").splitlines()) for option in options}
+        for group, options in config.groups([conf]).items()
+        if not group.startswith(("experiment/", "row/"))
+    }
 
 
 def _about(lines: Iterable[str]) -> str:
@@ -61,8 +59,8 @@ def _about(lines: Iterable[str]) -> str:
     return re.split(r"(?<!Eq)\. ", " ".join(said))[0].rstrip(".:")
 
 
-def _keys(config: Path) -> Iterator[str]:
+def _keys(main: Path) -> Iterator[str]:
     """The lines of the main config that are keys with what they mean."""
-    lines = config.read_text(encoding="utf-8").splitlines()
+    lines = main.read_text(encoding="utf-8").splitlines()
     start = lines.index("") + 1  # after the defaults
     yield from (line for line in lines[start : lines.index("hydra:")] if line)

@@ -55,7 +55,7 @@ def overlay(application: str, *overrides: str) -> DictConfig:
 
 
 def test_every_application_has_a_twin_in_the_lab() -> None:
-    found = [option for option in config._groups([config.CONF])["experiment"] if option.startswith("adjoint/")]
+    found = [option for option in config.groups([config.CONF])["experiment"] if option.startswith("adjoint/")]
     twins = [f"adjoint/{folder}{name}" for name in BROUGHT for folder in ("", "lab/")]
     assert sorted(found) == sorted([*twins, *(f"adjoint/{name}" for name in STUDIES)])
 

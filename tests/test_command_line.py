@@ -251,7 +251,7 @@ def test_help_says_what_every_key_and_every_option_is() -> None:
     assert {line for line in body.splitlines() if line} <= set(told.splitlines())
     options = told.split("OPTIONS")[1].split("KEYS")[0]
     assert max(map(len, options.splitlines())) <= 100
-    named = {option for group, names in config._groups([config.CONF]).items() for option in names if "/" not in group}
+    named = {option for group, names in config.groups([config.CONF]).items() for option in names if "/" not in group}
     said = {line.split()[0]: line.split()[1:] for line in options.splitlines() if line.startswith("  ")}
     assert named <= said.keys() and all(said[name] for name in named)
     assert "Table 7 of" in options and "python run.py" not in options
@@ -269,14 +269,14 @@ def test_a_plus_before_an_experiment_is_what_it_means(tmp_path: Path) -> None:
 
 def every_option() -> list[str]:
     """Options that go alone; experiments and their rows are tested in test_experiments.py."""
-    found = config._groups([config.CONF])
+    found = config.groups([config.CONF])
     return [
         f"{group}={option}" for group, options in found.items() for option in options if not group.startswith(("experiment", "row"))
     ]
 
 
 def experiments() -> list[str]:
-    return [f"experiment={option}" for option in config._groups([config.CONF])["experiment"]]
+    return [f"experiment={option}" for option in config.groups([config.CONF])["experiment"]]
 
 
 def fill(node: DictConfig) -> None:

@@ -34,7 +34,7 @@ def overlay(application: str, *overrides: str) -> DictConfig:
 
 
 def test_every_application_has_a_twin_in_the_lab() -> None:
-    found = [option for option in config._groups([config.CONF])["experiment"] if option.startswith("doodl/")]
+    found = [option for option in config.groups([config.CONF])["experiment"] if option.startswith("doodl/")]
     twins = [f"doodl/{folder}{name}" for name in APPLICATIONS for folder in ("", "lab/")]
     assert sorted(found) == sorted([*twins, "doodl/lab/relations"])  # what the lab alone can judge
 

@@ -25,7 +25,7 @@ BY_TABLE = {  # what the user has to bring, and what stands in for it
         "metrics.scorers.style_clip_rn50.published_code_range=false",
     ],
 }
-TABLES = [option for option in config._groups([config.CONF])["experiment"] if option.startswith("codex/")]
+TABLES = [option for option in config.groups([config.CONF])["experiment"] if option.startswith("codex/")]
 ROWS = sorted(f"codex/{file.stem}" for file in (config.CONF / "row" / "codex").glob("*.yaml"))
 
 

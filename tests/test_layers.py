@@ -36,7 +36,7 @@ ALLOWED = {
     "store": {"types", "images"},
     "tracker": {"types", "images", "store"},
     "config": {"types"},
-    "usage": set(),
+    "usage": {"config"},
     "evaluate": {"types", "images", "metrics", "rewards", "zoo", "store"},
     "pages": {"types", "store", "config"},
     "report": {"types", "images", "cost", "store", "evaluate", "pages"},

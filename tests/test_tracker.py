@@ -119,8 +119,9 @@ def test_a_failing_client_is_a_warning(tmp_path: Path, monkeypatch: pytest.Monke
         raise wandb.errors.CommError("the server is on fire")
 
     monkeypatch.setattr(wandb, "init", fail)
-    with pytest.warns(RuntimeWarning, match=f"^wandb: the server is on fire; the run is whole in {tmp_path}$"):
+    with pytest.warns(RuntimeWarning, match=f"^wandb: the server is on fire; the run is whole in {tmp_path}$") as told:
         Wandb().log(folder=tmp_path, run_id=RUN_ID, name="x", config={}, records=[], metrics={})
+    assert len(told) == 1
 
 
 def test_a_run_is_not_lost_to_an_image_that_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
