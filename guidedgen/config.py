@@ -20,12 +20,15 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from guidedgen.types import BadValue, UsageError
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 TARGETS = ("guidedgen.",)  # whose code a config may call; `allow_targets` adds to it
@@ -125,10 +128,9 @@ def check(parsed: argparse.Namespace, prepare: Callable[[DictConfig], object]) -
 def _swept(overrides: Sequence[str], search: Sequence[str]) -> list[str]:
     """What an experiment's own `hydra.sweeper.params` add to a sweep: the rows of its table, say."""
     from hydra import compose
-    from hydra.core.override_parser.overrides_parser import OverridesParser
 
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        parsed = parse(overrides)
         plain = [str(item.input_line) for item in parsed if item.key_or_group == "experiment" and not item.is_sweep_override()]
         params = compose("config", overrides=[*search, *plain], return_hydra_config=True).hydra.sweeper.params or {}
     except Exception:  # what is wrong with the overrides is told when they are checked
@@ -139,14 +141,7 @@ def _swept(overrides: Sequence[str], search: Sequence[str]) -> list[str]:
 
 def _alternatives(overrides: Sequence[str], *, multirun: bool) -> Iterator[list[str]]:
     """The plain command lines to check. A sweep is checked value by value, not in all combinations: they may be thousands."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise UsageError(f"{_first_bad(overrides)}: cannot be read as key=value; a text with spaces or commas needs two layers of "
-                         "quotes, as in 'dataset.prompt=\"a red circle, and a square\"'") from error  # fmt: skip
+    parsed = parse(overrides)
     sweeps = [i for i, item in enumerate(parsed) if item.is_sweep_override()]
     if sweeps and not multirun:
         raise UsageError(f"{overrides[sweeps[0]]}: several values need -m (a sweep), or quotes if it is one text")
@@ -163,25 +158,27 @@ def _values(sweep: Any) -> list[str]:
     return list(sweep.sweep_string_iterator()) if sweep.is_discrete_sweep() else [str(sweep.value().start), str(sweep.value().end)]
 
 
-def _first_bad(overrides: Sequence[str]) -> str:
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """Overrides as Hydra reads them. Raises UsageError for the first that it cannot read."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
+    parser, found = OverridesParser.create(), []
     for override in overrides:
         try:
-            OverridesParser.create().parse_override(override)
-        except HydraException:
-            return override
-    return " ".join(overrides)
+            found.append(parser.parse_override(override))
+        except HydraException as error:
+            raise UsageError(f"{override}: cannot be read as key=value; a text with spaces or commas needs two layers of quotes, "
+                             "as in 'dataset.prompt=\"a red circle, and a square\"'") from error  # fmt: skip
+    return found
 
 
 def _check_names(overrides: Sequence[str], search: Sequence[str], folders: Sequence[Path]) -> None:
     """Raises UsageError where a key or an option of a group does not exist, naming the nearest that do."""
     from hydra import compose
-    from hydra.core.override_parser.overrides_parser import OverridesParser
 
     known = groups(folders)
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    parsed = parse(overrides)
     chosen = [o for o, item in zip(overrides, parsed, strict=True) if item.key_or_group in known]
     for item in parsed:
         if item.key_or_group in known and not item.is_delete():

@@ -18,7 +18,6 @@ from guidedgen import config
 from guidedgen.types import UsageError
 
 if TYPE_CHECKING:
-    from hydra.core.override_parser.types import Override
 
     from guidedgen.jobs import Job
 
@@ -48,13 +47,13 @@ def runs(overrides: Sequence[str]) -> list[Run]:
     """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    plain = [item for item in _parsed(overrides) if not item.is_sweep_override()]
+    plain = [item for item in config.parse(overrides) if not item.is_sweep_override()]
     asked = [item for item in plain if item.is_hydra_override() or item.key_or_group == "experiment"]
     settings = hydra_settings([str(item.input_line) for item in asked])
     if not settings.sweeper._target_.endswith(".BasicSweeper"):
         raise UsageError("hydra/sweeper: it chooses the next run by the results of those before: python run.py -m runs it")
     own = [f"{key}={values}" for key, values in (settings.sweeper.params or {}).items()]
-    items = [item for item in _parsed([*own, *overrides]) if not item.is_hydra_override()]
+    items = [item for item in config.parse([*own, *overrides]) if not item.is_hydra_override()]
     for item in items:
         if item.is_sweep_override() and not item.is_discrete_sweep():
             raise UsageError(f"{item.input_line}: no list of values; give one, as in {item.get_key_element()}=0.1,0.2")
@@ -88,7 +87,7 @@ def composed(overrides: Sequence[str]) -> DictConfig:
     """
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
-    items = _parsed(overrides)
+    items = config.parse(overrides)
     choices = [item for item in items if (config.CONF / item.key_or_group).is_dir()]
     values = [item for item in items if item not in choices]
     cfg = copy.deepcopy(_chosen(tuple(str(item.input_line) for item in choices)))
@@ -109,16 +108,6 @@ def _chosen(choices: tuple[str, ...]) -> DictConfig:
             return compose("config", overrides=list(choices))
         except Exception as error:
             raise UsageError(f"{' '.join(choices)}: {error}") from error
-
-
-def _parsed(overrides: Sequence[str]) -> list[Override]:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    try:
-        return OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise UsageError(f"{' '.join(overrides)}: cannot be read as key=value ({error})") from error
 
 
 def check_objective(job: Job) -> None:
