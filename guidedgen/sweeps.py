@@ -18,7 +18,6 @@ from guidedgen import config
 from guidedgen.types import UsageError
 
 if TYPE_CHECKING:
-
     from guidedgen.jobs import Job
 
 

@@ -4,7 +4,7 @@
     python scripts/train_lab.py --parts vae generator --threads 1                                       on two cores, in one shell
     python scripts/train_lab.py --parts clip-guide aesthetic clip-judge classifier --threads 1          and in another: 1 h 25 min
     python scripts/train_lab.py --parts clip-preference --threads 1                                     after both: 12 min
-    python scripts/train_lab.py --parts blip2 vqa --threads 1                after the autoencoder, also on a third core: 1 h 50 min
+    python scripts/train_lab.py --parts blip2 vqa --threads 1                after the autoencoder, also on a third core: 2 h 30 min
     python scripts/train_lab.py --evaluate              the figures of the model card, from the shipped weights
 
 A run that was stopped goes on where it was. Checkpoints: outputs/lab; shipped weights: guidedgen/lab/weights.

@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import Tensor
 
 from guidedgen.images import to_pil
-from guidedgen.lab import captions, networks, preference, referees, statements, taste
+from guidedgen.lab import captions, hardening, networks, preference, referees, statements, taste
 from guidedgen.lab.captions import Description, Thing
 from guidedgen.lab.judge import Verdict, judge, verdict
 from guidedgen.lab.networks import WEIGHTS, AestheticHead, SceneClassifier
@@ -53,6 +53,7 @@ BARS: dict[str, tuple[float, float]] = {
     "clip-preference/choice": (0.75, 1),
     "clip-preference/choice, over the guide's": (0.02, 1),
     "blip2/attribute": (0.95, 1),
+    "blip2/match, attacked": (0.85, 1),
     "vqa/answer": (0.97, 1),
     "generator/single": (0.98, 1),
     "generator/colour": (0.85, 1),
@@ -327,18 +328,22 @@ def examine_blip2(
     through the autoencoder.
 
     `attribute`: the true one matches better, where a colour, shape or texture was changed or traded; `relation` and `background`:
-    where that was changed. `match`: each alone is found to match or not to, at probability 1/2. `caption`: the true one has the
-    lower captioning loss; `sum`: the lower sum of both losses.
+    where that was changed. `match`: each alone is found to match or not to, at probability 1/2; `match, attacked`: on the first
+    n / 4 pictures, each changed by an L2 norm of 0.5 (of pixels in [0, 1]) to make the network err about that caption. `caption`:
+    the true one has the lower captioning loss; `sum`: the lower sum of both losses.
     """
     scenes, start = _held_out("blip2", seed, n), referees.special(tokenizer)["[DEC]"]
     said = _true_and_false(captions.describe(scenes), random.Random(f"exam blip2 {seed}"))
-    logits, losses = [], []
+    logits, losses, withstood = [], [], []
     for i in range(0, n, 64):
-        seen = network.see(2 * preference.show(scenes[i : i + 64], vae).to(vae.device) - 1)
-        for texts in zip(*said[i : i + 64], strict=True):
+        images = 2 * preference.show(scenes[i : i + 64], vae).to(vae.device) - 1
+        seen = network.see(images)
+        for label, texts in zip((1, 0), zip(*said[i : i + 64], strict=True), strict=True):
             ids, mask = (tensor.to(vae.device) for tensor in referees.tokenise(tokenizer, [str(text) for text in texts]))
             logits.append(network.match(seen, ids, mask).cpu())
             losses.append(network.caption(seen, ids, mask, start).cpu())
+            if i < n / 4:
+                withstood.append(_withstood(network, images, ids, mask, label))
     true, false = (-torch.cat(logits[side::2]).log_softmax(1)[:, 1] for side in (0, 1))  # matching losses
     told, mistold = torch.cat(losses[::2]), torch.cat(losses[1::2])
     kinds = [
@@ -350,9 +355,23 @@ def examine_blip2(
         figures[f"blip2/{kind}"] = _mean([(true < false)[rows]])
     return figures | {
         "blip2/match": _mean([true < math.log(2), false >= math.log(2)]),
+        "blip2/match, attacked": _mean(withstood),
         "blip2/caption": _mean([told < mistold]),
         "blip2/sum": _mean([true + told < false + mistold]),
     }
+
+
+@torch.enable_grad()
+def _withstood(network: referees.QFormer, images: Tensor, ids: Tensor, mask: Tensor, label: int) -> Tensor:
+    """Whether each picture is still found to match (label 1) or not to (0) after ten steps of an attack."""
+    target = torch.full((len(images),), label, device=images.device)
+
+    def losses(images: Tensor) -> Tensor:
+        return F.cross_entropy(network.match(network.see(images), ids, mask), target, reduction="none")
+
+    spoilt = hardening.attacked(images, losses, torch.ones(len(images), device=images.device), steps=10)  # of [-1, 1]
+    with torch.no_grad():
+        return (losses(spoilt) < math.log(2)).cpu()
 
 
 def _true_and_false(truths: Sequence[Description], rng: random.Random) -> list[tuple[Description, Description]]:

@@ -2,7 +2,7 @@
 
 For the first part of its steps a network learns what lies under each 8 x 8 patch alone, which takes far fewer pictures than
 learning it from texts; that loss then stays beside the others. So does that of the places of what a text names, for the relations'
-sake.
+sake. BLIP-2, under which pictures are optimised, at last learns from pictures that were changed to make it err (`hardening`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from guidedgen.lab import captions, referees, statements
+from guidedgen.lab import captions, hardening, referees, statements
 from guidedgen.lab.captions import Description
 from guidedgen.lab.fitting import Part, Settings
 from guidedgen.lab.render import render
@@ -34,6 +34,9 @@ BATCH = 48  # scenes, with a true and a false statement each
 _CODED = 4096  # scenes seen through the autoencoder, as generated pictures are; coded once
 _LOOKING = 910  # steps without texts
 _SEEING = 2000  # steps after which the vision tower is left as it is: it sees enough, and steps get cheaper
+_HARDENING = 6000  # steps after which BLIP-2's pictures are attacked
+_RADIUS = 2.0  # of an attack, at most; a thing's other colour, shape or texture is some 5 to 10 away
+_NOTHINGS = 6  # pictures of nothing beside BATCH scenes, from then on; attacked three times as hard
 _NOTHING = len(SHAPES)  # the label of a patch without an object
 
 
@@ -139,14 +142,14 @@ def _with_heads(name: str, network: nn.Module, tokenizer: Tokenizer) -> nn.Modul
 
 
 def _look(
-    heads: nn.Module, tower: Any, scenes: Scenes, images: Tensor, step: int, settings: Settings
+    heads: nn.Module, tower: Any, scenes: Scenes, images: Tensor, settings: Settings, *, learns: bool
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """What the vision tower makes of the images, the losses of what lies under their patches, and their sum."""
-    learns = step < _SEEING * settings.scale
-    tower.train(learns)
+    """What the vision tower makes of the images, the losses of what lies under the patches of those of scenes, which come first,
+    and their sum.
+    """
     with torch.set_grad_enabled(learns):
         seen = tower(pixel_values=images.to(settings.device)).last_hidden_state
-    looks = heads(seen, scenes.to(settings.device))
+    looks = heads(seen[: len(scenes)], scenes.to(settings.device))
     return seen, looks, torch.stack(list(looks.values())).sum()
 
 
@@ -160,35 +163,70 @@ def _share(right: Tensor) -> Tensor:
 
 def blip2(settings: Settings, vae: AutoencoderKL, tokenizer: Tokenizer, spoil: Spoil) -> Part:
     """Matching, of a true and a false statement about every scene, and captioning, of the true one: with equal weights, as in
-    BLIP-2's pretraining, whose contrastive loss is left out as it is in guidance.
+    BLIP-2's pretraining, whose contrastive loss is left out as it is in guidance. Hardened at last, where of pictures of nothing
+    every statement is false.
     """
     network: Any = _with_heads("blip2", referees.build_blip2(tokenizer.get_vocab_size()), tokenizer)
     qformer, start = network["blip2"], referees.special(tokenizer)["[DEC]"]
+    tower = qformer.network.vision_model
     if settings.device == "cpu":  # fused attention's backward in bf16 is slow on a CPU
-        for tower in (qformer.network.vision_model, qformer.network.qformer):
-            tower.set_attn_implementation("eager")
+        for part in (tower, qformer.network.qformer):
+            part.set_attn_implementation("eager")
     show = _show(settings, vae, spoil)
 
+    nothing = functools.cache(lambda: hardening.nothings(vae, 512, stream(settings.seed, "nothing")))
+
+    def match(seen: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        queries, read = qformer.fuse(seen, ids, mask)
+        return qformer.network.itm_head(queries).mean(1).float(), read
+
+    def attacked(images: Tensor, ids: Tensor, mask: Tensor, asked: Tensor, generator: torch.Generator, *, says: bool) -> Tensor:
+        """Changed to make captioning scenes harder, or matching each picture with the text that it is asked about."""
+
+        def losses(images: Tensor) -> Tensor:
+            seen = tower(pixel_values=images).last_hidden_state
+            if says:
+                return F.pad(qformer.caption(seen[:BATCH], ids[:BATCH], mask[:BATCH], start), (0, len(images) - BATCH))
+            return F.cross_entropy(match(seen, ids[asked], mask[asked])[0], (asked.to(ids) < BATCH // 2).long(), reduction="none")
+
+        radius = _RADIUS * torch.rand(len(images), generator=generator) * torch.where(torch.arange(len(images)) < BATCH, 1, 3)
+        network.requires_grad_(False)
+        images = hardening.attacked(images.to(settings.device), losses, radius.to(settings.device))
+        network.requires_grad_(True)
+        return images
+
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        seeing, hardens = step < _SEEING * settings.scale, step >= _HARDENING * settings.scale
+        tower.train(seeing)
         scenes, images = show(generator)
-        seen, looks, look = _look(network["patches"], qformer.network.vision_model, scenes, images, step, settings)
         if step < _LOOKING * settings.scale:
+            _, looks, look = _look(network["patches"], tower, scenes, images, settings, learns=seeing)
             return _logged(look, looks)
         rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
         truths = captions.describe(scenes)
         true = [statements.statement(truth, rng) for truth in truths]
         false = [statements.falsify(said, truth, rng) for said, truth in zip(true, truths, strict=True)]
         ids, mask = _trim(*referees.tokenise(tokenizer, [str(said) for said in true + false]), settings.device)
-        queries, read = qformer.fuse(torch.cat([seen, seen]), ids, mask)
-        logits = qformer.network.itm_head(queries).mean(1).float()
-        place = network["places"](read, ids, true + false, truths * 2, Scenes.cat([scenes, scenes]))
-        target = (torch.arange(len(ids), device=ids.device) < BATCH).long()
-        match, caption = F.cross_entropy(logits, target), qformer.caption(seen, ids[:BATCH], mask[:BATCH], start).mean()
+        texts, shown = torch.arange(2 * BATCH), torch.arange(2 * BATCH) % BATCH  # a true and a false one of each picture
+        if hardens:
+            chosen = torch.randint(len(nothing()), (_NOTHINGS,), generator=generator)
+            images = torch.cat([images, nothing()[chosen]])
+            asked = torch.arange(len(images))  # half of the scenes about their true text,
+            asked[BATCH // 2 : BATCH] += BATCH  # half about their false one,
+            asked[BATCH:] -= BATCH // 2  # and nothing about what is true of another picture
+            images = attacked(images, ids, mask, asked, generator, says=step % 2 > 0)
+            texts, shown = torch.cat([texts, asked[BATCH:]]), torch.cat([shown, torch.arange(BATCH, len(images))])
+        seen, looks, look = _look(network["patches"], tower, scenes, images, settings, learns=seeing or hardens)
+        logits, read = match(seen[shown], ids[texts], mask[texts])
+        place = network["places"](read[: 2 * BATCH], ids, true + false, truths * 2, Scenes.cat([scenes, scenes]))
+        target = (torch.arange(len(texts), device=ids.device) < BATCH).long()
+        matching = F.cross_entropy(logits, target)
+        caption = qformer.caption(seen[:BATCH], ids[:BATCH], mask[:BATCH], start).mean()
         right = _share(logits.argmax(1) == target)
-        parts = {"match": match, "caption": caption, "look": look, "place": place, "right": right}
-        return _logged(match + caption + (look + place) / 3, parts)
+        parts = {"match": matching, "caption": caption, "look": look, "place": place, "right": right}
+        return _logged(matching + caption + (look + place) / 3, parts)
 
-    return Part(name="blip2", network=network, loss=loss, steps=6000, lr=7e-4, weight_decay=0.05, average=0.995)
+    return Part(name="blip2", network=network, loss=loss, steps=7500, lr=7e-4, weight_decay=0.05, average=0.995)
 
 
 def vqa(settings: Settings, vae: AutoencoderKL, tokenizer: Tokenizer, spoil: Spoil) -> Part:
@@ -198,8 +236,10 @@ def vqa(settings: Settings, vae: AutoencoderKL, tokenizer: Tokenizer, spoil: Spo
     show = _show(settings, vae, spoil)
 
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        learns = step < _SEEING * settings.scale
+        blip.vision_model.train(learns)
         scenes, images = show(generator)
-        seen, looks, look = _look(network["patches"], blip.vision_model, scenes, images, step, settings)
+        seen, looks, look = _look(network["patches"], blip.vision_model, scenes, images, settings, learns=learns)
         if step < _LOOKING * settings.scale:
             return _logged(look, looks)
         rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
