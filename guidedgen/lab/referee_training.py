@@ -173,12 +173,7 @@ def blip2(settings: Settings, vae: AutoencoderKL, tokenizer: Tokenizer, spoil: S
         for part in (tower, qformer.network.qformer):
             part.set_attn_implementation("eager")
     show = _show(settings, vae, spoil)
-
     nothing = functools.cache(lambda: hardening.nothings(vae, 512, stream(settings.seed, "nothing")))
-
-    def match(seen: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        queries, read = qformer.fuse(seen, ids, mask)
-        return qformer.network.itm_head(queries).mean(1).float(), read
 
     def attacked(images: Tensor, ids: Tensor, mask: Tensor, asked: Tensor, generator: torch.Generator, *, says: bool) -> Tensor:
         """Changed to make captioning scenes harder, or matching each picture with the text that it is asked about."""
@@ -187,7 +182,8 @@ def blip2(settings: Settings, vae: AutoencoderKL, tokenizer: Tokenizer, spoil: S
             seen = tower(pixel_values=images).last_hidden_state
             if says:
                 return F.pad(qformer.caption(seen[:BATCH], ids[:BATCH], mask[:BATCH], start), (0, len(images) - BATCH))
-            return F.cross_entropy(match(seen, ids[asked], mask[asked])[0], (asked.to(ids) < BATCH // 2).long(), reduction="none")
+            logits = qformer.match(seen, ids[asked], mask[asked]).float()
+            return F.cross_entropy(logits, (asked.to(ids) < BATCH // 2).long(), reduction="none")
 
         radius = _RADIUS * torch.rand(len(images), generator=generator) * torch.where(torch.arange(len(images)) < BATCH, 1, 3)
         network.requires_grad_(False)
@@ -217,7 +213,8 @@ def blip2(settings: Settings, vae: AutoencoderKL, tokenizer: Tokenizer, spoil: S
             images = attacked(images, ids, mask, asked, generator, says=step % 2 > 0)
             texts, shown = torch.cat([texts, asked[BATCH:]]), torch.cat([shown, torch.arange(BATCH, len(images))])
         seen, looks, look = _look(network["patches"], tower, scenes, images, settings, learns=seeing or hardens)
-        logits, read = match(seen[shown], ids[texts], mask[texts])
+        queries, read = qformer.fuse(seen[shown], ids[texts], mask[texts])
+        logits = qformer.network.itm_head(queries).mean(1).float()
         place = network["places"](read[: 2 * BATCH], ids, true + false, truths * 2, Scenes.cat([scenes, scenes]))
         target = (torch.arange(len(texts), device=ids.device) < BATCH).long()
         matching = F.cross_entropy(logits, target)
