@@ -340,6 +340,11 @@ def without_weightless(node: DictConfig) -> DictConfig:
     return kept
 
 
+def module_of(node: Mapping[str, Any] | DictConfig) -> str:
+    """The file a node's target lives in: one method, reward or dataset, one file."""
+    return str(node["_target_"]).split(".")[-2]
+
+
 def target_of(node: DictConfig, key: str, allow: Sequence[str] = ()) -> Callable[..., Any]:
     """The class or function a node names. Raises UsageError where it is not allowed or does not exist."""
     path = str(node["_target_"])

@@ -20,7 +20,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from guidedgen import config, judging, learning, report, sampling, sweeps
-from guidedgen.jobs import Job, module_of, prepare
+from guidedgen.jobs import Job, prepare
 from guidedgen.store import RunFailed
 from guidedgen.types import Stopped, UsageError
 
@@ -107,7 +107,7 @@ def run(job: Job) -> Mapping[str, Any]:
             job.model.load()
             with job.folder.alone("learning"):
                 learning.learn(job, lambda places: sampling.problem(job, [job.lessons[place] for place in places], job.originals))
-        sampling.sample_all(job, module_of(job.cfg.method))
+        sampling.sample_all(job, config.module_of(job.cfg.method))
     with job.folder.alone("judging"):  # of several processes, one comes out last
         if left := sampling.left(job):
             print(f"{job.folder.path}: share {job.shard.part} is done; others have {left} samples to make")

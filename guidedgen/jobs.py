@@ -156,13 +156,15 @@ def _prepare(cfg: DictConfig, shard: Shard, model: StableDiffusion | None = None
     except BadValue as error:
         raise UsageError(f"scheduler.{error.name}={error.value}: {error.rule}") from error
     if method.needs.noisy_end and not grid[-1].sigma:
-        raise UsageError(f"method={module_of(cfg.method)}: with these options it ends where noise is left: scheduler.end=first")
+        raise UsageError(
+            f"method={config.module_of(cfg.method)}: with these options it ends where noise is left: scheduler.end=first"
+        )
     lessons, originals = _lessons(cfg, shard, method, model)
     everything = [*tasks, *(lesson.task for lesson in lessons)]
     model.check(everything, method.tuning.num_vectors if isinstance(method, Learner) and method.tuning.what == "token" else 0)
     reward = _reward(cfg, method, everything, allow)
     scorers = {
-        **({module_of(cfg.reward): reward, **getattr(reward, "reports", {})} if cfg.reward else {}),
+        **({config.module_of(cfg.reward): reward, **getattr(reward, "reports", {})} if cfg.reward else {}),
         **_each(cfg.metrics.scorers, "metrics.scorers", allow),
     }
     blurs = _blurs(cfg, method, reward, scorers)
@@ -216,7 +218,7 @@ def _each(nodes: DictConfig, key: str, allow: Sequence[str]) -> dict[str, Any]:
 def _per_class(cfg: DictConfig, tasks: Sequence[Task], allow: Sequence[str]) -> PerClass | None:
     """What measures class by class, where the metrics have it; the unguided run has nothing to be measured against."""
     node = cfg.metrics.get("per_class")
-    if not node or module_of(cfg.method) == "base":
+    if not node or config.module_of(cfg.method) == "base":
         return None
     way_out = "; metrics.per_class=null does without"
     if cfg.reference != "base":
@@ -232,7 +234,7 @@ def _per_class(cfg: DictConfig, tasks: Sequence[Task], allow: Sequence[str]) -> 
 
 def _reference(cfg: DictConfig, shard: Shard, model: StableDiffusion) -> tuple[Job | None, Path | None]:
     """What a run is measured against: the unguided job, or a folder. The unguided run itself has no base."""
-    if cfg.reference == "none" or (cfg.reference == "base" and module_of(cfg.method) == "base"):
+    if cfg.reference == "none" or (cfg.reference == "base" and config.module_of(cfg.method) == "base"):
         return None, None
     if cfg.reference == "base":
         return _prepare(_unguided(cfg), shard, model), None
@@ -242,14 +244,9 @@ def _reference(cfg: DictConfig, shard: Shard, model: StableDiffusion) -> tuple[J
 
 def _folder(cfg: DictConfig, run_id: str, *, guided: bool) -> Path:
     """The run's folder."""
-    guided_by = module_of(cfg.reward) if guided else "none"
-    name = "-".join([module_of(cfg.method), guided_by, module_of(cfg.dataset), cfg.model.name, run_id])
+    guided_by = config.module_of(cfg.reward) if guided else "none"
+    name = "-".join([config.module_of(cfg.method), guided_by, config.module_of(cfg.dataset), cfg.model.name, run_id])
     return Path(cfg.outputs) / cfg.study / name
-
-
-def module_of(node: DictConfig) -> str:
-    """The file a target lives in: one method, reward or dataset, one file."""
-    return str(node["_target_"]).split(".")[-2]
 
 
 def _tasks(cfg: DictConfig, allow: Sequence[str]) -> Sequence[Task]:
@@ -272,7 +269,7 @@ def _with_source(tasks: Sequence[Task], method: Method) -> Sequence[Task]:
 
 
 def _check_combination(cfg: DictConfig, method: Method, scheduler: Scheduler, tasks: Sequence[Task]) -> None:
-    name = module_of(cfg.method)
+    name = config.module_of(cfg.method)
     if method.needs.reward and not cfg.reward:
         raise UsageError(f"method={name} needs a reward: choose one, as in reward=aesthetic")
     if method.needs.sampler == "stochastic" and not scheduler.stochastic:
@@ -292,11 +289,11 @@ def _reward(cfg: DictConfig, method: Method, tasks: Sequence[Task], allow: Seque
     if hasattr(reward, "check"):
         reward.check(tasks)
     if getattr(reward, "needs_original", False) and cfg.reference != "base" and method.needs.gradient:
-        raise UsageError(f"reward={module_of(cfg.reward)} compares with the unguided pictures: it needs reference=base")
+        raise UsageError(f"reward={config.module_of(cfg.reward)} compares with the unguided pictures: it needs reference=base")
     if method.needs.gradient and not reward.differentiable:
         raise UsageError(
-            f"reward={module_of(cfg.reward)} has no gradient and method={module_of(cfg.method)} needs one; try method=code, "
-            "method=codex with method.zero_order_samples=10, or another reward"
+            f"reward={config.module_of(cfg.reward)} has no gradient and method={config.module_of(cfg.method)} needs one; "
+            "try method=code, method=codex with method.zero_order_samples=10, or another reward"
         )
     return reward
 

@@ -57,7 +57,7 @@ def test_every_twin_makes_a_job(name: str, tmp_path: Path) -> None:
     assert cfg.method.process == ("edict" if name == "edit" else "ddim")  # DDIM is the better one in few steps
     for key in ("method.tied", "method.renormalise", "reference"):
         assert OmegaConf.select(cfg, key) == OmegaConf.select(full, key)
-    assert jobs.module_of(cfg.reward).removesuffix("_v1") == jobs.module_of(full.reward).removesuffix("_v1")
+    assert config.module_of(cfg.reward).removesuffix("_v1") == config.module_of(full.reward).removesuffix("_v1")
     assert {*full.metrics.scorers} <= {*cfg.metrics.scorers}
     if name == "edit":
         assert job.method.needs.reference == "inverted"
@@ -113,11 +113,9 @@ def test_what_guides_does_not_judge() -> None:
 
 
 def test_the_sweeps_are_the_paper_s() -> None:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
     def swept(name: str) -> list[str]:
         params = compose("config", overrides=[f"experiment=doodl/{name}"], return_hydra_config=True).hydra.sweeper.params
-        (override,) = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+        (override,) = config.parse([f"{key}={value}" for key, value in params.items()])
         return [f"{override.key_or_group}={value}" for value in override.sweep_string_iterator()]
 
     assert swept("text") == ["dataset.category=DALL-E", "dataset.category=Reddit"]

@@ -37,10 +37,8 @@ def composing() -> Iterator[None]:
 
 def swept(table: str) -> dict[str, list[str]]:
     """What a table's sweep goes through, by key."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
     params = compose("config", overrides=[f"experiment={table}"], return_hydra_config=True).hydra.sweeper.params
-    parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+    parsed = config.parse([f"{key}={value}" for key, value in params.items()])
     return {item.key_or_group: [f"{item.get_key_element()}={value}" for value in item.sweep_string_iterator()] for item in parsed}
 
 

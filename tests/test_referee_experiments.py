@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from guidedgen import config, jobs
@@ -58,7 +57,7 @@ def test_every_value_of_an_ablation_makes_another_run(name: str) -> None:
     composed = compose("config", overrides=[f"experiment=referee/{name}"], return_hydra_config=True)
     swept = dict(composed.hydra.sweeper.params)
     assert swept.pop("row") == composed.hydra.runtime.choices.row  # what runs without -m is of the same row
-    parsed = OverridesParser.create().parse_overrides([f"{key}={values}" for key, values in swept.items()])
+    parsed = config.parse([f"{key}={values}" for key, values in swept.items()])
     for item in parsed:
         points = [f"{item.key_or_group}={value}" for value in item.sweep_string_iterator()]
         assert len({config.identity(overlay(name, point)) for point in points}) == len(points) > 1

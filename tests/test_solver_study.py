@@ -29,14 +29,9 @@ def overlay(row: str, *overrides: str) -> DictConfig:
 
 
 def test_it_sweeps_both_odes_by_both_solvers_at_the_paper_s_calls() -> None:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
     composed = compose("config", overrides=["experiment=adjoint/lab/solvers"], return_hydra_config=True)
     params = {key: f"{key}={value}" for key, value in composed.hydra.sweeper.params.items()}
-    swept = {
-        item.key_or_group: list(item.sweep_string_iterator())
-        for item in OverridesParser.create().parse_overrides([*params.values()])
-    }
+    swept = {item.key_or_group: list(item.sweep_string_iterator()) for item in config.parse([*params.values()])}
     assert swept == {
         "row": [*ROWS],
         "method.gradients.solver": ["euler", "explicit_adams"],

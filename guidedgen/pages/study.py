@@ -44,7 +44,7 @@ class Run:
     @property
     def unguided(self) -> bool:
         """Whether its method is plain sampling."""
-        return _method(self.config) == "base" if self.config else self.metrics.get("label") == "base"
+        return config.module_of(self.config["method"]) == "base" if self.config else self.metrics.get("label") == "base"
 
     @property
     def reward(self) -> str | None:
@@ -110,10 +110,6 @@ def _setting(cfg: DictConfig) -> str:
     return config.identity(kept)
 
 
-def _method(plain: Mapping[str, Any]) -> str:
-    return str(plain["method"]["_target_"]).split(".")[-2]
-
-
 def _with_lent(runs: Sequence[Run]) -> list[Run]:
     """The runs, with metrics lent to unguided ones that were never judged, from the `base` columns of those measured against them.
 
@@ -173,7 +169,7 @@ def _label(run: Run, runs: Sequence[Run]) -> str:
     if run.judged:
         return str(run.metrics.get("label") or run.metrics["title"])
     if not run.unguided:
-        return str((run.config.get("table") or {}).get("row") or _method(run.config))
+        return str((run.config.get("table") or {}).get("row") or config.module_of(run.config["method"]))
     served = sorted({_label(other, ()) for other in runs if other.setting == run.setting and not other.unguided})
     if not served or sum(other.unguided for other in runs) == 1:
         return "base"
