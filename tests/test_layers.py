@@ -21,6 +21,7 @@ ALLOWED = {
     "images": set(),
     "noise": set(),
     "cost": set(),
+    "vision_language": set(),
     "process": {"types"},
     "augment": {"types", "noise"},
     "problem": {"types", "images", "noise", "augment", "process"},
@@ -29,9 +30,9 @@ ALLOWED = {
     "methods": {"types", "process", "noise", "augment", "problem", "gradients"},
     "rewards": {"types", "images", "noise", "augment"},
     "metrics": {"types", "images"},
-    "zoo": {"types", "images", "lab"},  # lab: the loaders of the shipped weights
+    "zoo": {"types", "images", "vision_language", "lab"},  # lab: the loaders of the shipped weights
     "datasets": {"types", "images", "lab"},  # images: references are read; lab: its prompts
-    "lab": {"types", "images", "noise"},
+    "lab": {"types", "images", "noise", "vision_language"},
     "shards": {"types"},
     "store": {"types", "images"},
     "tracker": {"types", "images", "store"},

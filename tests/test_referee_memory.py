@@ -10,10 +10,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from guidedgen.gradients.memory import Alive
-from guidedgen.lab.referees import QFormer
 from guidedgen.noise import Noise
 from guidedgen.problem import Problem
 from guidedgen.types import Task
+from guidedgen.vision_language import QFormer
 from guidedgen.zoo.blip2 import LENGTH, _losses
 
 GIB = 2**30

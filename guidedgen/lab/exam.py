@@ -22,6 +22,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from guidedgen import vision_language
 from guidedgen.images import to_pil
 from guidedgen.lab import captions, hardening, networks, preference, referees, statements, taste
 from guidedgen.lab.captions import Description, Thing
@@ -322,7 +323,7 @@ def examine_aesthetic(head: AestheticHead, guide: open_clip.model.CLIP, seed: in
 
 @torch.no_grad()
 def examine_blip2(
-    network: referees.QFormer, tokenizer: Tokenizer, vae: AutoencoderKL, seed: int = 0, n: int = 1024
+    network: vision_language.QFormer, tokenizer: Tokenizer, vae: AutoencoderKL, seed: int = 0, n: int = 1024
 ) -> dict[str, float]:
     """Whether a scene's caption is told from the same with one thing false (`captions.corrupt`), on n scenes, every other one seen
     through the autoencoder.
@@ -362,7 +363,7 @@ def examine_blip2(
 
 
 @torch.enable_grad()
-def _withstood(network: referees.QFormer, images: Tensor, ids: Tensor, mask: Tensor, label: int) -> Tensor:
+def _withstood(network: vision_language.QFormer, images: Tensor, ids: Tensor, mask: Tensor, label: int) -> Tensor:
     """Whether each picture is still found to match (label 1) or not to (0) after ten steps of an attack."""
     target = torch.full((len(images),), label, device=images.device)
 
@@ -400,7 +401,7 @@ def examine_vqa(network: Any, tokenizer: Tokenizer, vae: AutoencoderKL, seed: in
         for texts, positive in zip(zip(*pairs[i : i + 64], strict=True), (True, False), strict=True):
             ids, mask = (tensor.to(vae.device) for tensor in referees.tokenise(tokenizer, texts))
             ids[:, 0] = special["[ENC]"]
-            logits = referees.answer(network, images, ids, mask, special["[DEC]"])
+            logits = vision_language.answer(network, images, ids, mask, special["[DEC]"])
             right.append(((logits[:, special["yes"]] > logits[:, special["no"]]) == positive).cpu())
     yes, no = torch.cat(right[::2]), torch.cat(right[1::2])
     related = torch.tensor([any(f" {word} " in true for word in ("of", "above", "below")) for true, _ in pairs])

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from guidedgen import vision_language
 from guidedgen.lab import captions, hardening, referees, statements
 from guidedgen.lab.captions import Description
 from guidedgen.lab.fitting import Part, Settings
@@ -248,7 +249,7 @@ def vqa(settings: Settings, vae: AutoencoderKL, tokenizer: Tokenizer, spoil: Spo
         read = blip.text_encoder(
             input_ids=ids, attention_mask=mask, encoder_hidden_states=torch.cat([seen, seen])
         ).last_hidden_state
-        logits = referees.decode(blip, read, mask, special["[DEC]"]).float()
+        logits = vision_language.decode(blip, read, mask, special["[DEC]"]).float()
         said = [captions.parse(question.rstrip("?")) or Description(()) for question in questions]
         place = network["places"](read, ids, said, truths * 2, Scenes.cat([scenes, scenes]))
         yes = torch.arange(len(ids), device=ids.device) < BATCH

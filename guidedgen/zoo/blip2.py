@@ -15,7 +15,7 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,16 +23,14 @@ from torch import Tensor
 
 from guidedgen import images as pictures
 from guidedgen.types import UsageError
+from guidedgen.vision_language import QFormer
 from guidedgen.zoo.files import TOKENIZER, kept_file, locate_lab, locate_network, read_state
 from guidedgen.zoo.pretrained import load_pretrained
-
-if TYPE_CHECKING:
-    from guidedgen.lab.referees import QFormer
 
 HEAD = "blip2-caption-head.safetensors"  # of HubBlip2, in torch.hub's cache
 LENGTH = 32  # tokens of a text at most, as LAVIS' blip2_pretrain.yaml has it
 _CLS = "Qformer.cls.predictions."
-_PARTS = {  # of lab.referees.CaptionHead, and what LAVIS calls them
+_PARTS = {  # of vision_language.CaptionHead, and what LAVIS calls them
     "dense.weight": "transform.dense.weight",
     "dense.bias": "transform.dense.bias",
     "LayerNorm.weight": "transform.LayerNorm.weight",
@@ -153,8 +151,6 @@ def convert_head(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
 @torch.inference_mode(False)
 def _load_hub(folder: Path, head: Path, safetensors: bool, device: torch.device, key: str) -> QFormer:
     from transformers import Blip2ForImageTextRetrieval
-
-    from guidedgen.lab.referees import QFormer
 
     kind, what = Blip2ForImageTextRetrieval, "a BLIP-2"
     network: Any = load_pretrained(kind, folder, what=what, safetensors=safetensors, device=torch.device("cpu"))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from guidedgen import images as pictures
+from guidedgen import vision_language
 from guidedgen.types import BadValue, UsageError
 from guidedgen.zoo.files import SAFE, TOKENIZER, locate, locate_lab, locate_network, read_state
 from guidedgen.zoo.pretrained import load_pretrained
@@ -85,8 +86,6 @@ class BlipVqa:
 
     def __call__(self, images: Tensor, questions: Sequence[str]) -> Tensor:
         """b 3 H W in [0, 1], one question each -> log-odds of yes against no, b, differentiable."""
-        from guidedgen.lab.referees import answer
-
         network, tokenizer = self.network, self._tokenizer
         pixels = pictures.check(images, self.name).to(self.device, network.dtype)
         pixels = pictures.resize(pixels, self.size, crop=False)
@@ -96,7 +95,7 @@ class BlipVqa:
         ids, mask = tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
         words = network.config.text_config.vocab_size
         start, ids[:, 0] = words - 2, words - 1  # [DEC] and [ENC], which BLIP adds to BERT's words: 30522 and 30523
-        logits = answer(network, pixels, ids, mask, start)
+        logits = vision_language.answer(network, pixels, ids, mask, start)
         yes, no = tokenizer.convert_tokens_to_ids(["yes", "no"])
         return logits[:, yes] - logits[:, no]
 
@@ -244,7 +243,7 @@ class LabVqa:
         special = referees.special(tokenizer)
         ids, mask = (tensor.to(self.device) for tensor in referees.tokenise(tokenizer, questions))
         ids[:, 0] = special["[ENC]"]
-        logits = referees.answer(self.network, pictures.to_model(pixels), ids, mask, special["[DEC]"])
+        logits = vision_language.answer(self.network, pictures.to_model(pixels), ids, mask, special["[DEC]"])
         return logits[:, special["yes"]] - logits[:, special["no"]]
 
 

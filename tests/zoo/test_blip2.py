@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from guidedgen import images as pictures
-from guidedgen.lab.referees import QFormer, caption_mask
 from guidedgen.types import UsageError
+from guidedgen.vision_language import QFormer, caption_mask
 from guidedgen.zoo import blip2, files
 from guidedgen.zoo.blip2 import HubBlip2
 

@@ -77,7 +77,7 @@ def test_log_odds_are_of_transformers_own_decoder(doubled: BlipVqa):
     network, caught = doubled.network, []
     hook = network.text_decoder.register_forward_hook(lambda module, inputs, output: caught.append(output.logits[:, 0]))
     with torch.no_grad():
-        for image, question in zip(noise(), QUESTIONS, strict=True):  # one by one: see `referees.answer_seen`
+        for image, question in zip(noise(), QUESTIONS, strict=True):  # one by one: see `vision_language.decode`
             ids = tokens(question)
             network(input_ids=ids, pixel_values=prepared(image[None]), decoder_input_ids=torch.tensor([[DEC]]))
         hook.remove()
