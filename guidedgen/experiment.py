@@ -107,7 +107,7 @@ def run(job: Job) -> Mapping[str, Any]:
             job.model.load()
             with job.folder.alone("learning"):
                 learning.learn(job, lambda places: sampling.problem(job, [job.lessons[place] for place in places], job.originals))
-        sampling.sample_all(job, config.module_of(job.cfg.method))
+        sampling.sample_all(job, job.method_name)
     with job.folder.alone("judging"):  # of several processes, one comes out last
         if left := sampling.left(job):
             print(f"{job.folder.path}: share {job.shard.part} is done; others have {left} samples to make")

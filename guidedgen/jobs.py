@@ -58,6 +58,16 @@ class Job:
         return self.folder.path.name
 
     @property
+    def method_name(self) -> str:
+        """The method's file."""
+        return config.module_of(self.cfg.method)
+
+    @property
+    def reward_name(self) -> str | None:
+        """The reward's file, which is what its scores are called."""
+        return config.module_of(self.cfg.reward) if self.cfg.reward else None
+
+    @property
     def verdicts(self) -> set[str]:
         """Names of the scorers whose scores are a filter's verdicts."""
         return {name for name, scorer in self.scorers.items() if getattr(scorer, "flags", False)}

@@ -91,7 +91,7 @@ def _judge_at(job: Job) -> dict[str, Any]:
 
     score = next(iter(job.scorers), "")  # the reward, where there is one
     rows = {"base": (reference, theirs.get(score, ()))} if reference is not None and job.base is not None else {}
-    rows |= {config.module_of(job.cfg.method): (own, ours.get(score, ()))}
+    rows |= {job.method_name: (own, ours.get(score, ()))}
     report.write_grid(job.folder.path / "images" / evaluate.GRID, rows, score)
     return metrics
 
@@ -117,8 +117,8 @@ def _described(job: Job) -> dict[str, Any]:
     table, printed = job.cfg.get("table") or {}, config.published(job.cfg)
     return {
         "title": job.name,
-        "label": table.get("label") or table.get("row") or config.module_of(job.cfg.method),
-        "reward": config.module_of(job.cfg.reward) if job.cfg.reward else None,
+        "label": table.get("label") or table.get("row") or job.method_name,
+        "reward": job.reward_name,
         **({"published": printed} if printed else {}),
     }
 

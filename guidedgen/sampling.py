@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guidedgen import config, cost, images, report
+from guidedgen import cost, images, report
 from guidedgen.jobs import Job
 from guidedgen.noise import Noise
 from guidedgen.problem import Problem
@@ -188,7 +188,7 @@ class _Guides:
 def _failures(job: Job, guides: _Guides, x_0: Tensor, pictures: Tensor, scores: Mapping[str, Sequence[float]]) -> list[str | None]:
     """Why samples have failed, None of those that have not."""
     reasons = guides.useless()
-    guide = scores.get(config.module_of(job.cfg.reward)) if job.cfg.reward and job.method.needs.reward else None
+    guide = scores.get(job.reward_name) if job.reward_name and job.method.needs.reward else None
     for i, (latent, picture) in enumerate(
         zip(x_0.isfinite().flatten(1).all(1), pictures.isfinite().flatten(1).all(1), strict=True)
     ):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from guidedgen import config, experiment, jobs
+from guidedgen import experiment, jobs
 from guidedgen.store import RunFailed
 from guidedgen.types import Method, Needs, Reward, Sample, Task
 
@@ -59,7 +59,7 @@ class SpoiledMethod:
 
 def spoiled(job: jobs.Job, bad: Sequence[Sample], **how: Any) -> jobs.Job:
     reward = Spoiled(inner=job.reward, prompts=[sample.task.prompt for sample in bad], **how)
-    return dataclasses.replace(job, reward=reward, scorers={**job.scorers, config.module_of(job.cfg.reward): reward})
+    return dataclasses.replace(job, reward=reward, scorers={**job.scorers, job.reward_name: reward})
 
 
 GUIDED = {
