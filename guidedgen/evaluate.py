@@ -14,9 +14,10 @@ from torch import Tensor
 from guidedgen import images
 from guidedgen.metrics import summary
 from guidedgen.metrics.classes import PerClass
+from guidedgen.metrics.features import Array
 from guidedgen.metrics.sets import SetMetric, extract
 from guidedgen.store import Record, RunFolder
-from guidedgen.types import Reward, Task, UsageError
+from guidedgen.types import Features, Reward, Task, UsageError
 
 GRID = "grid.png"  # the overview that a run puts beside its samples
 
@@ -195,46 +196,52 @@ def _slipped(own: Images, reference: Images, ours: Sequence[float], theirs: Sequ
     return {"ratio": known.count(0.0) / len(known), "low": low, "high": high, "slipped": known.count(0.0), "flagged": len(known)}
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A run's pictures and those it is compared with. A feature network sees each set once, however many distances ask for it."""
+
+    own: Images
+    reference: Images
+    batch_size: int
+    device: str
+    _seen: dict[str, tuple[Array, Array]] = dataclasses.field(default_factory=dict)  # by the network's name
+
+    def features(self, network: Features) -> tuple[Array, Array]:
+        """n d and m d, of the images in order. ValueError where there is none in either."""
+        if network.name not in self._seen:
+            x, y = (extract(network, side.batches(self.batch_size, self.device)) for side in (self.own, self.reference))
+            self._seen[network.name] = (x, y)
+        return self._seen[network.name]
+
+
 def comparable(own: Images, reference: Images) -> tuple[Images, Images]:
     """Both without the samples that are stored blurred in either: distances are between pictures."""
     blurred = own.blurred | reference.blurred
     return own.without(blurred), reference.without(blurred)
 
 
-def distances(own: Images, reference: Images, measures: Mapping[str, SetMetric], *, batch_size: int, device: str) -> dict[str, Any]:
-    """Each distance between two sets by name, with the network it was measured by; features are extracted once per network.
-
-    Without an image in either there is none.
-    """
-    if not len(own) or not len(reference):
+def distances(pair: Pair, measures: Mapping[str, SetMetric]) -> dict[str, Any]:
+    """Each distance between two sets by name, with the network it was measured by. Without an image in either there is none."""
+    if not len(pair.own) or not len(pair.reference):
         return {}
-    seen: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     found: dict[str, Any] = {}
     for measure in measures.values():
-        network = measure.features.name
-        if network not in seen:
-            x, y = (extract(measure.features, pictures.batches(batch_size, device)) for pictures in (own, reference))
-            seen[network] = (x, y)
-        found |= {name: {"value": value, "features": network} for name, value in measure(*seen[network]).items()}
+        values = measure(*pair.features(measure.features))
+        found |= {name: {"value": value, "features": measure.features.name} for name, value in values.items()}
     return found
 
 
-def per_class(
-    own: Images, base: Images, measure: PerClass, tasks: Mapping[str, Task], *, batch_size: int, device: str
-) -> dict[str, Any]:
+def per_class(pair: Pair, measure: PerClass, tasks: Mapping[str, Task]) -> dict[str, Any]:
     """Distance of each class's pictures, a class being a task, to real ones of it, and its change against the unguided run.
 
     The classes that have two pictures in both; nothing without one.
     """
-    guided, unguided = (_by_task(pictures) for pictures in (own, base))
+    guided, unguided = (_places_of_tasks(pictures) for pictures in (pair.own, pair.reference))
     shared = [task for task in guided if min(len(guided[task]), len(unguided.get(task, ()))) >= 2]
     if not shared:
         return {}
-
-    def seen(side: Mapping[str, Images]) -> dict[str, np.ndarray]:
-        return {task: extract(measure.features, side[task].batches(batch_size, device)) for task in shared}
-
-    ours, theirs, change = measure(seen(guided), seen(unguided), tasks)
+    x, y = pair.features(measure.features)
+    ours, theirs, change = measure({t: x[guided[t]] for t in shared}, {t: y[unguided[t]] for t in shared}, tasks)
     return {
         "classes": len(shared), "fid": float(np.mean(list(ours.values()))), "base": float(np.mean(list(theirs.values()))),
         "mean_of_percent": change.mean_of_percent, "percent_of_means": change.percent_of_means,
@@ -242,16 +249,13 @@ def per_class(
     }  # fmt: skip
 
 
-def _by_task(pictures: Images) -> dict[str, Images]:
-    """A run's images by the task that they are of."""
+def _places_of_tasks(pictures: Images) -> dict[str, list[int]]:
+    """Which of a run's images are of a task, by its id."""
     assert pictures.records is not None
     places: dict[str, list[int]] = {}
     for i, record in enumerate(pictures.records):
         places.setdefault(record.task, []).append(i)
-    return {
-        task: Images(paths=[pictures.paths[i] for i in some], records=[pictures.records[i] for i in some])
-        for task, some in places.items()
-    }
+    return places
 
 
 def _cost(records: Sequence[Record]) -> dict[str, float]:

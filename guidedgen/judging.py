@@ -78,12 +78,13 @@ def _judge_at(job: Job) -> dict[str, Any]:
             metrics["failures"] = lost
         if reference is not None:
             sharp, other = evaluate.comparable(own, reference)
+            pair = evaluate.Pair(own=sharp, reference=other, **where)
             metrics["reference_samples"] = len(reference)
             metrics["compared"] = [len(sharp), len(other)]
-            metrics["distances"] = evaluate.distances(sharp, other, job.distances, **where)
+            metrics["distances"] = evaluate.distances(pair, job.distances)
             if job.per_class is not None:
                 known = {sample.task.id: sample.task for sample in job.samples}
-                metrics["per_class"] = evaluate.per_class(sharp, other, job.per_class, known, **where)
+                metrics["per_class"] = evaluate.per_class(pair, job.per_class, known)
     if job.originals is not None:
         metrics["learning"] = learning.spent(job)
     _mark_shared(job, metrics)

@@ -171,7 +171,8 @@ def test_distances_are_between_pictures_that_are_sharp_on_both_sides(audits: Aud
     with torch.no_grad():
         x, y = (np.concatenate([Features()(batch).numpy() for batch in pictures.batches(3, "cpu")]) for pictures in kept)
     ours, theirs = evaluate.comparable(own, base)
-    found = evaluate.distances(ours, theirs, {"mean": Difference()}, batch_size=3, device="cpu")
+    pair = evaluate.Pair(own=ours, reference=theirs, batch_size=3, device="cpu")
+    found = evaluate.distances(pair, {"mean": Difference()})
     assert found["mean"]["value"] == pytest.approx(float(np.abs(x.mean(0) - y.mean(0)).sum()), abs=1e-6)
 
 

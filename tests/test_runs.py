@@ -459,20 +459,37 @@ PER_CLASS = (
 
 
 def test_distances_to_each_class_are_those_of_its_pictures(run: Run) -> None:
-    folder, metrics = run("samples_per_prompt=2", "dataset.limit=1", "method.num_particles=6", PER_CLASS, method="best_of_n")
+    folder, metrics = run("samples_per_prompt=2", "dataset.limit=2", "method.num_particles=6", PER_CLASS, method="best_of_n")
     (base,) = (other for other in folder.parent.iterdir() if other.name.startswith("base"))
-    features, tasks = LabInception(), [Task(id="", prompt=record.prompt) for record in RunFolder(folder).records().values()]
-    real = next(RenderedClasses(count=8)(tasks[0]))
+    features, tasks = LabInception(), {record.task: record.prompt for record in RunFolder(folder).records().values()}
 
-    def distance(run: Path) -> float:
-        own = torch.cat([images.read(run / record.image) for record in RunFolder(run).records().values()])
+    def distance(run: Path, task: str) -> float:
+        records = [record for record in RunFolder(run).records().values() if record.task == task]
+        own = torch.cat([images.read(run / record.image) for record in records])
+        real = next(RenderedClasses(count=8)(Task(id="", prompt=tasks[task])))
         return frechet_distance(*(features(some).detach().double().numpy() for some in (own, real)))
 
     found = metrics["per_class"]
-    assert (found["fid"], found["base"]) == pytest.approx((distance(folder), distance(base)), rel=1e-5)
-    assert found["fid"] != pytest.approx(found["base"], rel=1e-3)
-    assert found["mean_of_percent"] == pytest.approx(100 * (found["fid"] / found["base"] - 1))
-    assert found["classes"] == 1 and not found["shares_guide"]
+    ours, theirs = ({task: distance(run, task) for task in tasks} for run in (folder, base))
+    assert found["per_class"] == pytest.approx({task: 100 * (ours[task] / theirs[task] - 1) for task in tasks}, rel=1e-3)
+    assert found["fid"] == pytest.approx(sum(ours.values()) / 2, rel=1e-5) != pytest.approx(found["base"], rel=1e-3)
+    assert found["base"] == pytest.approx(sum(theirs.values()) / 2, rel=1e-5)
+    assert found["classes"] == 2 and not found["shares_guide"]
+
+
+def test_a_feature_network_sees_each_picture_once(job: Callable[..., jobs.Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fid, Kid and the distances to classes are of one network's features."""
+    seen: list[int] = []
+    forward = LabInception.__call__
+
+    def counted(self: LabInception, pictures: torch.Tensor) -> torch.Tensor:
+        seen.append(len(pictures))
+        return forward(self, pictures)
+
+    monkeypatch.setattr(LabInception, "__call__", counted)
+    metrics = experiment.run(job("samples_per_prompt=2", "dataset.limit=2", PER_CLASS, method="best_of_n"))
+    assert {"fid", "kid"} < metrics["distances"].keys() and metrics["per_class"]["classes"] == 2
+    assert sum(seen) == 4 + 4 + 2 * 8  # guided, unguided, and real ones of two classes
 
 
 @pytest.mark.parametrize("override", ["samples_per_prompt=1", "reference=none"])
