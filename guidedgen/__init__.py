@@ -9,11 +9,12 @@ Rooms, and who may import whom (held by tests/test_layers.py):
     gradients                      how to differentiate a whole chain                          <- types, process
     models                         Stable Diffusion folders, the analytic Gaussian mixture     <- types, process, images, cost, zoo
     methods                        one paper, one file                                <- types, process, noise, augment, problem
-    zoo                            reward and metric networks, and where weights are found     <- types, images, lab
+    vision_language                how BLIP and BLIP-2 say what a text has to do with an image
+    zoo                            reward and metric networks, and where weights are found   <- types, images, vision_language, lab
     rewards                        one scorer, one file                               <- types, images, noise, augment
     datasets                       a dataset is a sequence of Task                             <- types, images, lab
     metrics                        features -> statistics -> distance; per-image scores        <- types, images
-    lab                            the bundled world and its trained weights                   <- types, images, noise
+    lab                            the bundled world and its trained weights          <- types, images, noise, vision_language
     shards                         which share of a run a process takes                        <- types
     store                          a run's folder                                              <- types
     tracker                        its mirror in W&B                                           <- types, store
@@ -22,9 +23,8 @@ Rooms, and who may import whom (held by tests/test_layers.py):
     report                         progress, tables, grids                                     <- cost, evaluate, pages
     usage                          what --help shows
     config, jobs                   command line to config to checked job                       <- all of these
-    sweeps                         the runs of a sweep                                         <- config, jobs
-    status                         what they have come to                                      <- store, sweeps
     sweeps                         the runs of a sweep, and what each is worth                 <- types, config, jobs
+    status                         what they have come to                                      <- store, sweeps
     learning                       what a method learns before its samples are drawn           <- problem, models, jobs
     sampling                       a job's samples, and those that fail                        <- problem, jobs, store
     judging                        its metrics                                                 <- evaluate, jobs, sampling

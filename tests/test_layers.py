@@ -124,6 +124,14 @@ def test_every_room_has_a_row() -> None:
     assert {room(path) for path in files()} == {*ALLOWED, "__init__"}
 
 
+def test_the_package_s_docstring_names_every_room_once_and_no_arrow_that_is_not() -> None:
+    told = re.findall(r"^    ((?:\w+, )*\w+)  .*?(?:<- (.+))?$", guidedgen.__doc__ or "", re.M)
+    assert sorted(room for rooms, _ in told for room in rooms.split(", ")) == sorted(ALLOWED)
+    for rooms, arrows in told:
+        if arrows and arrows != "all of these":
+            assert set(arrows.split(", ")) <= set.union(*(ALLOWED[room] for room in rooms.split(", "))), rooms
+
+
 def test_the_walk_sees_every_kind_of_import(tmp_path: Path) -> None:
     file = tmp_path / "sample.py"
     file.write_text(
