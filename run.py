@@ -6,7 +6,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from guidedgen import config, usage
+from guidedgen import command_line, config, usage
 
 
 def prepare(cfg: DictConfig) -> object:
@@ -34,11 +34,11 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = config.command_line(sys.argv[1:])
-    if config.asks_for_help(sys.argv[1:]):
+    sys.argv[1:] = command_line.for_hydra(sys.argv[1:])
+    if command_line.asks_for_help(sys.argv[1:]):
         print(usage.text(config.CONF, shutil.get_terminal_size((132, 24)).columns))
         sys.exit()
-    config.preflight(sys.argv[1:], prepare)
-    if swept := config.swept(sys.argv[1:]):
+    command_line.preflight(sys.argv[1:], prepare)
+    if swept := command_line.swept(sys.argv[1:]):
         announce(swept)
     main()

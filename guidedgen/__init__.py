@@ -21,9 +21,11 @@ Rooms, and who may import whom (held by tests/test_layers.py):
     evaluate                       from images to metrics                                      <- types, images, metrics, store
     pages                          a study as one page and as tables                           <- types, store, config
     report                         progress, tables, grids                                     <- cost, evaluate, pages
-    usage                          what --help shows
-    config, jobs                   command line to config to checked job                       <- all of these
-    sweeps                         the runs of a sweep, and what each is worth                 <- types, config, jobs
+    config                         config to objects, and a run's identity                     <- types
+    command_line                   its arguments to configs                                    <- types, config
+    usage                          what --help shows                                           <- config
+    jobs                           a config to a checked job                                   <- all of these
+    sweeps                         the runs of a sweep, and what each is worth                 <- config, command_line, jobs
     status                         what they have come to                                      <- store, sweeps
     learning                       what a method learns before its samples are drawn           <- problem, models, jobs
     sampling                       a job's samples, and those that fail                        <- problem, jobs, store

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from guidedgen import config
+from guidedgen import command_line, config
 from guidedgen.types import UsageError
 
 if TYPE_CHECKING:
@@ -46,13 +46,13 @@ def runs(overrides: Sequence[str]) -> list[Run]:
     """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    plain = [item for item in config.parse(overrides) if not item.is_sweep_override()]
+    plain = [item for item in command_line.parse(overrides) if not item.is_sweep_override()]
     asked = [item for item in plain if item.is_hydra_override() or item.key_or_group == "experiment"]
     settings = hydra_settings([str(item.input_line) for item in asked])
     if not settings.sweeper._target_.endswith(".BasicSweeper"):
         raise UsageError("hydra/sweeper: it chooses the next run by the results of those before: python run.py -m runs it")
     own = [f"{key}={values}" for key, values in (settings.sweeper.params or {}).items()]
-    items = [item for item in config.parse([*own, *overrides]) if not item.is_hydra_override()]
+    items = [item for item in command_line.parse([*own, *overrides]) if not item.is_hydra_override()]
     for item in items:
         if item.is_sweep_override() and not item.is_discrete_sweep():
             raise UsageError(f"{item.input_line}: no list of values; give one, as in {item.get_key_element()}=0.1,0.2")
@@ -86,7 +86,7 @@ def composed(overrides: Sequence[str]) -> DictConfig:
     """
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
-    items = config.parse(overrides)
+    items = command_line.parse(overrides)
     choices = [item for item in items if (config.CONF / item.key_or_group).is_dir()]
     values = [item for item in items if item not in choices]
     cfg = copy.deepcopy(_chosen(tuple(str(item.input_line) for item in choices)))

@@ -19,11 +19,11 @@ def main(arguments: list[str]) -> None:
     asked = [argument for argument in arguments if argument != "--failed"]
     if not asked or any(argument.startswith("-") for argument in asked):
         sys.exit(__doc__)
-    from guidedgen import config, status, sweeps
+    from guidedgen import command_line, status, sweeps
 
     try:
         if "=" in asked[0]:
-            states = status.of_sweep(sweeps.runs(config.command_line(asked)))
+            states = status.of_sweep(sweeps.runs(command_line.for_hydra(asked)))
         else:
             states = [state for folder in asked for state in status.of_study(Path(folder))]
     except UsageError as error:

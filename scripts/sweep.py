@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from guidedgen import config, sweeps
+from guidedgen import command_line, sweeps
 from guidedgen.store import write_atomic
 from guidedgen.types import UsageError
 
@@ -79,14 +79,14 @@ def main(arguments: list[str]) -> None:
     overrides = [argument for argument in arguments if argument != "--submit"]
     if not overrides or any(override.startswith("-") for override in overrides):
         sys.exit(__doc__)
-    overrides = config.command_line(overrides)
+    overrides = command_line.for_hydra(overrides)
     try:
         plain = [override for override in overrides if override.startswith("hydra.")]
         launcher = sweeps.hydra_settings(["hydra/launcher=slurm", *plain]).launcher
         overrides = [override for override in overrides if override not in plain]
         if any(launcher[key] for key in GPUS) and not any(override.startswith("device=") for override in overrides):
             overrides.append("device=cuda")  # a part of a run's name: it must not depend on where it is asked for
-        config.preflight(["-m", *overrides], _prepare)
+        command_line.preflight(["-m", *overrides], _prepare)
         runs = sweeps.runs(overrides)
         folder = write(runs, launcher)
     except UsageError as error:

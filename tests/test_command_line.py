@@ -11,7 +11,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from guidedgen import config, jobs, usage
+from guidedgen import command_line, config, jobs, usage
 from guidedgen.types import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -192,7 +192,7 @@ def test_a_wrong_command_is_one_line(
     arguments, wanted = WRONG[case]
     monkeypatch.chdir(place)
     with pytest.raises(SystemExit) as left:
-        config.preflight(arguments, jobs.prepare)
+        command_line.preflight(arguments, jobs.prepare)
     assert left.value.code == 2
     said = capsys.readouterr()
     assert said.out == ""
@@ -213,8 +213,8 @@ def test_a_wrong_command_leaves_at_once(case: str, place: Path) -> None:
 
 def test_no_network_is_loaded_before_the_check_is_over(place: Path) -> None:
     code = (
-        "import sys; from guidedgen import config, jobs\n"
-        "try: config.preflight(['dataset=prompt', 'dataset.prompt=' + 'red ' * 500], jobs.prepare)\n"
+        "import sys; from guidedgen import command_line, jobs\n"
+        "try: command_line.preflight(['dataset=prompt', 'dataset.prompt=' + 'red ' * 500], jobs.prepare)\n"
         "except SystemExit: pass\n"
         "assert 'diffusers' not in sys.modules and 'open_clip' not in sys.modules"
     )
@@ -258,12 +258,12 @@ def test_help_says_what_every_key_and_every_option_is() -> None:
 
 
 def test_a_plus_before_an_experiment_is_what_it_means(tmp_path: Path) -> None:
-    assert config.command_line(["+experiment=codex/lab/aesthetic", "+row=codex/base"]) == [
+    assert command_line.for_hydra(["+experiment=codex/lab/aesthetic", "+row=codex/base"]) == [
         "experiment=codex/lab/aesthetic", "row=codex/base",
     ]  # fmt: skip
     with pytest.raises(SystemExit), pytest.MonkeyPatch.context() as patched:
         patched.setattr("sys.stderr", heard := io.StringIO())
-        config.preflight(config.command_line(["+experiment=codex/lab/aestetic"]), lambda _: None)
+        command_line.preflight(command_line.for_hydra(["+experiment=codex/lab/aestetic"]), lambda _: None)
     assert "did you mean codex/lab/aesthetic?" in heard.getvalue()
 
 

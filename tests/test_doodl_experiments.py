@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from guidedgen import config, experiment, jobs
+from guidedgen import command_line, config, experiment, jobs
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.types import UsageError
 
@@ -115,7 +115,7 @@ def test_what_guides_does_not_judge() -> None:
 def test_the_sweeps_are_the_paper_s() -> None:
     def swept(name: str) -> list[str]:
         params = compose("config", overrides=[f"experiment=doodl/{name}"], return_hydra_config=True).hydra.sweeper.params
-        (override,) = config.parse([f"{key}={value}" for key, value in params.items()])
+        (override,) = command_line.parse([f"{key}={value}" for key, value in params.items()])
         return [f"{override.key_or_group}={value}" for value in override.sweep_string_iterator()]
 
     assert swept("text") == ["dataset.category=DALL-E", "dataset.category=Reddit"]

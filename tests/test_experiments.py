@@ -13,7 +13,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from guidedgen import config, experiment, jobs, report
+from guidedgen import command_line, config, experiment, jobs, report
 from guidedgen.lab.networks import WEIGHTS
 
 LAB = ["model=lab", "zoo=lab", "metrics=lab", "dtype=float32"]  # in place of weights that are not here
@@ -38,7 +38,7 @@ def composing() -> Iterator[None]:
 def swept(table: str) -> dict[str, list[str]]:
     """What a table's sweep goes through, by key."""
     params = compose("config", overrides=[f"experiment={table}"], return_hydra_config=True).hydra.sweeper.params
-    parsed = config.parse([f"{key}={value}" for key, value in params.items()])
+    parsed = command_line.parse([f"{key}={value}" for key, value in params.items()])
     return {item.key_or_group: [f"{item.get_key_element()}={value}" for value in item.sweep_string_iterator()] for item in parsed}
 
 
@@ -297,6 +297,6 @@ def test_a_wrong_row_of_a_sweep_is_found_before_the_first_is_run(capsys: pytest.
 
     GlobalHydra.instance().clear()
     with pytest.raises(SystemExit) as left:
-        config.preflight(["-m", "experiment=codex/lab/aesthetic", "table.schedule=[0]", "device=cpu"], jobs.prepare)
+        command_line.preflight(["-m", "experiment=codex/lab/aesthetic", "table.schedule=[0]", "device=cpu"], jobs.prepare)
     assert left.value.code == 2
     assert "method.num_particles=" in capsys.readouterr().err

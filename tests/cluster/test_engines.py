@@ -10,7 +10,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from guidedgen import config, jobs, tracker
+from guidedgen import command_line, jobs, tracker
 from guidedgen.lab.networks import WEIGHTS
 
 from .conftest import ROOT, python
@@ -85,6 +85,6 @@ def test_the_sweep_file_of_wandb_names_runs_that_can_be_made(capsys: pytest.Capt
     }
     command = [word for part in utils.create_sweep_command(sweep["command"]) for word in words.get(part[2:-1], [part])]
     assert command[:3] == ["env", "python", "run.py"]
-    config.preflight([*command[3:], "device=cpu"], jobs.prepare)  # ends the process where it is wrong
+    command_line.preflight([*command[3:], "device=cpu"], jobs.prepare)  # ends the process where it is wrong
     metrics = {"scores": {"aesthetic": {"value": 6.5}}}
     assert sweep["metric"]["name"] in dict(tracker._flat(metrics))
