@@ -1,4 +1,5 @@
-"""Writes a sweep as a SLURM array, a run a task, and prints the command that submits it; --submit submits it.
+"""Writes a sweep as a SLURM array, a run a task, and prints the command that submits it; --submit submits it. A sweep of more than
+1000 runs is several arrays.
 
     python scripts/sweep.py method=code,codex reward=aesthetic,pickscore seed=0,1,2 hydra.launcher.partition=gpu
     python scripts/sweep.py experiment=codex/aesthetic hydra.launcher.gres=gpu:a100:1 --submit
@@ -30,6 +31,7 @@ OPTIONS = {
     "comment": "comment",
 }  # fmt: skip
 GPUS = ("gres", "gpus_per_node", "gpus_per_task")
+ARRAY = 1000  # runs of an array at most: what clusters allow that have not set MaxArraySize (slurm.conf)
 
 
 def write(runs: Sequence[sweeps.Run], launcher: DictConfig) -> Path:
@@ -88,16 +90,19 @@ def main(arguments: list[str]) -> None:
             overrides.append("device=cuda")  # a part of a run's name: it must not depend on where it is asked for
         command_line.preflight(["-m", *overrides], _prepare)
         runs = sweeps.runs(overrides)
-        folder = write(runs, launcher)
+        arrays = {write(part, launcher): len(part) for part in (runs[i : i + ARRAY] for i in range(0, len(runs), ARRAY))}
     except UsageError as error:
         print(f"guidedgen: {error}", file=sys.stderr)
         sys.exit(2)
-    command = ["sbatch", *options(launcher, len(runs), folder), str(SCRIPTS / "sweep.sbatch"), str(folder)]
-    if "--submit" in arguments:
-        sys.exit(subprocess.run(command, check=False).returncode)
-    engine = f"parallel -j 1 -a {folder}/lines eval {shlex.quote(sys.executable)} run.py"
-    print(f"# {len(runs)} runs, one a line of {folder}/lines; without SLURM: {engine}")
-    print(shlex.join(command))
+    for folder, count in arrays.items():
+        command = ["sbatch", *options(launcher, count, folder), str(SCRIPTS / "sweep.sbatch"), str(folder)]
+        if "--submit" in arguments:
+            if code := subprocess.run(command, check=False).returncode:
+                sys.exit(code)
+            continue
+        engine = f"parallel -j 1 -a {folder}/lines eval {shlex.quote(sys.executable)} run.py"
+        print(f"# {count} runs, one a line of {folder}/lines; without SLURM: {engine}")
+        print(shlex.join(command))
 
 
 if __name__ == "__main__":

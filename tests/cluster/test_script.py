@@ -92,3 +92,14 @@ def test_a_gpu_is_named_so_that_folders_do_not_depend_on_where_they_are_asked_fo
     (lines,) = tmp_path.glob("outputs/default/.sweep/*/lines")
     assert lines.read_text() == "dataset=prompt dataset.prompt=circle tracker=none device=cuda\n"
     assert capsys.readouterr().out.splitlines()[-1].startswith("sbatch --job-name=guidedgen --time=240 --gres=gpu:1 ")
+
+
+def test_what_no_array_holds_is_several(script: dict[str, Any], tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(script["main"].__globals__, "ARRAY", 2)
+    script["main"](["seed=range(0,5)", "tracker=none"])
+    commands = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("sbatch")]
+    lines = [(tmp_path / command[-1] / "lines").read_text().splitlines() for command in commands]
+    assert [[line.split()[0] for line in part] for part in lines] == [["seed=0", "seed=1"], ["seed=2", "seed=3"], ["seed=4"]]
+    for command, part in zip(commands, lines, strict=True):
+        assert f"--array=1-{len(part)}%256" in command and f"--output={command[-1]}/%a.log" in command
