@@ -7,6 +7,8 @@ before its first run. What a node of the config says is checked by `config`.
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 import importlib.util
 import os
 import re
@@ -90,39 +92,35 @@ def _refuse(message: str) -> NoReturn:
 
 def check(parsed: argparse.Namespace, prepare: Callable[[DictConfig], object]) -> None:
     """Raises UsageError where a parsed command line is wrong."""
-    from hydra import compose, initialize_config_dir
-
     for override in _PLUGINS.keys() & set(parsed.overrides):
         package, extra = _PLUGINS[override]
         if importlib.util.find_spec(package) is None:
             raise UsageError(f"{override}: {package} is not installed: pip install -c constraints.txt -e '.[{extra}]'")
 
-    folder = str(Path(parsed.config_dir).absolute()) if parsed.config_dir else None
-    search = [f"hydra.searchpath=[file://{folder}]"] if folder else []
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        swept = _swept(parsed.overrides, search) if parsed.multirun else []
-        for overrides in _alternatives([*parsed.overrides, *swept], multirun=parsed.multirun):
-            _check_names(overrides, search, [config.CONF, *([Path(folder)] if folder else [])])
-            try:
-                cfg = compose("config", overrides=[*search, *overrides])
-            except Exception as error:  # Hydra's and OmegaConf's errors have no common base
-                raise UsageError(f"{' '.join(overrides)}: {error}") from error
-            if "table" in cfg and "name" not in cfg.table:
-                raise UsageError(f"row={cfg.table.row}: is a row of a table; choose that too, as in experiment=codex/aesthetic")
-            prepare(cfg)
+    folder = Path(parsed.config_dir).absolute() if parsed.config_dir else None
+    items = parse(parsed.overrides)
+    own = [str(item.input_line) for item in items if not item.is_hydra_override()]
+    if len(own) < len(items):
+        hydra_settings([str(item.input_line) for item in items if item.is_hydra_override()], folder)
+    if parsed.multirun:
+        own += _swept(own, folder)
+    for overrides in _alternatives(own, multirun=parsed.multirun):
+        _check_names(overrides, folder)
+        cfg = composed(overrides, folder)
+        if "table" in cfg and "name" not in cfg.table:
+            raise UsageError(f"row={cfg.table.row}: is a row of a table; choose that too, as in experiment=codex/aesthetic")
+        prepare(cfg)
 
 
-def _swept(overrides: Sequence[str], search: Sequence[str]) -> list[str]:
+def _swept(overrides: Sequence[str], folder: Path | None) -> list[str]:
     """What an experiment's own `hydra.sweeper.params` add to a sweep: the rows of its table, say."""
-    from hydra import compose
-
+    items = parse(overrides)
+    plain = [str(item.input_line) for item in items if item.key_or_group == "experiment" and not item.is_sweep_override()]
     try:
-        parsed = parse(overrides)
-        plain = [str(item.input_line) for item in parsed if item.key_or_group == "experiment" and not item.is_sweep_override()]
-        params = compose("config", overrides=[*search, *plain], return_hydra_config=True).hydra.sweeper.params or {}
-    except Exception:  # what is wrong with the overrides is told when they are checked
+        params = hydra_settings(plain, folder).sweeper.params or {}
+    except UsageError:  # told when the overrides are checked
         return []
-    given = {item.key_or_group for item in parsed}
+    given = {item.key_or_group for item in items}
     return [f"{key}={value}" for key, value in params.items() if key not in given]
 
 
@@ -160,27 +158,21 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     return found
 
 
-def _check_names(overrides: Sequence[str], search: Sequence[str], folders: Sequence[Path]) -> None:
+def _check_names(overrides: Sequence[str], folder: Path | None) -> None:
     """Raises UsageError where a key or an option of a group does not exist, naming the nearest that do."""
-    from hydra import compose
-
-    known = config.groups(folders)
-    parsed = parse(overrides)
-    chosen = [o for o, item in zip(overrides, parsed, strict=True) if item.key_or_group in known]
-    for item in parsed:
+    known = config.groups(_folders(folder))
+    items = parse(overrides)
+    for item in items:
         if item.key_or_group in known and not item.is_delete():
             options, value = known[item.key_or_group], str(item.value())
             if value not in options and item.value() is not None:
                 raise UsageError(
                     f"{item.key_or_group}={value}: no such option{config.near(value, options)}; choose from {', '.join(options)}"
                 )
-    try:
-        keys = set(_keys(compose("config", overrides=[*search, *chosen])))
-    except Exception as error:
-        raise UsageError(f"{' '.join(chosen)}: {error}") from error
-    for item in parsed:
+    keys = set(_keys(_chosen(tuple(str(item.input_line) for item in items if item.key_or_group in known), folder)))
+    for item in items:
         key = item.key_or_group
-        if key in known or key in keys or key.startswith("hydra"):
+        if key in known or key in keys:
             continue
         raise UsageError(f"{item.input_line}: there is no key {key!r}{config.near(key, [*keys, *known])}")
 
@@ -191,3 +183,49 @@ def _keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
         child = cfg._get_node(key)
         if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
             yield from _keys(child, f"{prefix}{key}.")
+
+
+def composed(overrides: Sequence[str], folder: Path | None = None) -> DictConfig:
+    """The config of one run, as Hydra composes it, `folder` being --config-dir's; the runs of a sweep that differ by values alone
+    are read from files once.
+
+    Raises UsageError where they do not compose.
+    """
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+    items = parse(overrides)
+    choices = [item for item in items if any((place / item.key_or_group).is_dir() for place in _folders(folder))]
+    values = [item for item in items if item not in choices]
+    cfg = copy.deepcopy(_chosen(tuple(str(item.input_line) for item in choices), folder))
+    try:
+        ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
+    except Exception as error:  # Hydra's and OmegaConf's errors have no common base
+        raise UsageError(f"{' '.join(overrides)}: {error}") from error
+    return cfg
+
+
+@functools.lru_cache(maxsize=1000)
+def _chosen(choices: tuple[str, ...], folder: Path | None) -> DictConfig:
+    """What options of groups compose to. To read the files takes thirty times as long as all that follows."""
+    return _compose(choices, folder)
+
+
+def hydra_settings(overrides: Sequence[str], folder: Path | None = None) -> Any:
+    """The `hydra` node that plain overrides compose to. Raises UsageError where they do not compose."""
+    return _compose(overrides, folder, return_hydra_config=True).hydra
+
+
+def _compose(overrides: Sequence[str], folder: Path | None, **how: bool) -> DictConfig:
+    from hydra import compose, initialize_config_dir
+
+    search = [f"hydra.searchpath=[file://{folder}]"] if folder else []
+    with initialize_config_dir(str(config.CONF), version_base="1.3"):
+        try:
+            return compose("config", overrides=[*search, *overrides], **how)
+        except Exception as error:  # Hydra's and OmegaConf's errors have no common base
+            raise UsageError(f"{' '.join(overrides)}: {error}") from error
+
+
+def _folders(folder: Path | None) -> list[Path]:
+    """Where options are: the project's, and --config-dir's."""
+    return [config.CONF, *([folder] if folder else [])]

@@ -4,15 +4,12 @@ a sweeper that chooses the next by it.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from omegaconf import DictConfig
 
 from guidedgen import command_line, config
 from guidedgen.types import UsageError
@@ -35,7 +32,7 @@ class Run:
         """
         from guidedgen import jobs
 
-        return jobs.place(composed(self.overrides))
+        return jobs.place(command_line.composed(self.overrides))
 
 
 def runs(overrides: Sequence[str]) -> list[Run]:
@@ -48,7 +45,7 @@ def runs(overrides: Sequence[str]) -> list[Run]:
 
     plain = [item for item in command_line.parse(overrides) if not item.is_sweep_override()]
     asked = [item for item in plain if item.is_hydra_override() or item.key_or_group == "experiment"]
-    settings = hydra_settings([str(item.input_line) for item in asked])
+    settings = command_line.hydra_settings([str(item.input_line) for item in asked])
     if not settings.sweeper._target_.endswith(".BasicSweeper"):
         raise UsageError("hydra/sweeper: it chooses the next run by the results of those before: python run.py -m runs it")
     own = [f"{key}={values}" for key, values in (settings.sweeper.params or {}).items()]
@@ -66,47 +63,6 @@ def listed(overrides: Sequence[str]) -> list[Run]:
         return runs(overrides)
     except UsageError:
         return []
-
-
-def hydra_settings(overrides: Sequence[str]) -> Any:
-    """The `hydra` node that plain overrides compose to. Raises UsageError where they do not compose."""
-    from hydra import compose, initialize_config_dir
-
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        try:
-            return compose("config", overrides=list(overrides), return_hydra_config=True).hydra
-        except Exception as error:  # Hydra's and OmegaConf's errors have no common base
-            raise UsageError(f"{' '.join(overrides)}: {error}") from error
-
-
-def composed(overrides: Sequence[str]) -> DictConfig:
-    """The config of one run, as Hydra composes it; the runs of a sweep that differ by values alone are read from files once.
-
-    Raises UsageError where they do not compose.
-    """
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
-
-    items = command_line.parse(overrides)
-    choices = [item for item in items if (config.CONF / item.key_or_group).is_dir()]
-    values = [item for item in items if item not in choices]
-    cfg = copy.deepcopy(_chosen(tuple(str(item.input_line) for item in choices)))
-    try:
-        ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
-    except Exception as error:  # Hydra's and OmegaConf's errors have no common base
-        raise UsageError(f"{' '.join(overrides)}: {error}") from error
-    return cfg
-
-
-@functools.lru_cache(maxsize=1000)
-def _chosen(choices: tuple[str, ...]) -> DictConfig:
-    """What options of groups compose to. To read the files takes thirty times as long as all that follows."""
-    from hydra import compose, initialize_config_dir
-
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        try:
-            return compose("config", overrides=list(choices))
-        except Exception as error:
-            raise UsageError(f"{' '.join(choices)}: {error}") from error
 
 
 def check_objective(job: Job) -> None:

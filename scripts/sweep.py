@@ -39,7 +39,7 @@ def write(runs: Sequence[sweeps.Run], launcher: DictConfig) -> Path:
 
     Raises UsageError where a run does not fit in a line.
     """
-    cfg = sweeps.composed(runs[0].overrides)
+    cfg = command_line.composed(runs[0].overrides)
     for override in (override for run in runs for override in run.overrides):
         if "\n" in override:
             raise UsageError(f"{override.splitlines()[0]}...: has several lines; put such a prompt in a file: dataset=jsonl")
@@ -84,7 +84,7 @@ def main(arguments: list[str]) -> None:
     overrides = command_line.for_hydra(overrides)
     try:
         plain = [override for override in overrides if override.startswith("hydra.")]
-        launcher = sweeps.hydra_settings(["hydra/launcher=slurm", *plain]).launcher
+        launcher = command_line.hydra_settings(["hydra/launcher=slurm", *plain]).launcher
         overrides = [override for override in overrides if override not in plain]
         if any(launcher[key] for key in GPUS) and not any(override.startswith("device=") for override in overrides):
             overrides.append("device=cuda")  # a part of a run's name: it must not depend on where it is asked for

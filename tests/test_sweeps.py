@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from guidedgen import config, jobs, sweeps
+from guidedgen import command_line, config, jobs, sweeps
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.types import UsageError
 
@@ -69,23 +69,37 @@ def test_a_run_is_composed_as_hydra_composes_it(given: list[str]) -> None:
     with initialize_config_dir(str(config.CONF), version_base="1.3"):
         expected = compose("config", overrides=given)
     for _ in range(2):  # the second time from what is kept of the first, which must not have changed
-        assert sweeps.composed(given) == expected
+        assert command_line.composed(given) == expected
 
 
-def test_files_are_read_once_for_runs_that_differ_by_values(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def readings(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What Hydra has composed from files since the test began."""
     import hydra
 
     calls = []
 
-    def counted(*arguments: object, **options: object) -> DictConfig:
-        calls.append(options)
-        return compose(*arguments, **options)
+    def counted(*arguments: object, overrides: list[str], **options: object) -> DictConfig:
+        calls.append(overrides)
+        return compose(*arguments, overrides=overrides, **options)
 
     monkeypatch.setattr(hydra, "compose", counted)
-    sweeps._chosen.cache_clear()
+    command_line._chosen.cache_clear()
+    return calls
+
+
+def test_files_are_read_once_for_runs_that_differ_by_values(readings: list[list[str]]) -> None:
     for run in sweeps.runs(["method=base,code", "seed=range(0,20)", "tracker=none"]):
-        assert sweeps.composed(run.overrides).seed == int(run.overrides[1].removeprefix("seed="))
-    assert len(calls) == 1 + 2  # for the sweep, and each method
+        assert command_line.composed(run.overrides).seed == int(run.overrides[1].removeprefix("seed="))
+    assert len(readings) == 1 + 2  # for the sweep, and each method
+
+
+def test_files_are_read_once_where_every_value_is_checked(readings: list[list[str]]) -> None:
+    checked = []
+    sweep = ["-m", "method=base,code", "seed=range(0,20)", "tracker=none", "hydra.sweeper.max_batch_size=5"]
+    command_line.preflight(sweep, lambda cfg: checked.append((cfg.method._target_.split(".")[-2], cfg.seed)))
+    assert checked == [("base", 0), ("code", 0), *(("base", seed) for seed in range(1, 20))]
+    assert len(readings) == 2 + 2  # what Hydra's own options and an experiment add, and each method
 
 
 @trained

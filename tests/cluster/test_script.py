@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from guidedgen import sweeps
+from guidedgen import command_line, sweeps
 from guidedgen.types import UsageError
 
 from .conftest import ROOT
@@ -21,7 +21,7 @@ def script() -> dict[str, Any]:
 
 
 def launcher(*overrides: str) -> Any:
-    return sweeps.hydra_settings(["hydra/launcher=slurm", *(f"hydra.launcher.{override}" for override in overrides)]).launcher
+    return command_line.hydra_settings(["hydra/launcher=slurm", *(f"hydra.launcher.{override}" for override in overrides)]).launcher
 
 
 def test_the_launcher_s_config_is_what_sbatch_is_asked_for(script: dict[str, Any]) -> None:
