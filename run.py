@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
@@ -15,11 +16,11 @@ def prepare(cfg: DictConfig) -> object:
     return jobs.prepare(cfg)
 
 
-def announce(overrides: list[str]) -> None:
+def announce(overrides: list[str], config_dir: Path | None) -> None:
     """Says what of a sweep is done and what is missing."""
     from guidedgen import status, sweeps
 
-    if runs := sweeps.listed(overrides):
+    if runs := sweeps.listed(overrides, config_dir):
         states = status.of_sweep(runs)
         if any(state.state != "missing" for state in states):
             status.show(states)
@@ -40,5 +41,5 @@ if __name__ == "__main__":
         sys.exit()
     command_line.preflight(sys.argv[1:], prepare)
     if swept := command_line.swept(sys.argv[1:]):
-        announce(swept)
+        announce(*swept)
     main()

@@ -71,10 +71,15 @@ def asks_for_help(arguments: Sequence[str]) -> bool:
     return bool(_parsed(arguments).help)
 
 
-def swept(arguments: Sequence[str]) -> list[str]:
-    """The overrides of a command line that starts a sweep; none of another's."""
+def swept(arguments: Sequence[str]) -> tuple[list[str], Path | None] | None:
+    """The overrides of a command line that starts a sweep, and its --config-dir; None of another's."""
     parsed = _parsed(arguments)
-    return list(parsed.overrides) if parsed.multirun and not (parsed.cfg or parsed.info or parsed.help or parsed.hydra_help) else []
+    starts = parsed.multirun and not (parsed.cfg or parsed.info or parsed.help or parsed.hydra_help)
+    return (list(parsed.overrides), _config_dir(parsed)) if starts else None
+
+
+def _config_dir(parsed: argparse.Namespace) -> Path | None:
+    return Path(parsed.config_dir).absolute() if parsed.config_dir else None
 
 
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
@@ -97,27 +102,27 @@ def check(parsed: argparse.Namespace, prepare: Callable[[DictConfig], object]) -
         if importlib.util.find_spec(package) is None:
             raise UsageError(f"{override}: {package} is not installed: pip install -c constraints.txt -e '.[{extra}]'")
 
-    folder = Path(parsed.config_dir).absolute() if parsed.config_dir else None
+    config_dir = _config_dir(parsed)
     items = parse(parsed.overrides)
     own = [str(item.input_line) for item in items if not item.is_hydra_override()]
     if len(own) < len(items):
-        hydra_settings([str(item.input_line) for item in items if item.is_hydra_override()], folder)
+        hydra_settings([str(item.input_line) for item in items if item.is_hydra_override()], config_dir)
     if parsed.multirun:
-        own += _swept(own, folder)
+        own += _swept(own, config_dir)
     for overrides in _alternatives(own, multirun=parsed.multirun):
-        _check_names(overrides, folder)
-        cfg = composed(overrides, folder)
+        _check_names(overrides, config_dir)
+        cfg = composed(overrides, config_dir)
         if "table" in cfg and "name" not in cfg.table:
             raise UsageError(f"row={cfg.table.row}: is a row of a table; choose that too, as in experiment=codex/aesthetic")
         prepare(cfg)
 
 
-def _swept(overrides: Sequence[str], folder: Path | None) -> list[str]:
+def _swept(overrides: Sequence[str], config_dir: Path | None) -> list[str]:
     """What an experiment's own `hydra.sweeper.params` add to a sweep: the rows of its table, say."""
     items = parse(overrides)
     plain = [str(item.input_line) for item in items if item.key_or_group == "experiment" and not item.is_sweep_override()]
     try:
-        params = hydra_settings(plain, folder).sweeper.params or {}
+        params = hydra_settings(plain, config_dir).sweeper.params or {}
     except UsageError:  # told when the overrides are checked
         return []
     given = {item.key_or_group for item in items}
@@ -158,9 +163,9 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     return found
 
 
-def _check_names(overrides: Sequence[str], folder: Path | None) -> None:
+def _check_names(overrides: Sequence[str], config_dir: Path | None) -> None:
     """Raises UsageError where a key or an option of a group does not exist, naming the nearest that do."""
-    known = config.groups(_folders(folder))
+    known = config.groups(_folders(config_dir))
     items = parse(overrides)
     for item in items:
         if item.key_or_group in known and not item.is_delete():
@@ -169,7 +174,7 @@ def _check_names(overrides: Sequence[str], folder: Path | None) -> None:
                 raise UsageError(
                     f"{item.key_or_group}={value}: no such option{config.near(value, options)}; choose from {', '.join(options)}"
                 )
-    keys = set(_keys(_chosen(tuple(str(item.input_line) for item in items if item.key_or_group in known), folder)))
+    keys = set(_keys(_chosen(tuple(str(item.input_line) for item in items if item.key_or_group in known), config_dir)))
     for item in items:
         key = item.key_or_group
         if key in known or key in keys:
@@ -185,18 +190,18 @@ def _keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
             yield from _keys(child, f"{prefix}{key}.")
 
 
-def composed(overrides: Sequence[str], folder: Path | None = None) -> DictConfig:
-    """The config of one run, as Hydra composes it, `folder` being --config-dir's; the runs of a sweep that differ by values alone
-    are read from files once.
+def composed(overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
+    """The config of one run, as Hydra composes it with --config-dir; the runs of a sweep that differ by values alone are read from
+    files once.
 
     Raises UsageError where they do not compose.
     """
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
     items = parse(overrides)
-    choices = [item for item in items if any((place / item.key_or_group).is_dir() for place in _folders(folder))]
+    choices = [item for item in items if any((place / item.key_or_group).is_dir() for place in _folders(config_dir))]
     values = [item for item in items if item not in choices]
-    cfg = copy.deepcopy(_chosen(tuple(str(item.input_line) for item in choices), folder))
+    cfg = copy.deepcopy(_chosen(tuple(str(item.input_line) for item in choices), config_dir))
     try:
         ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
     except Exception as error:  # Hydra's and OmegaConf's errors have no common base
@@ -205,20 +210,20 @@ def composed(overrides: Sequence[str], folder: Path | None = None) -> DictConfig
 
 
 @functools.lru_cache(maxsize=1000)
-def _chosen(choices: tuple[str, ...], folder: Path | None) -> DictConfig:
+def _chosen(choices: tuple[str, ...], config_dir: Path | None) -> DictConfig:
     """What options of groups compose to. To read the files takes thirty times as long as all that follows."""
-    return _compose(choices, folder)
+    return _compose(choices, config_dir)
 
 
-def hydra_settings(overrides: Sequence[str], folder: Path | None = None) -> Any:
+def hydra_settings(overrides: Sequence[str], config_dir: Path | None = None) -> Any:
     """The `hydra` node that plain overrides compose to. Raises UsageError where they do not compose."""
-    return _compose(overrides, folder, return_hydra_config=True).hydra
+    return _compose(overrides, config_dir, return_hydra_config=True).hydra
 
 
-def _compose(overrides: Sequence[str], folder: Path | None, **how: bool) -> DictConfig:
+def _compose(overrides: Sequence[str], config_dir: Path | None, **how: bool) -> DictConfig:
     from hydra import compose, initialize_config_dir
 
-    search = [f"hydra.searchpath=[file://{folder}]"] if folder else []
+    search = [f"hydra.searchpath=['file://{config_dir}']"] if config_dir else []
     with initialize_config_dir(str(config.CONF), version_base="1.3"):
         try:
             return compose("config", overrides=[*search, *overrides], **how)
@@ -226,6 +231,6 @@ def _compose(overrides: Sequence[str], folder: Path | None, **how: bool) -> Dict
             raise UsageError(f"{' '.join(overrides)}: {error}") from error
 
 
-def _folders(folder: Path | None) -> list[Path]:
+def _folders(config_dir: Path | None) -> list[Path]:
     """Where options are: the project's, and --config-dir's."""
-    return [config.CONF, *([folder] if folder else [])]
+    return [config.CONF, *([config_dir] if config_dir else [])]

@@ -23,6 +23,7 @@ class Run:
     """One run of a sweep."""
 
     overrides: list[str]  # plain ones: `python run.py *overrides` makes it
+    config_dir: Path | None = None  # with --config-dir, where there is one
 
     @functools.cached_property
     def folder(self) -> Path:
@@ -32,10 +33,10 @@ class Run:
         """
         from guidedgen import jobs
 
-        return jobs.place(command_line.composed(self.overrides))
+        return jobs.place(command_line.composed(self.overrides, self.config_dir))
 
 
-def runs(overrides: Sequence[str]) -> list[Run]:
+def runs(overrides: Sequence[str], config_dir: Path | None = None) -> list[Run]:
     """Every combination of `a=1,2 b=3,4`, with what an experiment sweeps by itself, in the order in which Hydra runs them.
 
     Overrides of `hydra.` say how runs are made and are no part of them. Raises UsageError for overrides that cannot be read, and
@@ -45,7 +46,7 @@ def runs(overrides: Sequence[str]) -> list[Run]:
 
     plain = [item for item in command_line.parse(overrides) if not item.is_sweep_override()]
     asked = [item for item in plain if item.is_hydra_override() or item.key_or_group == "experiment"]
-    settings = command_line.hydra_settings([str(item.input_line) for item in asked])
+    settings = command_line.hydra_settings([str(item.input_line) for item in asked], config_dir)
     if not settings.sweeper._target_.endswith(".BasicSweeper"):
         raise UsageError("hydra/sweeper: it chooses the next run by the results of those before: python run.py -m runs it")
     own = [f"{key}={values}" for key, values in (settings.sweeper.params or {}).items()]
@@ -54,13 +55,13 @@ def runs(overrides: Sequence[str]) -> list[Run]:
         if item.is_sweep_override() and not item.is_discrete_sweep():
             raise UsageError(f"{item.input_line}: no list of values; give one, as in {item.get_key_element()}=0.1,0.2")
     (batch,) = BasicSweeper.split_arguments(items, max_batch_size=None)
-    return [Run(overrides=run) for run in batch]
+    return [Run(overrides=run, config_dir=config_dir) for run in batch]
 
 
-def listed(overrides: Sequence[str]) -> list[Run]:
+def listed(overrides: Sequence[str], config_dir: Path | None = None) -> list[Run]:
     """The runs of a sweep that can be listed before it starts; none where a sweeper chooses them as it goes."""
     try:
-        return runs(overrides)
+        return runs(overrides, config_dir)
     except UsageError:
         return []
 

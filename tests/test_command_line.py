@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from guidedgen import command_line, config, jobs, usage
+from guidedgen import command_line, config, jobs, sweeps, usage
 from guidedgen.types import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -209,6 +210,21 @@ def test_a_wrong_command_leaves_at_once(case: str, place: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert all(part in done.stderr for part in wanted)
     assert not (place / "outputs" / "default").exists() or not list((place / "outputs" / "default").iterdir())
+
+
+def test_options_in_a_folder_of_one_s_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By Hydra's --config-dir, in a sweep too, which is listed before it starts."""
+    folder = tmp_path / "my options"
+    (folder / "method").mkdir(parents=True)
+    shutil.copy(config.CONF / "method" / "code.yaml", folder / "method" / "mine.yaml")
+    sweep = ["--config-dir", str(folder), "-m", "method=mine,base", "tracker=none", f"outputs={tmp_path}"]
+    checked: list[str] = []
+    command_line.preflight(sweep, lambda cfg: checked.append(config.module_of(cfg.method)))
+    assert checked == ["code", "base"]
+    assert [run.folder.name.split("-")[0] for run in sweeps.listed(*command_line.swept(sweep))] == checked
+    with pytest.raises(SystemExit):
+        command_line.preflight([*sweep[:2], "method=mien"], jobs.prepare)
+    assert "did you mean mine?" in capsys.readouterr().err
 
 
 def test_no_network_is_loaded_before_the_check_is_over(place: Path) -> None:
