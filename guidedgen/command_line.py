@@ -13,7 +13,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -109,8 +109,9 @@ def check(parsed: argparse.Namespace, prepare: Callable[[DictConfig], object]) -
         hydra_settings([str(item.input_line) for item in items if item.is_hydra_override()], config_dir)
     if parsed.multirun:
         own += _swept(own, config_dir)
+    known = config.groups(_folders(config_dir))
     for overrides in _alternatives(own, multirun=parsed.multirun):
-        _check_names(overrides, config_dir)
+        _check_names(overrides, known, config_dir)
         cfg = composed(overrides, config_dir)
         if "table" in cfg and "name" not in cfg.table:
             raise UsageError(f"row={cfg.table.row}: is a row of a table; choose that too, as in experiment=codex/aesthetic")
@@ -163,9 +164,8 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     return found
 
 
-def _check_names(overrides: Sequence[str], config_dir: Path | None) -> None:
-    """Raises UsageError where a key or an option of a group does not exist, naming the nearest that do."""
-    known = config.groups(_folders(config_dir))
+def _check_names(overrides: Sequence[str], known: Mapping[str, Sequence[str]], config_dir: Path | None) -> None:
+    """Raises UsageError where a key or an option of the `known` groups does not exist, naming the nearest that do."""
     items = parse(overrides)
     for item in items:
         if item.key_or_group in known and not item.is_delete():
@@ -174,7 +174,7 @@ def _check_names(overrides: Sequence[str], config_dir: Path | None) -> None:
                 raise UsageError(
                     f"{item.key_or_group}={value}: no such option{config.near(value, options)}; choose from {', '.join(options)}"
                 )
-    keys = set(_keys(_chosen(tuple(str(item.input_line) for item in items if item.key_or_group in known), config_dir)))
+    keys = set(_keys(_compose(tuple(str(item.input_line) for item in items if item.key_or_group in known), config_dir)))
     for item in items:
         key = item.key_or_group
         if key in known or key in keys:
@@ -201,7 +201,7 @@ def composed(overrides: Sequence[str], config_dir: Path | None = None) -> DictCo
     items = parse(overrides)
     choices = [item for item in items if any((place / item.key_or_group).is_dir() for place in _folders(config_dir))]
     values = [item for item in items if item not in choices]
-    cfg = copy.deepcopy(_chosen(tuple(str(item.input_line) for item in choices), config_dir))
+    cfg = copy.deepcopy(_compose(tuple(str(item.input_line) for item in choices), config_dir))
     try:
         ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
     except Exception as error:  # Hydra's and OmegaConf's errors have no common base
@@ -209,18 +209,14 @@ def composed(overrides: Sequence[str], config_dir: Path | None = None) -> DictCo
     return cfg
 
 
-@functools.lru_cache(maxsize=1000)
-def _chosen(choices: tuple[str, ...], config_dir: Path | None) -> DictConfig:
-    """What options of groups compose to. To read the files takes thirty times as long as all that follows."""
-    return _compose(choices, config_dir)
-
-
 def hydra_settings(overrides: Sequence[str], config_dir: Path | None = None) -> Any:
     """The `hydra` node that plain overrides compose to. Raises UsageError where they do not compose."""
-    return _compose(overrides, config_dir, return_hydra_config=True).hydra
+    return _compose(tuple(overrides), config_dir, return_hydra_config=True).hydra
 
 
-def _compose(overrides: Sequence[str], config_dir: Path | None, **how: bool) -> DictConfig:
+@functools.lru_cache(maxsize=1000)
+def _compose(overrides: tuple[str, ...], config_dir: Path | None, **how: bool) -> DictConfig:
+    """Kept, and so not to be changed: to read the files takes thirty times as long as all that follows."""
     from hydra import compose, initialize_config_dir
 
     search = [f"hydra.searchpath=['file://{config_dir}']"] if config_dir else []

@@ -84,7 +84,7 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         return compose(*arguments, overrides=overrides, **options)
 
     monkeypatch.setattr(hydra, "compose", counted)
-    command_line._chosen.cache_clear()
+    command_line._compose.cache_clear()
     return calls
 
 
@@ -100,6 +100,14 @@ def test_files_are_read_once_where_every_value_is_checked(readings: list[list[st
     command_line.preflight(sweep, lambda cfg: checked.append((cfg.method._target_.split(".")[-2], cfg.seed)))
     assert checked == [("base", 0), ("code", 0), *(("base", seed) for seed in range(1, 20))]
     assert len(readings) == 2 + 2  # what Hydra's own options and an experiment add, and each method
+
+
+def test_a_checked_sweep_is_listed_without_reading_files_again(readings: list[list[str]]) -> None:
+    sweep = ["method=base,code", "seed=0,1"]
+    command_line.preflight(["-m", *sweep], lambda cfg: None)
+    read = len(readings)
+    assert [command_line.composed(run.overrides).seed for run in sweeps.listed(sweep)] == [0, 1, 0, 1]
+    assert len(readings) == read == 1 + 2
 
 
 @trained
