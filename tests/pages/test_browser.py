@@ -88,15 +88,25 @@ class Browser:
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
 
     def click(self, query: str, place: int = 0) -> None:
-        """Presses the mouse in the middle of an element, where it is what lies on top."""
-        element = f"document.querySelectorAll({json.dumps(query)})[{place}]"
-        self.run(f"{element}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
-        box = self.run(
-            f"(({{left, top, width, height}}) => [left + width / 2, top + height / 2])({element}.getBoundingClientRect())"
+        """Presses the mouse in the middle of an element, where it is what lies on top, until the press has arrived.
+
+        While Chromium lays a page out anew it finds nothing at a point and drops what is pressed there. An answered press is
+        over: whether it arrived is known then, so that none arrives twice.
+        """
+        self.run(
+            f"document.aim = document.querySelectorAll({json.dumps(query)})[{place}];"
+            "document.aim.addEventListener('click', () => { document.aim = null }, {once: true})"
         )
-        assert self.run(f"{element}.contains(document.elementFromPoint({box[0]}, {box[1]}))"), f"{query} is covered"
-        for kind in ("mousePressed", "mouseReleased"):
-            self.send("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
+        started = time.monotonic()
+        while self.run("document.aim !== null"):
+            assert time.monotonic() - started < DEADLINE, f"{query} is covered"
+            self.run("document.aim.scrollIntoView({block: 'center', behavior: 'instant'})")
+            x, y = self.run(
+                "(({left, top, width, height}) => [left + width / 2, top + height / 2])(document.aim.getBoundingClientRect())"
+            )
+            if self.run(f"document.aim.contains(document.elementFromPoint({x}, {y}))"):
+                for kind in ("mousePressed", "mouseReleased"):
+                    self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def press(self, key: str) -> None:
         for kind in ("keyDown", "keyUp"):
@@ -240,7 +250,7 @@ def test_a_run_s_name_leads_to_its_command(browser: Browser) -> None:
 def test_the_page_fits_its_screen(browser: Browser, width: int, height: int) -> None:
     """Nothing but a table scrolls sideways; a picture enlarges to most of a narrow screen."""
     browser.size(width, height)
-    browser.until("document.documentElement.scrollWidth <= innerWidth")  # once it is laid out anew
+    browser.until(f"innerWidth === {width} && document.documentElement.scrollWidth <= {width}")  # once it is laid out anew
     browser.click(".shot", 1)
     browser.until(f"document.querySelector('#after img').getBoundingClientRect().width > {0.3 * width}")
     box = browser.run("(({left, right, top}) => [left, right, top])(document.querySelector('#after img').getBoundingClientRect())")
