@@ -10,10 +10,11 @@ import argparse
 import copy
 import functools
 import importlib.util
+import itertools
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -108,9 +109,9 @@ def check(parsed: argparse.Namespace, prepare: Callable[[DictConfig], object]) -
     if len(own) < len(items):
         hydra_settings([str(item.input_line) for item in items if item.is_hydra_override()], config_dir)
     if parsed.multirun:
-        own += _swept(own, config_dir)
+        own += _swept(items, config_dir)
     known = config.groups(_folders(config_dir))
-    for overrides in _alternatives(own, multirun=parsed.multirun):
+    for overrides in _alternatives(own, known, multirun=parsed.multirun):
         _check_names(overrides, known, config_dir)
         cfg = composed(overrides, config_dir)
         if "table" in cfg and "name" not in cfg.table:
@@ -118,30 +119,45 @@ def check(parsed: argparse.Namespace, prepare: Callable[[DictConfig], object]) -
         prepare(cfg)
 
 
-def _swept(overrides: Sequence[str], config_dir: Path | None) -> list[str]:
-    """What an experiment's own `hydra.sweeper.params` add to a sweep: the rows of its table, say."""
-    items = parse(overrides)
-    plain = [str(item.input_line) for item in items if item.key_or_group == "experiment" and not item.is_sweep_override()]
+def _swept(items: Sequence[Override], config_dir: Path | None) -> list[str]:
+    """What a sweep has beside the values of its command line."""
     try:
-        params = hydra_settings(plain, config_dir).sweeper.params or {}
+        own = sweeper(items, config_dir)[1]
     except UsageError:  # told when the overrides are checked
         return []
     given = {item.key_or_group for item in items}
-    return [f"{key}={value}" for key, value in params.items() if key not in given]
+    return [override for override in own if override.partition("=")[0] not in given]
 
 
-def _alternatives(overrides: Sequence[str], *, multirun: bool) -> Iterator[list[str]]:
-    """The plain command lines to check. A sweep is checked value by value, not in all combinations: they may be thousands."""
-    parsed = parse(overrides)
-    sweeps = [i for i, item in enumerate(parsed) if item.is_sweep_override()]
-    if sweeps and not multirun:
-        raise UsageError(f"{overrides[sweeps[0]]}: several values need -m (a sweep), or quotes if it is one text")
-    choices = {i: _values(parsed[i]) for i in sweeps}
-    first = [f"{item.get_key_element()}={choices[i][0]}" if i in choices else overrides[i] for i, item in enumerate(parsed)]
-    yield first
-    for i, values in choices.items():
-        for value in values[1:]:
-            yield [*first[:i], f"{parsed[i].get_key_element()}={value}", *first[i + 1 :]]
+def sweeper(items: Sequence[Override], config_dir: Path | None = None) -> tuple[Any, list[str]]:
+    """The `hydra.sweeper` node of a sweep, and what its `params` add to it: the rows of an experiment's table, say.
+
+    Raises UsageError where it does not compose.
+    """
+    asked = [item for item in items if item.is_hydra_override() or item.key_or_group == "experiment"]
+    settings = hydra_settings([str(item.input_line) for item in asked if not item.is_sweep_override()], config_dir).sweeper
+    return settings, [f"{key}={values}" for key, values in (settings.get("params") or {}).items()]
+
+
+def _alternatives(overrides: Sequence[str], known: Container[str], *, multirun: bool) -> Iterator[list[str]]:
+    """The plain command lines to check: of a sweep, its options of the `known` groups in all combinations, as not all go together,
+    and its values one by one, whose combinations may be thousands.
+    """
+    items = parse(overrides)
+    swept = {i: _values(item) for i, item in enumerate(items) if item.is_sweep_override()}
+    if swept and not multirun:
+        raise UsageError(f"{overrides[min(swept)]}: several values need -m (a sweep), or quotes if it is one text")
+
+    def line(chosen: Mapping[int, str]) -> list[str]:
+        return [f"{item.get_key_element()}={chosen[i]}" if i in chosen else overrides[i] for i, item in enumerate(items)]
+
+    first = {i: values[0] for i, values in swept.items()}
+    options = {i: values for i, values in swept.items() if items[i].key_or_group in known}
+    for choice in itertools.product(*options.values()):
+        yield line(first | dict(zip(options, choice, strict=True)))
+    for i, values in swept.items():
+        if i not in options:
+            yield from (line(first | {i: value}) for value in values[1:])
 
 
 def _values(sweep: Any) -> list[str]:
@@ -219,6 +235,8 @@ def _compose(overrides: tuple[str, ...], config_dir: Path | None, **how: bool) -
     """Kept, and so not to be changed: to read the files takes thirty times as long as all that follows."""
     from hydra import compose, initialize_config_dir
 
+    if config_dir and not config_dir.is_dir():
+        raise UsageError(f"--config-dir={config_dir}: no such folder")
     search = [f"hydra.searchpath=['file://{config_dir}']"] if config_dir else []
     with initialize_config_dir(str(config.CONF), version_base="1.3"):
         try:

@@ -28,7 +28,8 @@ from guidedgen.types import Stopped, UsageError
 def main(cfg: DictConfig) -> float | None:
     """Runs one config to its end; returns the value of `run.objective`, where there is one, for a sweeper that chooses by it.
 
-    Leaves by SystemExit with 2 for a wrong config, 75 after a signal, 130 after Ctrl-C.
+    Leaves by SystemExit with 2 for a wrong config, 75 after a signal, 130 after Ctrl-C. A wrong config and a failure of one run of
+    a sweep are RuntimeErrors, which Hydra tells at the end: the runs after it go on.
     """
     for number in (signal.SIGTERM, signal.SIGUSR2):
         if signal.getsignal(number) in (signal.SIG_DFL, signal.SIG_IGN):  # submitit has its own, which requeue the job
@@ -42,11 +43,13 @@ def main(cfg: DictConfig) -> float | None:
         return sweeps.objective(job, metrics)
     except UsageError as error:
         print(f"guidedgen: {error}", file=sys.stderr)
+        if _of_sweep():
+            raise RuntimeError(error) from None
         sys.exit(2)
     except RunFailed as failed:
-        if not _of_sweep():
-            raise
-        raise RuntimeError(failed.code) from None  # which Hydra tells at the end; the runs after this one go on
+        if _of_sweep():
+            raise RuntimeError(failed.code) from None
+        raise
     except Stopped as stopped:
         print(f"guidedgen: stopped by {stopped}; the same command goes on from here", file=sys.stderr)
         sys.exit(75)

@@ -22,8 +22,13 @@ if TYPE_CHECKING:
 class Run:
     """One run of a sweep."""
 
-    overrides: list[str]  # plain ones: `python run.py *overrides` makes it
-    config_dir: Path | None = None  # with --config-dir, where there is one
+    overrides: list[str]  # plain ones
+    config_dir: Path | None = None
+
+    @property
+    def arguments(self) -> list[str]:
+        """`python run.py *arguments` makes it."""
+        return [*([f"--config-dir={self.config_dir}"] if self.config_dir else []), *self.overrides]
 
     @functools.cached_property
     def folder(self) -> Path:
@@ -44,12 +49,9 @@ def runs(overrides: Sequence[str], config_dir: Path | None = None) -> list[Run]:
     """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    plain = [item for item in command_line.parse(overrides) if not item.is_sweep_override()]
-    asked = [item for item in plain if item.is_hydra_override() or item.key_or_group == "experiment"]
-    settings = command_line.hydra_settings([str(item.input_line) for item in asked], config_dir)
-    if not settings.sweeper._target_.endswith(".BasicSweeper"):
+    sweeper, own = command_line.sweeper(command_line.parse(overrides), config_dir)
+    if not sweeper._target_.endswith(".BasicSweeper"):
         raise UsageError("hydra/sweeper: it chooses the next run by the results of those before: python run.py -m runs it")
-    own = [f"{key}={values}" for key, values in (settings.sweeper.params or {}).items()]
     items = [item for item in command_line.parse([*own, *overrides]) if not item.is_hydra_override()]
     for item in items:
         if item.is_sweep_override() and not item.is_discrete_sweep():

@@ -3,10 +3,10 @@
     python scripts/status.py outputs/<study>                                every run that was started
     python scripts/status.py method=code,codex reward=aesthetic seed=0,1    every run of a sweep, those not started too
 
-done; running; partial: stopped or killed, the same command goes on; failed, with its reason; missing. --failed shows those alone
-that are not done.
+done; running; partial: stopped or killed, the same command goes on; failed, with its reason; missing.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -16,20 +16,22 @@ from guidedgen.types import UsageError
 
 
 def main(arguments: list[str]) -> None:
-    asked = [argument for argument in arguments if argument != "--failed"]
-    if not asked or any(argument.startswith("-") for argument in asked):
-        sys.exit(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("what", nargs="+", help="folders of studies, or the overrides of a sweep")
+    parser.add_argument("--failed", action="store_true", help="show those alone that are not done")
+    parser.add_argument("--config-dir", type=lambda given: Path(given).absolute(), help="a sweep's, if it has one")
+    asked = parser.parse_intermixed_args(arguments)
     from guidedgen import command_line, status, sweeps
 
     try:
-        if "=" in asked[0]:
-            states = status.of_sweep(sweeps.runs(command_line.for_hydra(asked)))
+        if "=" in asked.what[0]:
+            states = status.of_sweep(sweeps.runs(command_line.for_hydra(asked.what), asked.config_dir))
         else:
-            states = [state for folder in asked for state in status.of_study(Path(folder))]
+            states = [state for folder in asked.what for state in status.of_study(Path(folder))]
     except UsageError as error:
         print(f"guidedgen: {error}", file=sys.stderr)
         sys.exit(2)
-    status.show([state for state in states if "--failed" not in arguments or state.state != "done"])
+    status.show([state for state in states if not asked.failed or state.state != "done"])
     print(status.summary(states))
 
 

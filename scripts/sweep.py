@@ -1,5 +1,5 @@
-"""Writes a sweep as a SLURM array, a run a task, and prints the command that submits it; --submit submits it. A sweep of more than
-1000 runs is several arrays.
+"""Writes a sweep as a SLURM array, a run a task, and prints the command that submits it. A sweep of more than 1000 runs is several
+arrays.
 
     python scripts/sweep.py method=code,codex reward=aesthetic,pickscore seed=0,1,2 hydra.launcher.partition=gpu
     python scripts/sweep.py experiment=codex/aesthetic hydra.launcher.gres=gpu:a100:1 --submit
@@ -7,6 +7,7 @@
 Partition, time, GPU, memory, account, modules and container: conf/hydra/launcher/slurm.yaml. The same command again resumes.
 """
 
+import argparse
 import hashlib
 import shlex
 import subprocess
@@ -35,15 +36,9 @@ ARRAY = 1000  # runs of an array at most: what clusters allow that have not set 
 
 
 def write(runs: Sequence[sweeps.Run], launcher: DictConfig) -> Path:
-    """Writes the sweep's folder, outputs/<study>/.sweep/<hash>: `lines`, a run's overrides each, and `setup.sh`.
-
-    Raises UsageError where a run does not fit in a line.
-    """
-    cfg = command_line.composed(runs[0].overrides)
-    for override in (override for run in runs for override in run.overrides):
-        if "\n" in override:
-            raise UsageError(f"{override.splitlines()[0]}...: has several lines; put such a prompt in a file: dataset=jsonl")
-    lines = "".join(f"{shlex.join(run.overrides)}\n" for run in runs)
+    """Writes a sweep's folder, outputs/<study>/.sweep/<hash>: `lines`, a run's arguments each, and `setup.sh`."""
+    cfg = command_line.composed(runs[0].overrides, runs[0].config_dir)
+    lines = "".join(f"{shlex.join(run.arguments)}\n" for run in runs)
     setup = [
         f"run={shlex.quote(shlex.join([sys.executable, str(SCRIPTS.parent / 'run.py')]))}",  # of this environment, active or not
         f"MAX_REQUEUES={launcher.max_num_timeout}",
@@ -53,6 +48,13 @@ def write(runs: Sequence[sweeps.Run], launcher: DictConfig) -> Path:
     write_atomic(folder / "lines", lines.encode())  # a task may be reading them
     write_atomic(folder / "setup.sh", "".join(f"{line}\n" for line in [*setup, *(launcher.setup or [])]).encode())
     return folder
+
+
+def _check_lines(runs: Sequence[sweeps.Run]) -> None:
+    """Raises UsageError where a run does not fit in a line."""
+    for override in (override for run in runs for override in run.overrides):
+        if "\n" in override:
+            raise UsageError(f"{override.splitlines()[0]}...: has several lines; put such a prompt in a file: dataset=jsonl")
 
 
 def options(launcher: DictConfig, count: int, folder: Path) -> list[str]:
@@ -78,25 +80,28 @@ def _prepare(cfg: DictConfig) -> object:
 
 
 def main(arguments: list[str]) -> None:
-    overrides = [argument for argument in arguments if argument != "--submit"]
-    if not overrides or any(override.startswith("-") for override in overrides):
-        sys.exit(__doc__)
-    overrides = command_line.for_hydra(overrides)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("overrides", nargs="+", help="as of python run.py -m")
+    parser.add_argument("--submit", action="store_true", help="submit it")
+    parser.add_argument("--config-dir", type=lambda given: Path(given).absolute(), help="a folder of further options")
+    asked = parser.parse_intermixed_args(arguments)
+    overrides, config_dir = command_line.for_hydra(asked.overrides), asked.config_dir
     try:
         plain = [override for override in overrides if override.startswith("hydra.")]
-        launcher = command_line.hydra_settings(["hydra/launcher=slurm", *plain]).launcher
+        launcher = command_line.hydra_settings(["hydra/launcher=slurm", *plain], config_dir).launcher
         overrides = [override for override in overrides if override not in plain]
         if any(launcher[key] for key in GPUS) and not any(override.startswith("device=") for override in overrides):
             overrides.append("device=cuda")  # a part of a run's name: it must not depend on where it is asked for
-        command_line.preflight(["-m", *overrides], _prepare)
-        runs = sweeps.runs(overrides)
+        command_line.preflight(["-m", *([f"--config-dir={config_dir}"] if config_dir else []), *overrides], _prepare)
+        runs = sweeps.runs(overrides, config_dir)
+        _check_lines(runs)
         arrays = {write(part, launcher): len(part) for part in (runs[i : i + ARRAY] for i in range(0, len(runs), ARRAY))}
     except UsageError as error:
         print(f"guidedgen: {error}", file=sys.stderr)
         sys.exit(2)
     for folder, count in arrays.items():
         command = ["sbatch", *options(launcher, count, folder), str(SCRIPTS / "sweep.sbatch"), str(folder)]
-        if "--submit" in arguments:
+        if asked.submit:
             if code := subprocess.run(command, check=False).returncode:
                 sys.exit(code)
             continue

@@ -125,6 +125,18 @@ def test_a_sweep_says_what_is_missing_and_makes_it(tmp_path: Path) -> None:
 
 
 @trained
+def test_values_that_do_not_go_together_leave_the_other_runs(tmp_path: Path) -> None:
+    """Which are found when it is their turn: not all combinations of values are checked before."""
+    overrides = [f"outputs={tmp_path}", "method=base,code", "scheduler=ddim", "scheduler.eta=1,0", "seed=0,1", *QUICK]
+    done = subprocess.run([sys.executable, "run.py", "-m", *overrides], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert [line for line in done.stderr.splitlines() if line.startswith("guidedgen: ")] == 2 * [
+        "guidedgen: method=code needs a stochastic scheduler: scheduler=ddpm, or scheduler=ddim scheduler.eta=1"
+    ]
+    assert len(list(tmp_path.glob("default/*/DONE"))) == 6
+
+
+@trained
 def test_a_run_of_a_sweep_that_cannot_be_made_leaves_the_others(tmp_path: Path) -> None:
     overrides = [f"outputs={tmp_path}", "method=base", "seed=0,1", *QUICK]
     bad, good = sweeps.runs(overrides)

@@ -99,7 +99,15 @@ def test_files_are_read_once_where_every_value_is_checked(readings: list[list[st
     sweep = ["-m", "method=base,code", "seed=range(0,20)", "tracker=none", "hydra.sweeper.max_batch_size=5"]
     command_line.preflight(sweep, lambda cfg: checked.append((cfg.method._target_.split(".")[-2], cfg.seed)))
     assert checked == [("base", 0), ("code", 0), *(("base", seed) for seed in range(1, 20))]
-    assert len(readings) == 2 + 2  # what Hydra's own options and an experiment add, and each method
+    assert len(readings) == 1 + 2  # for the sweep, and each method
+
+
+def test_options_that_do_not_go_together_are_found_before_the_first_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each of them goes with the others' first."""
+    with pytest.raises(SystemExit) as left:
+        command_line.preflight(["-m", "method=code,mpgd", "seed=0,1", "reward=aesthetic,compressibility"], jobs.prepare)
+    assert left.value.code == 2
+    assert "reward=compressibility has no gradient and method=mpgd needs one" in capsys.readouterr().err
 
 
 def test_a_checked_sweep_is_listed_without_reading_files_again(readings: list[list[str]]) -> None:

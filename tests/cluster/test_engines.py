@@ -67,6 +67,13 @@ def test_optuna_finds_the_best_run_within_a_limit(tmp_path: Path) -> None:
     again = python(str(ROOT / "run.py"), *given, folder=tmp_path)
     assert again.count("already done") == 3  # the same runs were asked for
 
+    (best,) = (run for run in study.glob("code-*") if json.loads((run / "metrics.json").read_text())["cost"]["nfe"] == 14)
+    (other,) = set(study.glob("code-*")) - {best}
+    shutil.rmtree(other)
+    other.write_bytes(b"")  # where its folder should be: it cannot be made
+    python(str(ROOT / "run.py"), *given, folder=tmp_path)
+    assert OmegaConf.load(study / "optimization_results.yaml").best_params == {"method.num_particles": 2}
+
 
 @trained
 def test_the_sweep_file_of_wandb_names_runs_that_can_be_made(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from guidedgen import command_line, sweeps
-from guidedgen.types import UsageError
 
 from .conftest import ROOT
 
@@ -58,11 +57,40 @@ def test_a_line_for_each_run_and_the_lines_before_it(script: dict[str, Any], tmp
     assert own.split() == [sys.executable, str(ROOT / "run.py")]  # whose environment need not be active
 
 
-def test_a_prompt_of_two_lines_is_refused(script: dict[str, Any], tmp_path: Path) -> None:
-    runs = [sweeps.Run(overrides=["dataset=prompt", 'dataset.prompt="a\nb"', f"outputs={tmp_path}"])]
-    with pytest.raises(UsageError, match=r'dataset\.prompt="a\.\.\.: has several lines'):
-        script["write"](runs, launcher())
-    assert not list(tmp_path.iterdir())
+def test_a_prompt_of_two_lines_is_refused(script: dict[str, Any], tmp_path: Path, monkeypatch, capsys) -> None:
+    """Before an array is written: not even that of the runs before it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(script["main"].__globals__, "ARRAY", 1)
+    with pytest.raises(SystemExit) as left:
+        script["main"](["dataset=prompt", 'dataset.prompt="a","b\nc"', "tracker=none"])
+    assert left.value.code == 2 and 'dataset.prompt="b...: has several lines' in capsys.readouterr().err
+    assert not list(tmp_path.glob("outputs/*/.sweep"))
+
+
+def test_options_in_a_folder_of_one_s_own_are_swept(script: dict[str, Any], tmp_path: Path, monkeypatch, capsys) -> None:
+    """The lines name the folder, from wherever a task reads them."""
+    (tmp_path / "my options" / "method").mkdir(parents=True)
+    (tmp_path / "my options" / "method" / "mine.yaml").write_text("_target_: guidedgen.methods.base.Base\n")
+    monkeypatch.chdir(tmp_path)
+    script["main"](["--config-dir=my options", "method=mine,base", "tracker=none", "hydra.launcher.gres=null"])
+    (lines,) = tmp_path.glob("outputs/default/.sweep/*/lines")
+    assert [shlex.split(line) for line in lines.read_text().splitlines()] == [
+        [f"--config-dir={tmp_path}/my options", f"method={name}", "tracker=none"] for name in ("mine", "base")
+    ]
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "status.py"),
+        "--config-dir",
+        "my options",
+        "method=mine,base",
+        "tracker=none",
+    ]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "2 runs: 2 missing" in told
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as left:
+        script["main"](["--config-dir=their options", "method=mine,base"])
+    assert left.value.code == 2 and capsys.readouterr().err == f"guidedgen: --config-dir={tmp_path}/their options: no such folder\n"
 
 
 @pytest.mark.parametrize(
@@ -70,7 +98,7 @@ def test_a_prompt_of_two_lines_is_refused(script: dict[str, Any], tmp_path: Path
     [
         (["hydra.launcher.partitoin=gpu"], "hydra.launcher.partitoin"),
         (["method=code,cod", "hydra.launcher.gres=null"], "did you mean code?"),
-        (["--fresh"], "python scripts/sweep.py"),
+        (["--fresh", "seed=0"], "unrecognized arguments: --fresh"),
     ],
 )
 def test_a_wrong_sweep_is_not_written(
