@@ -3,6 +3,7 @@
 Rooms, and who may import whom (held by tests/test_layers.py):
 
     types, images, noise, cost     what everything else speaks: torch, numpy, pillow
+    precision                      networks in half precision, with their gradients
     process                        noise schedules, grids, formulas, step rules                <- types
     augment                        random copies of pictures                                   <- types, noise
     problem                        what a method is given                             <- types, images, noise, augment, process
@@ -30,6 +31,7 @@ Rooms, and who may import whom (held by tests/test_layers.py):
     learning                       what a method learns before its samples are drawn           <- problem, models, jobs
     sampling                       a job's samples, and those that fail                        <- problem, jobs, store
     judging                        its metrics                                                 <- evaluate, jobs, sampling
+    rejudging                      those of a stored run, by what is chosen now                 <- command_line, judging
     experiment                     from job to finished run                                    <- all of these
 
 Importing guidedgen loads none of torch, diffusers and transformers.

@@ -21,16 +21,17 @@ ALLOWED = {
     "images": set(),
     "noise": set(),
     "cost": set(),
+    "precision": set(),
     "vision_language": set(),
     "process": {"types"},
     "augment": {"types", "noise"},
     "problem": {"types", "images", "noise", "augment", "process"},
-    "models": {"types", "process", "images", "cost", "zoo"},
+    "models": {"types", "process", "images", "cost", "precision", "zoo"},
     "gradients": {"types", "process"},
     "methods": {"types", "process", "noise", "augment", "problem", "gradients"},
     "rewards": {"types", "images", "noise", "augment"},
     "metrics": {"types", "images"},
-    "zoo": {"types", "images", "vision_language", "lab"},  # lab: the loaders of the shipped weights
+    "zoo": {"types", "images", "precision", "vision_language", "lab"},  # lab: the loaders of the shipped weights
     "datasets": {"types", "images", "lab"},  # images: references are read; lab: its prompts
     "lab": {"types", "images", "noise", "vision_language"},
     "shards": {"types"},
@@ -48,6 +49,7 @@ ALLOWED = {
     "learning": {"types", "problem", "models", "store", "report", "jobs"},
     "sampling": {"types", "images", "noise", "cost", "process", "problem", "store", "jobs", "report"},
     "judging": {"types", "config", "store", "jobs", "evaluate", "learning", "report", "sampling"},
+    "rejudging": {"types", "config", "command_line", "store", "jobs", "evaluate", "sampling", "judging"},
     "experiment": {"types", "store", "jobs", "learning", "report", "sampling", "judging", "sweeps", "config"},
 }  # fmt: skip
 # For annotations only (`if TYPE_CHECKING`): protocols take what the rooms above types define.
@@ -71,7 +73,7 @@ PACKAGES = {
     "spacy": {"metrics"},
     "wandb": {"tracker"},
     "hydra": {"config", "command_line", "sweeps", "experiment"},
-    "omegaconf": {"config", "command_line", "jobs", "sweeps", "judging", "experiment", "pages"},
+    "omegaconf": {"config", "command_line", "jobs", "sweeps", "judging", "rejudging", "experiment", "pages"},
     "peft": {"models"},
     "rich": {"report", "status", "lab"},
 }

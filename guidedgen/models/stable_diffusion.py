@@ -20,8 +20,8 @@ from torch import Tensor
 from guidedgen import images
 from guidedgen.cost import Ledger
 from guidedgen.models import tuning
-from guidedgen.models.precision import run_in
 from guidedgen.models.words import Words
+from guidedgen.precision import run_in
 from guidedgen.process.formulas import classifier_free, eps_from_v
 from guidedgen.process.grid import NoiseSchedule, Point
 from guidedgen.types import BadValue, Task, UsageError
@@ -326,4 +326,4 @@ def _load_tokenizer(folder: Path) -> CLIPTokenizer:
 @functools.lru_cache(maxsize=4)  # of ten thousand prompts it takes a second, and a run and its unguided one check them twice each
 def _token_counts(folder: Path, prompts: tuple[str, ...]) -> list[int]:
     """How many tokens each of the prompts is."""
-    return list(map(len, _load_tokenizer(folder)(list(prompts), add_special_tokens=False).input_ids))
+    return list(map(len, _load_tokenizer(folder)(list(prompts), add_special_tokens=False, verbose=False).input_ids))

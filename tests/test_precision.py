@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from guidedgen.models.precision import run_in
+from guidedgen.precision import run_in
 
 WEIGHT = torch.randn(8, 8, generator=torch.Generator().manual_seed(0)) / 3
 
@@ -35,6 +35,15 @@ def test_they_would_not_without_it() -> None:
 def test_zero_and_broken_gradients_pass_as_they_are() -> None:
     assert gradient(torch.float16, 0.0).abs().max() == 0
     assert not gradient(torch.float16, float("nan")).isfinite().any()
+
+
+@pytest.mark.parametrize("neighbour", [float("nan"), float("inf"), 0.0, 1e7])
+def test_a_row_s_gradient_does_not_depend_on_its_neighbours(neighbour: float) -> None:
+    x = torch.randn(2, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    sizes = torch.tensor([1e-8, neighbour])
+    (exact,) = torch.autograd.grad((network(x).sum(1) * torch.tensor([1e-8, 0.0])).sum(), x)
+    (half,) = torch.autograd.grad((run_in(torch.float16, network, x).sum(1) * sizes).sum(), x)
+    assert (half[0] - exact[0]).norm() < 3e-3 * exact[0].norm()
 
 
 def test_a_gradient_that_also_flows_past_the_network_is_not_scaled() -> None:
