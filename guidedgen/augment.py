@@ -3,7 +3,8 @@
 What a referee is shown instead of a picture itself, so that it is not fooled by what it alone takes for a good one (Liu et al.
 2024, "Referee Can Play", arXiv:2402.16305, section 3.1). Kinds, order and sizes follow the released code (Pepper-lll/VLMinv,
 blip2_sds.py): affine, perspective, colour, erasing, grain. Numbers are drawn from the samples' own streams; the operations are
-kornia's. The two warps are composed and done as one, which blurs once instead of twice.
+kornia's. Two things differ: the two warps are composed and done as one, which blurs once instead of twice; and grained copies are
+clamped, as rewards are given images in [0, 1], where the code hands what leaves the range to BLIP-2.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from guidedgen.noise import Noise
 from guidedgen.types import BadValue
 
 _NUMBERS = 27  # uniform numbers per copy
+_PLAIN = (1.0, 1.0, 1.0, 0.0)  # colours that change nothing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,11 +48,14 @@ class Copies:
         height, width = x.shape[-2:]
         x = warp_perspective(x, self.warps[samples, copies].to(x), (height, width), padding_mode="zeros", align_corners=True)
         colours = self.colours[samples, copies].to(x)
-        if (colours != torch.tensor([1.0, 1.0, 1.0, 0.0], device=x.device)).any():
-            x = (x * colours[:, 0, None, None, None]).clamp(0, 1)
-            x = adjust_contrast_with_mean_subtraction(x, colours[:, 1])
-            x = adjust_saturation_with_gray_subtraction(x, colours[:, 2])
-            x = adjust_hue(x, 2 * math.pi * colours[:, 3])
+        # Not the others: where channels tie, the way to hue and back has another gradient than none.
+        (jittered,) = (colours != torch.tensor(_PLAIN).to(colours)).any(1).nonzero(as_tuple=True)
+        if len(jittered):
+            colours = colours[jittered]
+            y = (x[jittered] * colours[:, 0, None, None, None]).clamp(0, 1)
+            y = adjust_contrast_with_mean_subtraction(y, colours[:, 1])
+            y = adjust_saturation_with_gray_subtraction(y, colours[:, 2])
+            x = x.index_copy(0, jittered, adjust_hue(y, 2 * math.pi * colours[:, 3]))
         left, top, right, bottom = self.erased[samples, copies].to(x.device).T[..., None, None]
         down, across = torch.arange(height, device=x.device)[:, None], torch.arange(width, device=x.device)
         inside = (down >= top) & (down < bottom) & (across >= left) & (across < right)
@@ -103,8 +108,8 @@ class Augmentations:
             if not 0 <= getattr(self, name) <= 1:
                 raise BadValue(name, getattr(self, name), "must be from 0 to 1")
         for name in ("degrees", "translate", "copy_grain", "grain"):
-            if getattr(self, name) < 0:
-                raise BadValue(name, getattr(self, name), "must be at least 0")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise BadValue(name, getattr(self, name), "must be at least 0 and finite")
         if not 0 < self.smallest_crop <= 1:
             raise BadValue("smallest_crop", self.smallest_crop, "must be above 0 and at most 1")
         if len(self.erased) != 2 or not 0 < self.erased[0] <= self.erased[1] < 1:
@@ -151,7 +156,7 @@ class Augmentations:
     def _colours(self, u: Tensor) -> Tensor:
         """b v 4 from numbers b v 5."""
         change = self.jitter * (2 * u[..., 1:] - 1) * (u[..., :1] < self.jitter_odds)
-        return change + torch.tensor([1, 1, 1, 0], dtype=u.dtype)
+        return change + torch.tensor(_PLAIN, dtype=u.dtype)
 
     def _erased(self, u: Tensor, height: int, width: int) -> Tensor:
         """b v 4 from numbers b v 5; the ratio of the sides is drawn below 1 or above it, evenly."""

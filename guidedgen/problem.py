@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from guidedgen import images
-from guidedgen.augment import Copies
+from guidedgen.augment import Augmentations, Copies
 from guidedgen.noise import Noise
 from guidedgen.process.formulas import add_noise
 from guidedgen.process.grid import Grid, NoiseSchedule, Point
@@ -91,45 +91,45 @@ class Problem:
             gradients.append(gradient)
         return torch.cat(values).unflatten(0, x_0.shape[:2]), torch.cat(gradients).unflatten(0, x_0.shape[:2])
 
-    def score_copies(self, x_0: Tensor, draw: Callable[[int, int], Copies] | None) -> tuple[Tensor, Tensor]:
+    def score_copies(self, x_0: Tensor, augmentations: Augmentations, noise: Noise) -> tuple[Tensor, Tensor]:
         """Rewards of clean latents (b 1 c h w) as `score_and_gradient` gives them, each the mean of those of a picture's copies.
 
-        `draw` says what these are, for pictures of a height and a width; None: pictures are scored themselves. Every picture is
-        decoded once; the graphs of at most `batch_size` copies are held at once.
+        The copies are the next that `augmentations` draws from `noise`; where it has none, pictures are scored themselves. Every
+        picture is decoded once; the graphs of at most `batch_size` copies are held at once, and of the decoding of those pictures
+        alone that they are of.
         """
-        if draw is None:
+        count = augmentations.count
+        if not count:
             return self.score_and_gradient(x_0)
         values: list[Tensor] = []
         gradients: list[Tensor] = []
         copies: Copies | None = None
-        for start in range(0, len(x_0), self.batch_size):
+        samples = torch.arange(len(x_0))
+        for own in samples.split(max(1, self.batch_size // count)):
             with torch.enable_grad():
-                rows = x_0[start : start + self.batch_size, 0].detach().requires_grad_()
+                rows = x_0[own, 0].detach().requires_grad_()
                 pictures = self.decode(rows)
-            copies = copies or draw(*pictures.shape[-2:])
-            rewards, by_pictures = self._copied_reward(pictures.detach(), start, copies)
+            copies = copies or augmentations.draw(noise, *pictures.shape[-2:])
+            chunks = torch.arange(count).split(self.batch_size)
+            parts = [self._copied_reward(pictures.detach(), own, copies, chunk) for chunk in chunks]
+            rewards, by_pictures = (torch.stack(part).sum(0) / count for part in zip(*parts, strict=True))
             with self.timed("backward"):
                 gradients += torch.autograd.grad(pictures, rows, by_pictures)
             values.append(rewards)
         return torch.cat(values).unsqueeze(1), torch.cat(gradients).unsqueeze(1)
 
-    def _copied_reward(self, pictures: Tensor, start: int, copies: Copies) -> tuple[Tensor, Tensor]:
-        """Mean rewards (k) of the copies of k pictures, which are of the samples from `start` on, and the gradients by them."""
+    def _copied_reward(self, pictures: Tensor, own: Tensor, copies: Copies, which: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums of the rewards of the copies `which` (v) of k pictures, those of the samples `own`, and the gradients by them."""
         assert self.reward is not None
-        owners = torch.arange(len(pictures)).repeat_interleave(copies.count)
-        kinds = torch.arange(copies.count).repeat(len(pictures))
-        rewards, gradient = pictures.new_zeros(len(pictures)), torch.zeros_like(pictures)
-        for own, kind in zip(owners.split(self.batch_size), kinds.split(self.batch_size), strict=True):
-            with torch.enable_grad():
-                shown = pictures[own].requires_grad_()
-                found = self.reward(copies(shown, own + start, kind), [self.tasks[start + i] for i in own.tolist()])
-                total = found.sum()
-            with self.timed("backward"):
-                (by_shown,) = torch.autograd.grad(total, shown)
-            own = own.to(pictures.device)
-            rewards.index_add_(0, own, found.detach().to(rewards) / copies.count)
-            gradient.index_add_(0, own, by_shown / copies.count)
-        return rewards, gradient
+        v = len(which)
+        with torch.enable_grad():
+            leaves = pictures.clone().requires_grad_()
+            shown = copies(leaves.repeat_interleave(v, 0), own.repeat_interleave(v), which.repeat(len(own)))
+            rewards = self.reward(shown, [self.tasks[i] for i in own.tolist() for _ in range(v)]).unflatten(0, (-1, v)).sum(1)
+            total = rewards.sum()
+        with self.timed("backward"):
+            (gradient,) = torch.autograd.grad(total, leaves)
+        return rewards.detach(), gradient
 
     def subset(self, rows: Sequence[int]) -> Problem:
         """The problem of some of its samples; their noise goes on where it stands."""

@@ -55,6 +55,22 @@ def test_a_sample_does_not_know_its_neighbours() -> None:
     torch.testing.assert_close(shown(drawn("ab"), images)[1], shown(drawn("b"), images[1:])[0], rtol=0, atol=0)
 
 
+def test_a_copy_s_gradient_does_not_know_the_other_copies() -> None:
+    """A picture with grey things in it, where colours tie; about half of the copies are not jittered."""
+    images, copies = pictures(1), drawn("a", count=8)
+    images[..., 12:] = images[:, :1, :, 12:]
+    owner, together, alone = (
+        torch.zeros(8, dtype=torch.long),
+        images.expand(8, -1, -1, -1).clone(),
+        images.expand(8, -1, -1, -1).clone(),
+    )
+    together.requires_grad_(), alone.requires_grad_()
+    (copies(together, owner, torch.arange(8)) ** 2).sum().backward()
+    for v in range(8):
+        (copies(alone[v : v + 1], owner[:1], torch.tensor([v])) ** 2).sum().backward()
+    torch.testing.assert_close(together.grad, alone.grad, rtol=1e-9, atol=1e-12)
+
+
 def test_what_is_fresh_at_every_draw() -> None:
     noise, options = Noise(["a"]), Augmentations(count=3)
     first, second = options.draw(noise, 24, 24), options.draw(noise, 24, 24)
@@ -161,6 +177,8 @@ def test_the_gradient_is_that_of_finite_differences() -> None:
         {"side": 0},
         {"jitter_odds": 1.5},
         {"grain": -0.1},
+        {"degrees": math.nan},
+        {"copy_grain": math.inf},
         {"smallest_crop": 0},
         {"erased": [0.5, 0.2]},
         {"erased": [0.2]},

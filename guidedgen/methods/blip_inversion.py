@@ -7,7 +7,9 @@ score distillation keeps it a picture. Algorithm 1, for i = 1 .. I:
     z = ema   where i is ema_start, ema_start + ema_restart, ...
 
 The referee is the reward, of any kind that has a gradient, seen through `augmentations`. The last `distill_iterations` are without
-it. The noise that z_t holds at an iteration, t, is the same for all samples: a batch is one call of the network.
+it. How noisy z_t is at an iteration, t, is drawn once for all samples and runs, whatever the seed: a batch is one call of the
+network, and a sample does not depend on what it is made with. Both see the task's prompt; the code shows the diffusion model
+"A photo exactly contains " and the prompt.
 
 Cost, with I iterations of which J are refereed and v copies: 2I rows forward (none for mode=referee_only, I where distill_scale
 is 1), none backward; J decodes and max(v, 1) J reward calls, and one decode of the finished picture. The released code decodes
@@ -20,7 +22,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Literal
 
 import torch
@@ -41,16 +42,17 @@ class BlipInversion:
 
     optimizer: of the referee's step, sgd, as in the code. The paper says Adam, whose step does not depend on the gradient's norm:
         the balance w1, which its Table 6 finds to matter, would do nothing.
-    distill_lr: of the distillation's step, scheduled as the referee's (the paper), or constant (the code).
-    warmup: iterations over which the referee's learning rate rises from 0: none in the paper, 10 in the code.
+    distill_lr: of the distillation's step, along the cosine as the referee's (the paper), or constant, the first (the code).
+    warmup: iterations over which the referee's learning rate rises from 0, before its cosine: none in the paper, 10 in the code.
+    distill_scale: w of u + w (c - u), as in the code; that of the paper's section 2, c + w (c - u), is one less.
     noise: standard deviation of what is added to z, once (the paper's N(0, 0.04)); the code adds it twice, once times the learning
         rate. In the last iterations it is `last_noise`, the code's 0.01, of which the paper says nothing.
 
-    `mode` referee_only takes the step of the referee alone, of w1 times the norm of a distillation gradient of unit elements;
-    distill_only is distillation alone: the rows of Table 3. `lr` and `distill_weight` are [first, last], along a cosine.
-    `distill_window` are the least and the greatest t, as shares of the trained steps. `keep` takes the last picture, or the one
-    whose copies the referee has given most. After a restart the code's average shares its memory with z and moves with it; ours
-    does not.
+    `mode` referee_only takes the step of the referee alone, in the last iterations too, of w1 times the norm of a distillation
+    gradient of unit elements; distill_only is distillation alone: the rows of Table 3. `lr` and `distill_weight` are [first, last],
+    along a cosine. `distill_window` are the least and the greatest t, as shares of the trained steps. `keep` takes the last
+    picture, or the one whose copies the referee has given most. After a restart the code's average shares its memory with z and
+    moves with it; ours does not.
     """
 
     augmentations: Augmentations
@@ -78,8 +80,16 @@ class BlipInversion:
         if self.distill_iterations > self.num_iterations:
             raise BadValue("distill_iterations", self.distill_iterations, "must be at most num_iterations")
         for name in ("lr", "distill_weight"):
-            if len(getattr(self, name)) != 2:
-                raise BadValue(name, list(getattr(self, name)), "must be [first, last]")
+            ends = getattr(self, name)
+            if len(ends) != 2 or not all(0 <= end < math.inf for end in ends):
+                raise BadValue(name, list(ends), "must be [first, last], at least 0 and finite")
+        for name in ("weight", "distill_scale", "noise", "last_noise"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise BadValue(name, getattr(self, name), "must be at least 0 and finite")
+        if self.mode == "referee_only" and not self.weight:
+            raise BadValue("weight", self.weight, "must be above 0 in mode=referee_only, which has nothing else")
+        if self.ema_start is not None and self.ema_start < 1:
+            raise BadValue("ema_start", self.ema_start, "must be at least 1, or null for no restart")
         window = self.distill_window
         if len(window) != 2 or not 0 <= window[0] < window[1] <= 1:
             raise BadValue("distill_window", list(window), "must be [least, greatest] with 0 <= least < greatest <= 1")
@@ -97,34 +107,39 @@ class BlipInversion:
         """Iterations in which the referee has a say."""
         if self.mode == "distill_only" or (self.mode == "full" and not self.weight):
             return 0
-        return self.num_iterations - self.distill_iterations
+        return self.num_iterations - (self.distill_iterations if self.mode == "full" else 0)
 
     def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
         z = problem.noise.draw(1, problem.latent_shape)
         average, best = z.clone(), Best()
         eps, added, views = (problem.noise.fork(name) for name in ("distillation", "latent noise", "augmentations"))
-        draw = partial(self.augmentations.draw, views)
         times = stream("score distillation").integers(*self._times(problem), size=self.num_iterations)
         optimizer = (torch.optim.SGD if self.optimizer == "sgd" else torch.optim.Adam)([z], lr=1.0)
         for i in range(self.num_iterations):
-            lr, weight = (cosine(ends, i, self.num_iterations) for ends in (self.lr, self.distill_weight))
+            weight = cosine(self.distill_weight, i, self.num_iterations)
             distilled = weight * self._distillation(problem, z, int(times[i]), eps)
             if i < self._refereed:
-                rewards, gradient = problem.score_copies(z, draw if self.augmentations.count else None)
+                rewards, gradient = problem.score_copies(z, self.augmentations, views)
                 best.see(z.clone(), rewards[:, 0])
                 observe("update", i, {"rewards": rewards[:, 0], "distillation": _norm(distilled).flatten()})
                 size = _norm(distilled) if self.mode == "full" else weight * _unit(z)
                 z.grad = -balanced(gradient, self.weight * size)
-                optimizer.param_groups[0]["lr"] = lr * (min(1.0, (i + 1) / self.warmup) if self.warmup else 1.0)
+                optimizer.param_groups[0]["lr"] = self._lr(i)
                 optimizer.step()
             first = i < self.num_iterations - self.distill_iterations
-            z -= (lr if self.distill_lr == "scheduled" else 1.0) * distilled
+            z -= (cosine(self.lr, i, self.num_iterations) if self.distill_lr == "scheduled" else self.lr[0]) * distilled
             z += (self.noise if first else self.last_noise) * added.draw(1, problem.latent_shape)
             average.lerp_(z, 1 - self.ema_decay)
             if first and self._restarts(i + 1):
                 z.copy_(average)
             observe("step", i, {})
         return (z if self.keep == "last" else best.x_0)[:, 0]
+
+    def _lr(self, i: int) -> float:
+        """Of the referee's step."""
+        if i < self.warmup:
+            return self.lr[0] * (i + 1) / self.warmup
+        return cosine(self.lr, i - self.warmup, self.num_iterations - self.warmup)
 
     def _times(self, problem: Problem) -> tuple[int, int]:
         """The least t, and the one after the greatest."""

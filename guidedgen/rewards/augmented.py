@@ -41,8 +41,9 @@ class Augmented:
     def __call__(self, images: Tensor, tasks: Sequence[Task]) -> Tensor:
         """b 3 H W in [0, 1] and b tasks -> b. One copy of each image is scored at a time."""
         check_inputs(images, tasks, "augmented")
-        noise = Noise([f"augmented/{task.id}" for task in tasks], device=images.device, dtype=images.dtype)
+        ids = list(dict.fromkeys(task.id for task in tasks))  # a task may have several images
+        noise = Noise([f"augmented/{name}" for name in ids], device=images.device, dtype=images.dtype)
         copies = self.augmentations.draw(noise, *images.shape[-2:])
-        rows = torch.arange(len(images))
+        rows = torch.tensor([ids.index(task.id) for task in tasks])
         found = [self.reward(copies(images, rows, torch.full_like(rows, i)), tasks) for i in range(copies.count)]
         return torch.stack(found).mean(0)

@@ -12,7 +12,7 @@ normalised on tensors, so that gradients reach the pixels. The vision tower runs
 from __future__ import annotations
 
 import functools
-import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ from torch import Tensor
 from guidedgen import images as pictures
 from guidedgen.types import UsageError
 from guidedgen.vision_language import QFormer
-from guidedgen.zoo.files import TOKENIZER, kept_file, locate_lab, locate_network, read_state
-from guidedgen.zoo.pretrained import load_pretrained
+from guidedgen.zoo.files import BERT_WORDS, TOKENIZER, kept_file, locate_lab, locate_network, read_config, read_state
+from guidedgen.zoo.pretrained import load_pretrained, load_processor
 
 HEAD = "blip2-caption-head.safetensors"  # of HubBlip2, in torch.hub's cache
 LENGTH = 32  # tokens of a text at most, as LAVIS' blip2_pretrain.yaml has it
@@ -60,10 +60,8 @@ class HubBlip2:
     ) -> None:
         self.name = name
         self.device = torch.device(device)
-        self.folder = locate_network(path, key=key, files=TOKENIZER, weights=weights, revision=revision)
-        config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-        if config.get("model_type") != "blip-2":
-            raise UsageError(f"{key}={path}: holds a model of type {config.get('model_type')}; a blip-2 is needed")
+        self.folder = locate_network(path, key=key, files=TOKENIZER, weights=weights, one_of=BERT_WORDS, revision=revision)
+        read_config(self.folder, source=f"{key}={path}", kind="blip-2")
         self._key = key
         self.head = kept_file(HEAD) if head is None else Path(head).expanduser()
         if not self.head.is_file():
@@ -80,7 +78,7 @@ class HubBlip2:
     def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = load_processor(AutoTokenizer, self.folder, source=f"{self._key}={self.folder}", what="its tokenizer")
         if tokenizer.bos_token_id is None:
             raise UsageError(f"{self._key}={self.folder}: its tokenizer has no start token of captions ([DEC]); fetch it again")
         return tokenizer
@@ -93,7 +91,8 @@ class HubBlip2:
         pixels = pictures.resize(pixels, network.network.config.vision_config.image_size, crop=False)
         pixels = pictures.normalise(pixels, pictures.CLIP_MEAN, pictures.CLIP_STD)
         # Padded to one length, so that a text's losses do not depend on its neighbours'.
-        tokens = tokenizer(list(texts), padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
+        read = [as_captions_are(text) for text in texts]
+        tokens = tokenizer(read, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
         ids, mask = tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
         return _losses(network, pixels, ids, mask, tokenizer.bos_token_id)
 
@@ -125,6 +124,15 @@ class LabBlip2:
         tokenizer = networks.load_tokenizer()
         ids, mask = (tensor.to(self.device) for tensor in referees.tokenise(tokenizer, texts))
         return _losses(self.network, pictures.to_model(pixels), ids, mask, referees.special(tokenizer)["[DEC]"])
+
+
+def as_captions_are(text: str) -> str:
+    """A text as BLIP-2 was trained to read it: small letters, no .!"()*#:;~ and at most 50 words.
+
+    salesforce/LAVIS, lavis/processors/blip_processors.py, BlipCaptionProcessor.pre_caption, which the released code of "Referee Can
+    Play" applies too.
+    """
+    return " ".join(re.sub(r"""[.!"()*#:;~]""", " ", text.lower()).split()[:50])
 
 
 def _losses(network: QFormer, pixels: Tensor, ids: Tensor, mask: Tensor, start: int) -> tuple[Tensor, Tensor]:

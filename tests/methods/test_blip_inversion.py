@@ -65,16 +65,21 @@ def plain_inversion(problem: Problem, b: int, o: BlipInversion, task: float = 1.
             u, c = networks.uncond(z_t, point), networks.cond(z_t, point)
             g_s = w2 * 2 * (u + o.distill_scale * (c - u) - eps)  # of latents 1 x 1
         z_before, step = z, torch.zeros_like(z)
-        if i < o.num_iterations - o.distill_iterations and o.mode != "distill_only" and (o.mode != "full" or o.weight):
+        last = i >= o.num_iterations - o.distill_iterations
+        if o.mode == "referee_only" or (o.mode == "full" and o.weight and not last):
             leaf = z_before.clone().requires_grad_()
             loss = -task * rated(decode(leaf[0])).sum()
             (g,) = torch.autograd.grad(loss, leaf)
             norm = g_s.norm() if o.mode == "full" else w2 * 2 * math.sqrt(z.numel())
             g_r = o.weight * norm * g / g.norm()
             step = adam.step(g_r) if o.optimizer == "adam" else g_r
-            step = step * lr * (min(1.0, (i + 1) / o.warmup) if o.warmup else 1.0)
-        z = z - step - (lr if o.distill_lr == "scheduled" else 1.0) * g_s
-        z = z + (o.noise if i < o.num_iterations - o.distill_iterations else o.last_noise) * z_noise.draw(1, shape)
+            if i < o.warmup:
+                step = step * o.lr[0] * (i + 1) / o.warmup
+            else:
+                late = 0.5 * (1 + math.cos(math.pi * (i - o.warmup) / (o.num_iterations - o.warmup)))
+                step = step * (o.lr[1] + (o.lr[0] - o.lr[1]) * late)
+        z = z - step - (lr if o.distill_lr == "scheduled" else o.lr[0]) * g_s
+        z = z + (o.last_noise if last else o.noise) * z_noise.draw(1, shape)
         ema = o.ema_decay * ema + (1 - o.ema_decay) * z
         done = i + 1
         if (
@@ -89,7 +94,8 @@ def plain_inversion(problem: Problem, b: int, o: BlipInversion, task: float = 1.
 @pytest.mark.parametrize(
     "options",
     [
-        {}, {"optimizer": "adam"}, {"mode": "referee_only"}, {"mode": "distill_only"}, {"ema_start": None}, {"distill_lr": "constant"},
+        {}, {"optimizer": "adam"}, {"mode": "referee_only"}, {"mode": "distill_only"}, {"ema_start": None},
+        {"distill_lr": "constant", "lr": (0.7, 0.2)},
         {"warmup": 4}, {"weight": 0.5, "lr": (0.7, 0.2), "noise": 0.05}, {"distill_iterations": 0}, {"distill_scale": 1.0},
         {"distill_window": (0.3, 0.6)},
     ],
@@ -166,7 +172,7 @@ def test_the_cosine_runs_from_one_end_to_the_other() -> None:
 @pytest.mark.parametrize(
     ("options", "rows", "refereed"),
     [
-        ({}, 2 * I, I - 3), ({"mode": "referee_only"}, 0, I - 3), ({"mode": "distill_only"}, 2 * I, 0), ({"distill_scale": 1.0}, I, I - 3),
+        ({}, 2 * I, I - 3), ({"mode": "referee_only"}, 0, I), ({"mode": "distill_only"}, 2 * I, 0), ({"distill_scale": 1.0}, I, I - 3),
         ({"distill_iterations": I}, 2 * I, 0),
     ],
     ids=str,
@@ -181,11 +187,12 @@ def test_costs_are_those_of_the_docstring(make_problem: Make, options: dict, row
     assert steps == list(range(I)) and inversion(**options).needs.steps == I
 
 
-class Shifted(Copies):
+class Shifted(Augmentations):
     """Copies of pictures 2 x 1 x 1: each adds its own number."""
 
-    def __init__(self, count: int) -> None:
-        object.__setattr__(self, "warps", torch.zeros(1, count))
+    def draw(self, noise: Noise, height: int, width: int) -> Copies:
+        assert height == width == 1
+        return self  # type: ignore[return-value]
 
     def __call__(self, pictures: Tensor, samples: Tensor, copies: Tensor) -> Tensor:
         return pictures + 0.1 * (samples + 10 * copies).to(pictures)[:, None, None, None]
@@ -201,7 +208,7 @@ def test_copies_are_scored_in_chunks_and_decoded_once(make_problem: Make, size: 
         reward=lambda x, tasks: shown.append(len(x)) or inner(x, tasks),
     )
     z = problem.noise.draw(1, problem.latent_shape)
-    rewards, gradient = problem.score_copies(z, lambda height, width: Shifted(4) if height == width == 1 else None)
+    rewards, gradient = problem.score_copies(z, Shifted(count=4), problem.noise)
     leaf = z.clone().requires_grad_()
     pictures = decode(leaf[:, 0])
     expected = torch.stack(
@@ -212,7 +219,7 @@ def test_copies_are_scored_in_chunks_and_decoded_once(make_problem: Make, size: 
     )
     torch.testing.assert_close(rewards[:, 0], expected.detach(), rtol=0, atol=1e-12)
     torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), leaf)[0], rtol=0, atol=1e-12)
-    assert sum(decoded) == 3 and max(decoded) <= size
+    assert sum(decoded) == 3 and max(decoded) <= max(1, size // 4)  # no more than whose copies are shown at once
     assert sum(shown) == 12 and max(shown) <= size
 
 
@@ -229,7 +236,9 @@ def test_the_best_is_the_one_that_the_referee_gave_most(make_problem: Make) -> N
     "options",
     [
         {"num_iterations": -1}, {"distill_iterations": I + 1}, {"lr": (1.0,)}, {"distill_window": (0.9, 0.1)}, {"ema_decay": 1.5},
-        {"ema_restart": 0}, {"keep": "best", "mode": "distill_only"},
+        {"ema_restart": 0}, {"ema_start": 0}, {"keep": "best", "mode": "distill_only"}, {"weight": 0.0, "mode": "referee_only"},
+        {"weight": -1.0}, {"weight": math.nan}, {"noise": math.inf}, {"last_noise": -0.1}, {"distill_scale": math.nan},
+        {"lr": (math.nan, 1.0)}, {"lr": (1.0, -1.0)}, {"distill_weight": (math.inf, 1.0)},
     ],
     ids=str,
 )  # fmt: skip

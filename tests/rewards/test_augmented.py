@@ -42,6 +42,12 @@ def test_copies_are_a_task_s_own_whatever_the_batch(tasks, noise):
     torch.testing.assert_close(reward(x, tasks("a", "b", "c")), together, rtol=0, atol=0)
 
 
+def test_images_of_one_task_have_the_same_copies(tasks, noise):
+    x, reward = noise(1), Augmented(reward=Left(), augmentations=Augmentations(count=3))
+    alone = reward(x, tasks("a"))
+    torch.testing.assert_close(reward(x.repeat(3, 1, 1, 1), tasks("a") * 3), alone.repeat(3))
+
+
 def test_copies_that_change_nothing_leave_the_reward(tasks, noise):
     still = Augmentations(count=2, degrees=0, translate=0, perspective_odds=0, jitter_odds=0, erase_odds=0, copy_grain=0, grain=0)
     x = noise(2)

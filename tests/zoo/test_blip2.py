@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -210,6 +211,27 @@ def test_long_texts_are_cut(matcher: HubBlip2):
     with torch.no_grad():
         long, cut = (matcher(noise(1).float(), [" ".join(["red"] * n)]) for n in (50, blip2.LENGTH - 2))
     assert all(torch.equal(a, b) for a, b in zip(long, cut, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("A red circle.", "a red circle"), ('"red" (circle); blue: it\'s, no-one', "red circle blue it's, no-one"),
+        ("red\n", "red"), ("red " * 60, " ".join(["red"] * 50)),
+    ],
+)  # fmt: skip
+def test_texts_are_read_as_captions_were(text: str, read: str):
+    """LAVIS' steps one by one: marks to spaces, runs of spaces to one, ends off, 50 words."""
+    assert blip2.as_captions_are(text) == read
+    theirs = re.sub(r"\s{2,}", " ", re.sub('([.!"()*#:;~])', " ", text.lower())).rstrip("\n").strip(" ")
+    assert " ".join(theirs.split(" ")[:50]) == read
+
+
+def test_a_full_stop_is_no_token(matcher: HubBlip2):
+    """Most prompts of T2I-CompBench end with one, and no caption did that BLIP-2 was trained with."""
+    images, text = noise(1).float(), " ".join(WORDS[5:7])
+    for found, plain in zip(matcher(images, [f"{text.title()}."]), matcher(images, [text]), strict=True):
+        assert torch.equal(found, plain)
 
 
 def test_the_head_is_made_of_the_authors_checkpoint(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
