@@ -54,8 +54,9 @@ class BlipVqaScore:
 
     @property
     def described(self) -> str:
-        """What else the numbers depend on."""
-        return f"noun phrases by {self.parser.name}; rounding: {self.rounding}"
+        """What else the numbers depend on: who answers, for that may be another network than the benchmark's."""
+        who = getattr(self.vqa, "described", self.vqa.name)
+        return f"answers by {who}; noun phrases by {self.parser.name}; rounding: {self.rounding}"
 
     def __call__(self, images: Tensor, tasks: Sequence[Task]) -> Tensor:
         """b 3 H W in [0, 1], one task per image -> scores b in [0, 1]. The Vqa is asked one question of each image at a time."""

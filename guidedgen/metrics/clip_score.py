@@ -73,6 +73,16 @@ class ClipScore:
     def __post_init__(self) -> None:
         convention_of(self.convention)
 
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The name of the CLIP."""
+        return (self.clip.name,)
+
+    @property
+    def described(self) -> str:
+        """The convention and the network, which the numbers are of."""
+        return f"{self.convention} of {self.clip.name}"
+
     def __call__(self, images: Tensor, tasks: Sequence[Task]) -> Tensor:
         """b 3 H W in [0, 1], one task per image -> scores b, float32. ValueError where the counts differ."""
         check(images, "clip score")

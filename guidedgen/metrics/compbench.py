@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from guidedgen.metrics.noun_phrases import Parser
+from guidedgen.metrics.spatial import Spatial
 from guidedgen.types import BadValue, Reward, Task
 
 # What a complex prompt is scored by, by the category that `dataset=t2i_compbench` gives it.
@@ -37,6 +38,11 @@ class WithoutAdjectives:
         """The other scorer's."""
         return tuple(getattr(self.scorer, "networks", ()))
 
+    @property
+    def described(self) -> str:
+        """What else the numbers depend on."""
+        return "; ".join(filter(None, (getattr(self.scorer, "described", ""), f"adjectives left out by {self.parser.name}")))
+
     def __call__(self, images: Tensor, tasks: Sequence[Task]) -> Tensor:
         """b 3 H W in [0, 1], one task per image -> b."""
         return self.scorer(images, [dataclasses.replace(task, prompt=self._plain(task.prompt)) for task in tasks])
@@ -48,13 +54,14 @@ class WithoutAdjectives:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ThreeInOne:
     """The mean, image by image, of the scores that the prompt's category calls for (3_in_1_eval/3_in_1.py): a Reward without
-    gradients. Other categories score NaN; where the prompt has no relation that `spatial` can read, that part counts 0, as there.
+    gradients. Other categories score NaN, and so does a picture of which a part knows nothing; where the prompt has no relation
+    that `spatial` can read, that part counts 0, as there.
 
     parts: for each category the parts that it is scored by.
     """
 
     attribute: Reward  # blip_vqa.BlipVqaScore
-    spatial: Reward  # spatial.Spatial
+    spatial: Spatial
     action: Reward  # the cosine of CLIP, WithoutAdjectives
     parts: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=lambda: PARTS)
 
@@ -68,13 +75,16 @@ class ThreeInOne:
     @property
     def networks(self) -> tuple[str, ...]:
         """Those of the parts that count, each once."""
-        counted = [getattr(self, part) for part in _NAMES if any(part in parts for parts in self.parts.values())]
-        return tuple(dict.fromkeys(name for part in counted for name in getattr(part, "networks", ())))
+        return tuple(dict.fromkeys(name for part in self._counted for name in getattr(part, "networks", ())))
 
     @property
     def described(self) -> str:
-        """What else the numbers depend on."""
-        return "; ".join(filter(None, (getattr(part, "described", "") for part in (self.attribute, self.spatial))))
+        """What else the numbers depend on, of the parts that count."""
+        return "; ".join(filter(None, (getattr(part, "described", "") for part in self._counted)))
+
+    @property
+    def _counted(self) -> list[Reward]:
+        return [getattr(self, part) for part in _NAMES if any(part in parts for parts in self.parts.values())]
 
     def __call__(self, images: Tensor, tasks: Sequence[Task]) -> Tensor:
         """b 3 H W in [0, 1], one task per image -> b. A part is asked about those of its categories alone."""
@@ -82,7 +92,11 @@ class ThreeInOne:
         for part in _NAMES:
             rows = [i for i, task in enumerate(tasks) if part in self.parts.get(task.category, ())]
             if rows:
-                found = getattr(self, part)(images[rows], [tasks[i] for i in rows]).to(totals)
-                totals[rows] += found.nan_to_num(0.0) if part == "spatial" else found
+                asked = [tasks[i] for i in rows]
+                found = getattr(self, part)(images[rows], asked).to(totals)
+                if part == "spatial":
+                    related = torch.tensor([self.spatial.relates(task) for task in asked], device=found.device)
+                    found = found.where(related, 0.0)
+                totals[rows] += found
         counts = torch.tensor([len(self.parts.get(task.category, ())) for task in tasks], device=images.device)
         return torch.where(counts > 0, totals / counts, float("nan"))

@@ -69,6 +69,10 @@ class Spatial:
         """What else the numbers depend on."""
         return f"detections by {self.detector.name}; nouns by {self.parser.name}"
 
+    def relates(self, task: Task) -> bool:
+        """Whether the prompt has a relation that is read; without one its score is NaN."""
+        return self._relation(task.prompt) is not None
+
     def __call__(self, images: Tensor, tasks: Sequence[Task]) -> Tensor:
         """b 3 H W in [0, 1], one task per image -> scores b, 0 or 0.5 to 1, or NaN."""
         height, width = check(images, "spatial").shape[-2:]

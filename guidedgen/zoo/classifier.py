@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,9 +14,9 @@ from torch import Tensor
 
 from guidedgen import images as pictures
 from guidedgen.types import UsageError
-from guidedgen.zoo.files import locate_lab, locate_network
+from guidedgen.zoo.files import locate_lab, locate_network, read_config
 from guidedgen.zoo.inception import load_lab_classifier
-from guidedgen.zoo.pretrained import load_pretrained
+from guidedgen.zoo.pretrained import load_pretrained, load_processor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,9 +50,8 @@ class HubClassifier:
         self.folder = locate_network(path, key=key, files=_PROCESSORS, weights=weights, revision=revision)
         if not any((self.folder / file).exists() for file in _PROCESSORS):
             raise UsageError(f"{key}={path}: has no {_PROCESSORS[0]}, which says how images are prepared")
-        config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-        labels = config.get("id2label")
-        if not labels:
+        labels = read_config(self.folder, source=f"{key}={path}").get("id2label")
+        if not isinstance(labels, dict) or not labels or not all(index.isdecimal() for index in labels):
             raise UsageError(f"{key}={path}: its config names no labels (id2label); an image classifier is needed")
         self.labels: dict[int, str] = {int(index): str(label) for index, label in labels.items()}
         self._safetensors = weights.endswith(".safetensors")
@@ -159,10 +157,7 @@ def _load(folder: Path, safetensors: bool, device: torch.device) -> tuple[PreTra
 
     what = "an image classifier"
     network = load_pretrained(AutoModelForImageClassification, folder, what=what, safetensors=safetensors, device=device)
-    try:
-        processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{folder}: transformers cannot load its image processor ({str(error).splitlines()[0]})") from error
+    processor = load_processor(AutoImageProcessor, folder, source=folder, what="its image processor")
     return network, _preparation(processor, folder)
 
 

@@ -8,7 +8,6 @@ resized image to 8 bits; that is the only difference for square images.
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +17,8 @@ from torch import Tensor
 
 from guidedgen import images as pictures
 from guidedgen.types import UsageError
-from guidedgen.zoo.files import TOKENIZER, locate, locate_lab, locate_network
-from guidedgen.zoo.pretrained import load_pretrained
+from guidedgen.zoo.files import CLIP_WORDS, TOKENIZER, locate, locate_lab, locate_network, read_config
+from guidedgen.zoo.pretrained import load_pretrained, load_processor
 
 if TYPE_CHECKING:
     import open_clip
@@ -49,15 +48,15 @@ class HubClip:
     ) -> None:
         self.name = name
         self.device = torch.device(device)
-        self.folder = locate_network(path, key=key, files=("*.json", "*.txt"), weights=weights, revision=revision)
-        self._safetensors = weights.endswith(".safetensors")
-        config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-        if config.get("model_type") != "clip":
-            raise UsageError(f"{key}={path}: holds a model of type {config.get('model_type')}; a clip is needed")
+        words = CLIP_WORDS if tokenizer is None else ()
+        files = ("*.json", "*.txt")
+        self.folder = locate_network(path, key=key, files=files, weights=weights, one_of=words, revision=revision)
+        self._safetensors, self._key = weights.endswith(".safetensors"), key
+        config = read_config(self.folder, source=f"{key}={path}", kind="clip")
         self.dim: int = config.get("projection_dim", 512)  # CLIPConfig's default, which a config may leave out
         self._words = self.folder
         if tokenizer is not None:
-            self._words = locate(tokenizer, key=f"{key}: tokenizer", files=TOKENIZER, required=TOKENIZER[:1])
+            self._words = locate(tokenizer, key=f"{key}: tokenizer", files=TOKENIZER, one_of=CLIP_WORDS)
 
     @property
     def network(self) -> CLIPModel:
@@ -77,7 +76,7 @@ class HubClip:
     def _tokenizer(self) -> CLIPTokenizer:
         from transformers import CLIPTokenizer
 
-        return CLIPTokenizer.from_pretrained(self._words, local_files_only=True)
+        return load_processor(CLIPTokenizer, self._words, source=f"{self._key}={self._words}", what="its tokenizer")
 
     def encode_image(self, images: Tensor) -> Tensor:
         """b 3 H W in [0, 1] -> b d of unit length, differentiable."""

@@ -5,20 +5,24 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from guidedgen import images as pictures
-from guidedgen.types import BadValue, Detection, UsageError
-from guidedgen.zoo.files import locate_network
-from guidedgen.zoo.pretrained import load_pretrained
+from guidedgen.types import BadValue, Box, Detection, UsageError
+from guidedgen.zoo.files import CLIP_WORDS, locate_network, read_config
+from guidedgen.zoo.pretrained import load_pretrained, load_processor
 
 if TYPE_CHECKING:
     from transformers import Owlv2ForObjectDetection, Owlv2Processor
+
+_FORM = '{"image", "width", "height", "detections": [{"label", "score", "box"}]}'
+_SLACK = 1.0  # px by which a box may be off its picture, for detectors that round
 
 
 class Owlv2:
@@ -45,11 +49,10 @@ class Owlv2:
             raise BadValue("threshold", threshold, "must be a confidence, at least 0 and below 1")
         self.name, self.threshold = name, threshold
         self.device = torch.device(device)
-        self.folder = locate_network(path, key=key, files=("*.json", "*.txt"), weights=weights, revision=revision)
+        files = ("*.json", "*.txt")
+        self.folder = locate_network(path, key=key, files=files, weights=weights, one_of=CLIP_WORDS, revision=revision)
         self._safetensors = weights.endswith(".safetensors")
-        kind = json.loads((self.folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-        if kind != "owlv2":
-            raise UsageError(f"{key}={path}: holds a model of type {kind}; an owlv2 is needed")
+        read_config(self.folder, source=f"{key}={path}", kind="owlv2")
 
     @property
     def network(self) -> Owlv2ForObjectDetection:
@@ -91,52 +94,93 @@ class DetectionFile:
     """Detections made elsewhere, as by UniDet, which needs detectron2.
 
     `path` is a JSONL file with an object a line: "image", a file relative to the JSONL file's folder; "width" and "height" of the
-    picture that the boxes are on, in px; and "detections", objects with "label", "score" and "box" (left, top, right, bottom in
-    px). A picture is known by its pixels, whatever its name; of one that the file does not have, nothing is said. What is looked
-    for is not read: the labels are the detector's own.
+    picture that the boxes are on, in px; and "detections", objects with "label", "score" from 0 to 1 and "box" (left, top, right,
+    bottom in px, on the picture). A picture is known by its pixels, whatever its name. What is looked for is not read: the labels
+    are the detector's own.
 
-    Raises UsageError where the file cannot be read as such, or names a picture that is not there.
+    Raises UsageError where the file cannot be read as such, has nothing, names a picture twice or one that is not there; and when
+    called, where it names what is no picture, or lacks one that is asked for: those of what a run is compared with are, too.
     """
 
     def __init__(self, *, name: str, path: str | Path, key: str = "detector.path") -> None:
         self.name = name
-        self._key, self._path = key, Path(path).expanduser()
+        self._path, self._source = Path(path).expanduser(), f"{key}={path}"
         try:
-            lines = self._path.read_text(encoding="utf-8").splitlines()
+            lines = self._path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{key}={path}: cannot be read ({error})") from error
-        self._entries = [self._entry(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+            raise UsageError(f"{self._source}: cannot be read ({error})") from error
+        self._entries = {number: self._entry(number, line) for number, line in enumerate(lines, 1) if line.strip()}
+        if not self._entries:
+            raise UsageError(f"{self._source}: is empty; a line for each picture is needed, of the form {_FORM}")
+        first: dict[Path, int] = {}
+        for number, (picture, _) in self._entries.items():
+            if first.setdefault(picture.resolve(), number) != number:
+                raise UsageError(f"{self._where(number)} has the picture of line {first[picture.resolve()]} again")
+
+    def _where(self, number: int) -> str:
+        return f"{self._source}: line {number}"
 
     def _entry(self, number: int, line: str) -> tuple[Path, list[Detection]]:
         """The picture of a line and its detections."""
-        where = f"{self._key}={self._path}: line {number}"
         try:
             row = json.loads(line)
-            sides = (float(row["width"]), float(row["height"])) * 2
-            found = [
-                (str(one["label"]), float(one["score"]), _shares([float(side) for side in one["box"]], sides))
-                for one in row["detections"]
-            ]
+            sides = _number(row["width"]), _number(row["height"])
+            if min(sides) <= 0:
+                raise ValueError(f"{sides[0]:g} x {sides[1]:g} px is no size")
+            found = [(str(one["label"]), _confidence(one["score"]), _shares(one["box"], *sides)) for one in row["detections"]]
             picture = self._path.parent / str(row["image"])
-        except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
-            keys = '{"image", "width", "height", "detections": [{"label", "score", "box"}]}'
-            raise UsageError(f"{where} is not of the form {keys} ({type(error).__name__}: {error})") from error
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            raise UsageError(f"{self._where(number)} is not of the form {_FORM} ({type(error).__name__}: {error})") from error
         if not picture.is_file():
-            raise UsageError(f"{where}: there is no picture {picture}")
+            raise UsageError(f"{self._where(number)}: there is no picture {picture}")
         return picture, sorted(found, key=lambda detection: -detection[1])
 
     @functools.cached_property
     def _found(self) -> dict[str, list[Detection]]:
-        return {_digest(pictures.read(picture)[0]): found for picture, found in self._entries}
+        """What was found in each picture, by its digest. Pictures may be alike, as black ones are; what is found in them too."""
+        found: dict[str, list[Detection]] = {}
+        for number, (picture, detections) in self._entries.items():
+            try:
+                digest = _digest(pictures.read(picture)[0])
+            except OSError as error:
+                raise UsageError(f"{self._where(number)}: {picture} is no picture that can be read ({error})") from error
+            if found.setdefault(digest, detections) != detections:
+                raise UsageError(f"{self._where(number)}: {picture} looks like that of an earlier line, which finds other things")
+        return found
 
     def __call__(self, images: Tensor, labels: Sequence[Sequence[str]]) -> list[list[Detection] | None]:
-        """b 3 H W in [0, 1] -> what the file has of each, the most confident first; None of pictures that it does not have."""
-        return [self._found.get(_digest(image)) for image in pictures.check(images, self.name)]
+        """b 3 H W in [0, 1] -> what the file has of each, the most confident first."""
+        digests = [_digest(image) for image in pictures.check(images, self.name)]
+        if lacking := sum(digest not in self._found for digest in digests):
+            raise UsageError(
+                f"{self._source}: lacks {lacking} of {len(digests)} pictures that are judged together (it has {len(self._found)}); "
+                "detect in all of the run's, and of its reference's where there is one (reference=none leaves that out)"
+            )
+        return [self._found[digest] for digest in digests]
 
 
-def _shares(box: Sequence[float], sides: Sequence[float]) -> tuple[float, float, float, float]:
-    left, top, right, bottom = (edge / side for edge, side in zip(box, sides, strict=True))
-    return left, top, right, bottom
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is no number")
+    return float(value)
+
+
+def _confidence(value: Any) -> float:
+    if not 0 <= _number(value) <= 1:
+        raise ValueError(f"score {value} is not from 0 to 1")
+    return float(value)
+
+
+def _shares(box: Any, width: float, height: float) -> Box:
+    """A box in px as shares of the picture's sides. Raises ValueError where it is none, or off the picture."""
+    if not isinstance(box, list) or len(box) != 4:
+        raise ValueError(f"box {box!r} is not left, top, right, bottom")
+    left, top, right, bottom = map(_number, box)
+    if not (left < right and top < bottom):
+        raise ValueError(f"box {box} has no area; left, top, right, bottom are needed")
+    if min(left, top) < -_SLACK or right > width + _SLACK or bottom > height + _SLACK:
+        raise ValueError(f"box {box} is not on a picture of {width:g} x {height:g} px")
+    return left / width, top / height, right / width, bottom / height
 
 
 def _digest(image: Tensor) -> str:
@@ -149,7 +193,4 @@ def _load(folder: Path, safetensors: bool, device: torch.device) -> tuple[Owlv2F
     from transformers import Owlv2ForObjectDetection, Owlv2Processor
 
     network = load_pretrained(Owlv2ForObjectDetection, folder, what="an OWLv2", safetensors=safetensors, device=device)
-    try:
-        return network, Owlv2Processor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{folder}: transformers cannot load its processor ({str(error).splitlines()[0]})") from error
+    return network, load_processor(Owlv2Processor, folder, source=folder, what="its processor")

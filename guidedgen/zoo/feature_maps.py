@@ -6,7 +6,6 @@ Each takes images in [0, 1] of any size (b 3 H W) and gives b p d: p positions, 
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from guidedgen import images as pictures
 from guidedgen.types import UsageError
 from guidedgen.zoo.clip import HubClip, LabClip
-from guidedgen.zoo.files import DOWNLOADS, locate_download, locate_file, locate_lab, read_state
+from guidedgen.zoo.files import DOWNLOADS, locate_download, locate_file, locate_lab, read_config, read_state
 from guidedgen.zoo.inception import load_lab_classifier
 
 FILE = DOWNLOADS["vgg16"][0]  # torchvision's VGG16_Weights.IMAGENET1K_V1
@@ -32,7 +31,7 @@ class ClipTokens:
     """
 
     def __init__(self, *, clip: HubClip, layer: int = 2, key: str = "features") -> None:
-        config = json.loads((clip.folder / "config.json").read_text(encoding="utf-8"))
+        config = read_config(clip.folder, source=str(clip.folder))
         blocks = (config.get("vision_config") or {}).get("num_hidden_layers", 12)  # CLIPVisionConfig's default
         if not 0 <= layer < blocks:
             raise UsageError(f"{key}.layer={layer}: {clip.name} has blocks 0 to {blocks - 1}")

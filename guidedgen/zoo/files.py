@@ -7,9 +7,10 @@ dicts through torch's `weights_only` unpickler.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from guidedgen.types import UsageError
 
@@ -18,7 +19,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SAFE = ("*.safetensors", "*.json", "*.txt")
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt")
+# Files that hold a tokenizer's words, any group of which will do. Where there is none, transformers makes a tokenizer that knows no
+# word, and says nothing.
+BERT_WORDS = (("tokenizer.json",), ("vocab.txt",))
+CLIP_WORDS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 
 # Files that are not on the hub: file name, URL, SHA-256 or its first digits.
 DOWNLOADS = {
@@ -41,12 +46,19 @@ DOWNLOADS = {
 
 
 def locate(
-    name_or_path: str | Path, *, key: str, files: Sequence[str] = SAFE, required: Sequence[str] = (), revision: str = "main"
+    name_or_path: str | Path,
+    *,
+    key: str,
+    files: Sequence[str] = SAFE,
+    required: Sequence[str] = (),
+    one_of: Sequence[Sequence[str]] = (),
+    revision: str = "main",
 ) -> Path:
     """The folder of a local model, or of the snapshot of a hub repository, which is downloaded where needed.
 
     `files` are the patterns that are downloaded (as in fnmatch: `*` matches `/` too). Each glob pattern of `required` must match a
-    file. `key` is the config key of the name, for messages. Raises UsageError: not there, offline, incomplete, no such name.
+    file, and so must each in one of the groups of `one_of`. `key` is the config key of the name, for messages. Raises UsageError:
+    not there, offline, incomplete, no such name.
     """
     name = str(name_or_path)
     folder = Path(name).expanduser()
@@ -54,20 +66,46 @@ def locate(
         raise UsageError(f"{key}={name}: is a file; a folder or a hub name (org/name) is needed")
     if not folder.is_dir():
         _check_name(name, key)
-        folder = _snapshot(name, key, files, required, revision)
-    if missing := _missing(folder, required):
+        folder = _snapshot(name, key, files, required, one_of, revision)
+    if missing := _missing(folder, required, one_of):
         raise UsageError(f"{key}={name}: has no {missing} (looked in {folder})")
     return folder
 
 
-def locate_network(name_or_path: str | Path, *, key: str, files: Sequence[str], weights: str, revision: str = "main") -> Path:
+def locate_network(
+    name_or_path: str | Path,
+    *,
+    key: str,
+    files: Sequence[str],
+    weights: str,
+    one_of: Sequence[Sequence[str]] = (),
+    revision: str = "main",
+) -> Path:
     """The folder of a network in transformers' format, by `locate`: its config, its weights and `files`.
 
     `weights` names the file of the weights ("model.safetensors"), which its shards and their index may stand for.
     """
     stem, dot, kind = weights.rpartition(".")
     wanted = ("config.json", *files, weights, f"{weights}.index.json", f"{stem}-*{dot}{kind}")
-    return locate(name_or_path, key=key, files=wanted, required=("config.json", f"{stem}*{dot}{kind}"), revision=revision)
+    required = ("config.json", f"{stem}*{dot}{kind}")
+    return locate(name_or_path, key=key, files=wanted, required=required, one_of=one_of, revision=revision)
+
+
+def read_config(folder: Path, *, source: str, kind: str | None = None) -> dict[str, Any]:
+    """The config.json of a network in transformers' format; `source` is what messages call the folder.
+
+    Raises UsageError where it is no JSON object as transformers reads them, or the model is of another type than `kind`.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{source}: its config.json cannot be read ({error})") from error
+    if not isinstance(config, dict) or not isinstance(config.get("vision_config") or {}, dict):
+        raise UsageError(f"{source}: its config.json does not describe a network")
+    if kind is not None and config.get("model_type") != kind:
+        article = "an" if kind[0] in "aeiou" else "a"
+        raise UsageError(f"{source}: holds a model of type {config.get('model_type')}; {article} {kind} is needed")
+    return config
 
 
 def locate_file(repo_or_path: str | Path, filename: str, *, key: str, sha256: str | None = None, revision: str = "main") -> Path:
@@ -138,7 +176,7 @@ def read_state(path: Path, *, key: str, device: torch.device | str = "cpu") -> d
         if path.suffix == ".safetensors":
             return {name: tensor.to(device) for name, tensor in load_file(path).items()}
         state = torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, SafetensorError) as error:  # OSError: cut off in its middle
         raise UsageError(
             f"{key}={path}: not a state dict of tensors ({type(error).__name__}); pickled objects are refused"
         ) from error
@@ -161,19 +199,29 @@ def _check_name(name: str, key: str) -> None:
         raise UsageError(f"{key}={name}: no such path, and not a hub name (org/name)") from None
 
 
-def _missing(folder: Path, required: Sequence[str]) -> str:
-    """The first pattern that no existing file matches (a cache holds links, which may dangle), or an empty string."""
-    return next((pattern for pattern in required if not any(path.exists() for path in folder.glob(pattern))), "")
+def _missing(folder: Path, required: Sequence[str], one_of: Sequence[Sequence[str]]) -> str:
+    """The first pattern that no file matches, or the groups of patterns of which none is there as a whole; or an empty string."""
+
+    def there(pattern: str) -> bool:
+        return any(path.exists() for path in folder.glob(pattern))  # a cache holds links, which may dangle
+
+    if lacking := [pattern for pattern in required if not there(pattern)]:
+        return lacking[0]
+    if one_of and not any(all(map(there, group)) for group in one_of):
+        return " and no ".join(" with ".join(group) for group in one_of)
+    return ""
 
 
-def _snapshot(name: str, key: str, files: Sequence[str], required: Sequence[str], revision: str) -> Path:
+def _snapshot(
+    name: str, key: str, files: Sequence[str], required: Sequence[str], one_of: Sequence[Sequence[str]], revision: str
+) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     patterns = list(files)
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=True))
-        if not _missing(folder, required):
+        if not _missing(folder, required, one_of):
             return folder
     except LocalEntryNotFoundError:  # nothing cached, or a download was interrupted
         pass

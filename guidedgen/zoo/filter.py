@@ -14,7 +14,8 @@ from torch import Tensor
 from guidedgen import images as pictures
 from guidedgen.types import BadValue, UsageError
 from guidedgen.zoo.classifier import HubClassifier, LabClassifier
-from guidedgen.zoo.files import locate, read_state
+from guidedgen.zoo.files import locate, read_config, read_state
+from guidedgen.zoo.pretrained import readable
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModelWithProjection
@@ -49,6 +50,7 @@ class SafetyChecker:
         self.device = torch.device(device)
         files = ("config.json", weights)
         self.file = locate(path, key=key, files=files, required=files, revision=revision) / weights
+        read_config(self.file.parent, source=f"{key}={path}")
         self._key = key
 
     def margin(self, images: Tensor) -> Tensor:
@@ -109,9 +111,10 @@ class _Checker(NamedTuple):
 def _load(file: Path, key: str, device: torch.device) -> _Checker:
     from transformers import CLIPConfig, CLIPVisionModelWithProjection
 
-    config = CLIPConfig.from_pretrained(file.parent, local_files_only=True)
-    config.vision_config.projection_dim = config.projection_dim
-    network = CLIPVisionModelWithProjection(config.vision_config)
+    with readable(f"{key}={file.parent}", "its config"):
+        config = CLIPConfig.from_pretrained(file.parent, local_files_only=True)
+        config.vision_config.projection_dim = config.projection_dim
+        network = CLIPVisionModelWithProjection(config.vision_config)
     state = {_short(name): tensor.float() for name, tensor in read_state(file, key=key).items()}
     wanted = {**{name: _short(name) for name in network.state_dict()}, **{name: name for name in _CONCEPTS}}
     if missing := sorted({*wanted.values()} - state.keys()):

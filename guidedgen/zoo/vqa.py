@@ -7,7 +7,6 @@ transformers; the lab's small BLIP. A score is the log-odds of "yes" against "no
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,9 +17,10 @@ from torch import Tensor
 
 from guidedgen import images as pictures
 from guidedgen import vision_language
+from guidedgen.precision import run_in
 from guidedgen.types import BadValue, UsageError
-from guidedgen.zoo.files import SAFE, TOKENIZER, locate, locate_lab, locate_network, read_state
-from guidedgen.zoo.pretrained import load_pretrained
+from guidedgen.zoo.files import BERT_WORDS, SAFE, TOKENIZER, locate, locate_lab, locate_network, read_config, read_state
+from guidedgen.zoo.pretrained import load_pretrained, load_processor, readable
 
 if TYPE_CHECKING:
     from transformers import BlipForQuestionAnswering
@@ -58,20 +58,24 @@ class BlipVqa:
         self.device = torch.device(device)
         self.checkpoint = None if checkpoint is None else Path(checkpoint).expanduser()
         if self.checkpoint is None:
-            self.folder = locate_network(path, key=key, files=TOKENIZER, weights=weights, revision=revision)
+            self.folder = locate_network(path, key=key, files=TOKENIZER, weights=weights, one_of=BERT_WORDS, revision=revision)
         elif self.checkpoint.is_file():
             files = ("config.json", *TOKENIZER)
-            self.folder = locate(path, key=key, files=files, required=files[:1], revision=revision)
+            self.folder = locate(path, key=key, files=files, required=files[:1], one_of=BERT_WORDS, revision=revision)
         else:
             raise UsageError(f"{key}: checkpoint={checkpoint}: no such file")
-        config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-        if config.get("model_type") != "blip":
-            raise UsageError(f"{key}={path}: holds a model of type {config.get('model_type')}; a blip is needed")
-        patch = config.get("vision_config", {}).get("patch_size", 16)
+        config = read_config(self.folder, source=f"{key}={path}", kind="blip")
+        patch = (config.get("vision_config") or {}).get("patch_size", 16)
         if size < patch or size % patch:
             raise BadValue("size", size, f"must be a multiple of the patches' {patch} px")
         self.size = size
         self._safetensors, self._key = weights.endswith(".safetensors"), key
+
+    @property
+    def described(self) -> str:
+        """What its answers depend on."""
+        whose = "transformers' weights" if self.checkpoint is None else f"the authors' {self.checkpoint.name}"
+        return f"{self.name} at {self.size} px ({whose})"
 
     @property
     def network(self) -> BlipForQuestionAnswering:
@@ -82,11 +86,19 @@ class BlipVqa:
     def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+        return load_processor(AutoTokenizer, self.folder, source=f"{self._key}={self.folder}", what="its tokenizer")
+
+    @functools.cached_property
+    def _answers(self) -> tuple[int, int]:
+        """The ids of yes and of no."""
+        yes, no = self._tokenizer.convert_tokens_to_ids(["yes", "no"])
+        if yes == no or self._tokenizer.unk_token_id in (yes, no):
+            raise UsageError(f"{self._key}={self.folder}: its tokenizer does not know yes and no; fetch it again")
+        return yes, no
 
     def __call__(self, images: Tensor, questions: Sequence[str]) -> Tensor:
         """b 3 H W in [0, 1], one question each -> log-odds of yes against no, b, differentiable."""
-        network, tokenizer = self.network, self._tokenizer
+        tokenizer, (yes, no), network = self._tokenizer, self._answers, self.network  # weights last: they take the longest
         pixels = pictures.check(images, self.name).to(self.device, network.dtype)
         pixels = pictures.resize(pixels, self.size, crop=False)
         pixels = pictures.normalise(pixels, pictures.CLIP_MEAN, pictures.CLIP_STD)
@@ -96,7 +108,6 @@ class BlipVqa:
         words = network.config.text_config.vocab_size
         start, ids[:, 0] = words - 2, words - 1  # [DEC] and [ENC], which BLIP adds to BERT's words: 30522 and 30523
         logits = vision_language.answer(network, pixels, ids, mask, start)
-        yes, no = tokenizer.convert_tokens_to_ids(["yes", "no"])
         return logits[:, yes] - logits[:, no]
 
 
@@ -107,7 +118,8 @@ class ImageTextToText:
     that of any single token that spells it ("yes", "Yes", with or without a space before it), no likewise. Images go through the
     model's own processor one by one, in [0, 1] and not rounded to 8 bits, so a bicubic resize may overshoot where the usual one is
     clipped. `differentiable` tells whether gradients pass the processor: those that work on tensors (torchvision's) let them,
-    those on Pillow's pictures do not. `dtype` is the weights'. No remote code is run. Raises UsageError where something is missing.
+    those on Pillow's pictures do not. `dtype` is the weights', and what they compute in; images are prepared in float32. No remote
+    code is run. Raises UsageError where something is missing.
     """
 
     def __init__(
@@ -125,6 +137,7 @@ class ImageTextToText:
         self.device, self.dtype = torch.device(device), dtype
         files = (*SAFE[1:], "*.model", "*.jinja")
         self.folder = locate_network(path, key=key, files=files, weights=weights, revision=revision)
+        read_config(self.folder, source=f"{key}={path}")
         self._safetensors, self._key = weights.endswith(".safetensors"), key
 
     @property
@@ -136,11 +149,7 @@ class ImageTextToText:
     def _processor(self) -> Any:
         from transformers import AutoProcessor
 
-        try:
-            processor = AutoProcessor.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            reason = (str(error).splitlines() or [""])[0]
-            raise UsageError(f"{self._key}={self.folder}: transformers cannot load its processor ({reason})") from error
+        processor = load_processor(AutoProcessor, self.folder, source=f"{self._key}={self.folder}", what="its processor")
         if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
             raise UsageError(f"{self._key}={self.folder}: its processor is not for images and text")
         return processor
@@ -169,6 +178,8 @@ class ImageTextToText:
         for word, ids in found.items():
             if not ids:
                 raise UsageError(f"{self._key}={self.folder}: its tokenizer has no token for {word!r}")
+        if set(found["yes"]) & set(found["no"]):
+            raise UsageError(f"{self._key}={self.folder}: its tokenizer does not tell yes from no")
         return found
 
     def _asked(self, question: str) -> str:
@@ -181,7 +192,8 @@ class ImageTextToText:
         turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
         return processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
 
-    def _inputs(self, image: Tensor, question: str) -> dict[str, Any]:
+    def _inputs(self, image: Tensor, question: str) -> dict[str, Tensor]:
+        """What the network is given, what is of the image in float32."""
         text = self._asked(question)
         first = self._processor.tokenizer.bos_token
         inputs = self._processor(
@@ -192,7 +204,7 @@ class ImageTextToText:
             text_kwargs={"add_special_tokens": not (first and text.startswith(first))},  # templates write it themselves
         )
         return {
-            name: value.to(self.device, self.network.dtype if value.is_floating_point() else value.dtype)
+            name: value.to(self.device, torch.float32 if value.is_floating_point() else value.dtype)
             for name, value in inputs.items()
             if isinstance(value, Tensor)
         }
@@ -202,6 +214,7 @@ class ImageTextToText:
         images = pictures.check(images, self.name).float().clamp(0, 1)
         if not self.differentiable:
             images = images.detach()
+        _ = self._answers  # refused before the weights are loaded
         return torch.stack([self._ask(image, question) for image, question in zip(images, questions, strict=True)])
 
     def _ask(self, image: Tensor, question: str) -> Tensor:
@@ -209,9 +222,15 @@ class ImageTextToText:
         if network.config.is_encoder_decoder:
             start = network.config.get_text_config(decoder=True).decoder_start_token_id
             inputs["decoder_input_ids"] = torch.full_like(inputs["input_ids"][:, :1], start)
-        logits = network(**inputs).logits[0, -1].float()
-        yes, no = (torch.logsumexp(logits[self._answers[word]], 0) for word in ("yes", "no"))
-        return yes - no
+        names = [name for name, value in inputs.items() if value.is_floating_point()]
+
+        def odds(*shown: Tensor) -> Tensor:
+            """The inputs of these names, each behind an axis of 1: not every processor gives an axis to the picture itself."""
+            logits = network(**inputs | {name: value[0] for name, value in zip(names, shown, strict=True)}).logits[0, -1].float()
+            yes, no = (torch.logsumexp(logits[self._answers[word]], 0) for word in ("yes", "no"))
+            return (yes - no)[None]
+
+        return run_in(network.dtype, odds, *(inputs[name][None] for name in names))[0]
 
 
 class LabVqa:
@@ -288,7 +307,8 @@ def _from_authors(folder: Path, checkpoint: Path, key: str) -> Any:
     from transformers import BlipConfig, BlipForQuestionAnswering
 
     state = rename(read_state(checkpoint, key=f"{key}: checkpoint"))
-    config = BlipConfig.from_pretrained(folder, local_files_only=True)
+    with readable(folder, "its config"):
+        config = BlipConfig.from_pretrained(folder, local_files_only=True)
     positions = state.get("vision_model.embeddings.position_embedding")
     if positions is None:
         raise UsageError(f"{key}: checkpoint={checkpoint}: holds no BLIP of its authors'")

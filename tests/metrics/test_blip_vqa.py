@@ -99,8 +99,11 @@ def test_what_cannot_be_answered_has_no_score():
 
 def test_it_says_what_it_depends_on():
     scorer = BlipVqaScore(vqa=Answers(lambda *_: 0.0), parser=Rules())
-    assert (scorer.networks, scorer.described) == (("answers",), "noun phrases by rules; rounding: reference")
+    assert (scorer.networks, scorer.described) == (("answers",), "answers by answers; noun phrases by rules; rounding: reference")
     assert not scorer.differentiable
+    vqa = Answers(lambda *_: 0.0)
+    vqa.described = "answers at 480 px"
+    assert BlipVqaScore(vqa=vqa, parser=Rules()).described.startswith("answers by answers at 480 px; ")
 
 
 def test_bad_input():

@@ -5,7 +5,11 @@ import json
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
+from guidedgen import config, experiment, jobs
+from guidedgen.lab.networks import WEIGHTS
 from guidedgen.metrics.clip_score import CONVENTIONS, ClipScore, convention_of
 from guidedgen.types import Reward, Task, UsageError
 
@@ -90,6 +94,27 @@ def test_it_is_a_reward_without_gradients():
     values = scorer(pictures([0.1, 0.2]).clone().requires_grad_(), tasks(2))
     assert not values.requires_grad
     assert clip.graphs == [False]
+
+
+def test_it_says_what_it_depends_on():
+    scorer = ClipScore(clip=Known(name="tiny"), convention="torchmetrics")
+    assert (scorer.networks, scorer.described) == (("tiny",), "torchmetrics of tiny")
+
+
+@pytest.mark.skipif(not (WEIGHTS / "generator" / "model_index.json").exists(), reason="the lab's weights are missing")
+@pytest.mark.parametrize(("judge", "shared"), [("lab-guide", True), ("lab-judge", False)])
+def test_it_is_marked_where_its_judge_guides(tmp_path, judge, shared):
+    given = ["method=best_of_n", "method.num_particles=2", "reward=clip_text", "reference=none", f"zoo.judge.name={judge}"]
+    quick = ["scheduler.num_steps=2", "dataset.limit=1", "tracker=none", "device=cpu", f"outputs={tmp_path}"]
+    with initialize_config_dir(str(config.CONF), version_base="1.3"):
+        metrics = experiment.run(jobs.prepare(compose("config", overrides=[*given, *quick])))
+    found = metrics["scores"]["clip_score"]
+    assert (found["shares_guide"], found["described"]) == (shared, f"hessel of {judge}")
+
+
+def test_the_hub_s_judge_and_the_guide_of_aesthetic_v1_have_one_name():
+    zoo = OmegaConf.load(config.CONF / "zoo" / "hub.yaml")
+    assert zoo.clip_b32.name == zoo.judge.name and zoo.clip_b32.path == zoo.judge.path
 
 
 def test_unknown_convention_names_the_choices():

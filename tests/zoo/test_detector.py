@@ -1,6 +1,7 @@
 """OWLv2 against transformers' own pipeline, at tiny size with random weights; detections read from a file."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,26 @@ def test_other_folders_are_refused(clip_folder: Path, tmp_path: Path) -> None:
         Owlv2(name="none", path=tmp_path)
 
 
+def test_a_folder_without_words_is_refused(tmp_path: Path) -> None:
+    """transformers makes a tokenizer that knows no word, to which all that is looked for is the same."""
+    folder = save(tmp_path / "owlv2")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UsageError, match=r"^zoo.detector.path=.*has no tokenizer.json and no vocab.json with merges.txt"):
+        Owlv2(name="tiny", path=folder, key="zoo.detector.path")
+    (folder / "vocab.json").touch()
+    with pytest.raises(UsageError, match="no vocab.json with merges.txt"):
+        Owlv2(name="tiny", path=folder)
+
+
+def test_a_processor_that_is_cut_off_is_one_line(tmp_path: Path) -> None:
+    folder = save(tmp_path / "owlv2")
+    text = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(text[: len(text) // 2])
+    with pytest.raises(UsageError, match="transformers cannot load its processor") as caught:
+        Owlv2(name="tiny", path=folder)(pictures(), [["cat"]] * 2)
+    assert "\n" not in str(caught.value)
+
+
 def test_missing_weights_are_told(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -169,12 +190,54 @@ def row(image: str = "images/0.png", **changes: object) -> dict:
     return {"image": image, "width": 200, "height": 100, "detections": found, **changes}
 
 
+def one(**changes: object) -> dict:
+    """With a single detection."""
+    return row(detections=[{"label": "car", "score": 0.6, "box": [0, 0, 20, 10], **changes}])
+
+
 def test_pictures_are_known_by_their_pixels(tmp_path: Path) -> None:
     detector = DetectionFile(name="unidet", path=write(tmp_path, row("images/1.png", detections=[]), "", row()))
-    shown = pictures(count=3)
+    shown = pictures(count=3)[:2]
     cat, car = ("cat", 0.9, (0.05, 0.2, 0.15, 0.5)), ("car", 0.6, (0.0, 0.0, 0.1, 0.1))
-    assert detector(shown, [[], [], []]) == [[cat, car], [], None]
-    assert detector(shown.flip(0), [["dog"]] * 3) == [None, [], [cat, car]]
+    assert detector(shown, [[], []]) == [[cat, car], []]
+    assert detector(shown.flip(0), [["dog"]] * 2) == [[], [cat, car]]
+
+
+def test_pictures_that_the_file_lacks_are_counted(tmp_path: Path) -> None:
+    detector = DetectionFile(name="unidet", path=write(tmp_path, row("images/1.png")))
+    with pytest.raises(UsageError, match=r"^detector.path=.*: lacks 2 of 3 pictures that are judged together \(it has 1\)"):
+        detector(pictures(count=3), [["cat"]] * 3)
+
+
+def test_an_editor_s_mark_at_the_beginning_is_read_over(tmp_path: Path) -> None:
+    path = write(tmp_path, row())
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert len(DetectionFile(name="unidet", path=path)(pictures(count=3)[:1], [[]])[0]) == 2
+
+
+def test_an_empty_file_and_a_picture_twice(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="found.jsonl: is empty; a line for each picture is needed"):
+        DetectionFile(name="unidet", path=write(tmp_path, "", " "))
+    with pytest.raises(UsageError, match="line 3 has the picture of line 1 again"):
+        DetectionFile(name="unidet", path=write(tmp_path, row(), row("images/1.png"), row("./images/0.png")))
+
+
+def test_pictures_that_are_alike(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "images" / "copy.png").write_bytes((tmp_path / "images" / "0.png").read_bytes())
+    same = DetectionFile(name="unidet", path=write(tmp_path, row(), row("images/copy.png")))
+    assert len(same(pictures(count=3)[:1], [[]])[0]) == 2
+    other = DetectionFile(name="unidet", path=write(tmp_path, row(), row("images/copy.png", detections=[])))
+    with pytest.raises(UsageError, match="line 2: .*copy.png looks like that of an earlier line, which finds other things"):
+        other(pictures(count=3)[:1], [[]])
+
+
+def test_a_picture_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no picture")
+    detector = DetectionFile(name="unidet", path=write(tmp_path, row(), row("notes.txt")))
+    with pytest.raises(UsageError, match=r"line 2: .*notes\.txt is no picture that can be read") as caught:
+        detector(pictures(count=3)[:1], [[]])
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -182,14 +245,35 @@ def test_pictures_are_known_by_their_pixels(tmp_path: Path) -> None:
     [
         ("{", "line 2 is not of the form"),
         ({"image": "images/0.png"}, "line 2 is not of the form .*KeyError"),
-        (row(width=0), "line 2 is not of the form .*ZeroDivisionError"),
-        (row(detections=[{"label": "a", "score": 1, "box": [1, 2, 3]}]), "line 2 is not of the form .*ValueError"),
+        ([], "line 2 is not of the form .*TypeError"),
+        (row(width=0), "line 2 is not of the form .*0 x 100 px is no size"),
+        (row(height=-100), "line 2 is not of the form .*200 x -100 px is no size"),
+        (row(height=math.inf), "line 2 is not of the form .*inf is no number"),
+        (row(width="200"), "line 2 is not of the form .*'200' is no number"),
+        (row(detections={"label": "a"}), "line 2 is not of the form .*TypeError"),
+        (one(score=1.5), r"line 2 is not of the form .*score 1\.5 is not from 0 to 1"),
+        (one(score=-0.1), "line 2 is not of the form .*is not from 0 to 1"),
+        (one(score=math.nan), "line 2 is not of the form .*nan is no number"),
+        (row(width=10**400), "line 2 is not of the form .*OverflowError"),
+        (one(score=True), "line 2 is not of the form .*True is no number"),
+        (one(box=[1, 2, 3]), "line 2 is not of the form .*is not left, top, right, bottom"),
+        (one(box="1234"), "line 2 is not of the form .*is not left, top, right, bottom"),
+        (one(box=[30, 20, 10, 50]), "line 2 is not of the form .*has no area"),
+        (one(box=[10, 50, 30, 50]), "line 2 is not of the form .*has no area"),
+        (one(box=[10, 20, math.nan, 50]), "line 2 is not of the form .*nan is no number"),
+        (one(box=[0, 0, 202, 50]), "line 2 is not of the form .*is not on a picture of 200 x 100 px"),
+        (one(box=[0, -3, 20, 50]), "line 2 is not of the form .*is not on a picture"),
         (row("images/9.png"), r"line 2: there is no picture .*9\.png"),
     ],
 )
 def test_files_that_are_none(tmp_path: Path, line: object, message: str) -> None:
     with pytest.raises(UsageError, match=rf"^detector.path=.*found.jsonl: {message}"):
-        DetectionFile(name="unidet", path=write(tmp_path, row(), line))
+        DetectionFile(name="unidet", path=write(tmp_path, row("images/1.png"), line))
+
+
+def test_a_box_may_be_rounded_over_the_edge(tmp_path: Path) -> None:
+    detector = DetectionFile(name="unidet", path=write(tmp_path, one(box=[-0.5, 0, 200.5, 100])))
+    assert detector(pictures(count=3)[:1], [[]]) == [[("car", 0.6, (-0.5 / 200, 0, 200.5 / 200, 1))]]
 
 
 def test_no_file(tmp_path: Path) -> None:

@@ -173,6 +173,47 @@ def test_the_authors_checkpoint_takes_the_place_of_the_weights(folder: Path, tmp
         vqa._load_blip(folder, tmp_path / "short.pth", True, torch.device("cpu"), "vqa.path")
 
 
+def without_words(folder: Path, target: Path) -> Path:
+    """The same network, without its tokenizer."""
+    target.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (target / name).write_bytes((folder / name).read_bytes())
+    return target
+
+
+def test_a_folder_without_words_is_refused(folder: Path, tmp_path: Path):
+    """transformers makes a tokenizer that knows no word, to which yes and no are the same."""
+    mute, checkpoint = without_words(folder, tmp_path / "mute"), tmp_path / "own.pth"
+    torch.save({}, checkpoint)
+    for options in ({}, {"checkpoint": checkpoint}):
+        with pytest.raises(UsageError, match=r"^zoo.vqa.path=.*has no tokenizer.json and no vocab.txt"):
+            BlipVqa(name="x", path=mute, key="zoo.vqa.path", **options)
+
+
+def test_words_in_a_text_file_are_as_good(folder: Path, tmp_path: Path):
+    plain = without_words(folder, tmp_path / "plain")
+    (plain / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    with torch.no_grad():
+        odds = [BlipVqa(name="x", path=path, size=SIDE)(noise().float(), QUESTIONS) for path in (folder, plain)]
+    assert torch.equal(*odds)
+
+
+@pytest.mark.parametrize("unknown", ["yes", "no"])
+def test_a_tokenizer_that_does_not_know_the_answers_is_refused_before_weights_are_read(folder: Path, tmp_path: Path, unknown: str):
+    plain = without_words(folder, tmp_path / "plain")
+    (plain / "vocab.txt").write_text("\n".join(word if word != unknown else "other" for word in WORDS) + "\n")
+    (plain / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UsageError, match="its tokenizer does not know yes and no"):
+        BlipVqa(name="x", path=plain, size=SIDE)(noise().float(), QUESTIONS)
+
+
+def test_it_says_what_answers_depend_on(folder: Path, tmp_path: Path):
+    assert BlipVqa(name="tiny", path=folder, size=SIDE).described == "tiny at 24 px (transformers' weights)"
+    torch.save({}, tmp_path / "own.pth")
+    authors = BlipVqa(name="tiny", path=folder, checkpoint=tmp_path / "own.pth", size=SIDE)
+    assert authors.described == "tiny at 24 px (the authors' own.pth)"
+
+
 # Any image-text-to-text model: a tiny LLaVA
 
 TEMPLATE = "{{ bos_token }}{% for part in messages[0]['content'] %}{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }}{% endif %}{% endfor %} :"
@@ -245,6 +286,25 @@ def test_any_models_gradients_pass_a_processor_of_tensors(llava: ImageTextToText
     with torch.no_grad():
         above, below = (llava(x + sign * h * step, ["a red circle?", "a blue circle?"]).sum() for sign in (1, -1))
     torch.testing.assert_close((gradient * step).sum(), (above - below) / (2 * h), rtol=1e-2, atol=1e-3)
+
+
+def test_any_models_gradients_are_not_lost_in_half_precision(llava: ImageTextToText):
+    """The gradient of a reward that is nearly certain is tiny: below 6e-8, numbers are 0 in float16."""
+    x, questions = noise(2, SIDE).float().requires_grad_(), ["a red circle?", "a blue circle?"]
+    half = ImageTextToText(path=llava.folder, dtype="float16")
+    odds = [asker(x, questions) for asker in (llava, half)]
+    assert half.network.dtype == torch.float16 and odds[1].dtype == torch.float32
+    torch.testing.assert_close(odds[1], odds[0], rtol=2e-2, atol=2e-2)
+    exact, found = (torch.autograd.grad(1e-6 * answers.sum(), x)[0].flatten(1) for answers in odds)
+    assert F.cosine_similarity(found, exact).min() > 0.99
+    torch.testing.assert_close(found.norm(dim=1), exact.norm(dim=1), rtol=0.05, atol=0)
+
+
+def test_any_models_answers_are_looked_for_before_weights_are_read(tmp_path: Path):
+    folder = save_llava(tmp_path, words=[word if word.lower() != "no" else f"({word})" for word in SAID])
+    (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UsageError, match="its tokenizer has no token for 'no'"):
+        ImageTextToText(path=folder)(noise(1).float(), ["a?"])
 
 
 def test_any_models_gradients_do_not_pass_a_processor_of_pictures(llava: ImageTextToText, tmp_path: Path):

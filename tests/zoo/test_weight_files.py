@@ -244,6 +244,18 @@ def test_pickled_objects_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("share", [0, 0.001, 0.1, 0.5, 0.9])
+def test_state_dicts_that_are_cut_off(tmp_path: Path, suffix: str, share: float):
+    from safetensors.torch import save_file
+
+    path = tmp_path / f"state.{suffix}"
+    state = {f"layer.{i}": torch.rand(40, 40) for i in range(4)}
+    torch.save(state, path) if suffix == "pth" else save_file(state, path)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    assert "not a state dict of tensors" in refusal(read_state, path, key="k")
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_state_dict_round_trip(tmp_path: Path, suffix: str):
     from safetensors.torch import save_file
 
