@@ -8,13 +8,19 @@ python scripts/fetch.py data t2i_compbench hpdv2 drawbench             prompts o
 """
 
 import argparse
+import hashlib
+import http.client
+import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from guidedgen.datasets import downloads
-from guidedgen.types import UsageError
+from guidedgen.datasets.tasks import check_choice
+from guidedgen.types import BadValue, UsageError
 from guidedgen.zoo import files
 
 SD15 = (
@@ -107,37 +113,82 @@ def caption_head() -> Path:
 
 
 def fetch_data(name: str) -> Path:
-    """Brings the files of one benchmark and returns their folder. Raises UsageError where there is no such benchmark."""
-    import torch
-
-    if name not in downloads.SOURCES:
-        raise UsageError(f"data {name}: choose from {', '.join(downloads.SOURCES)}")
+    """Brings the files of a benchmark that are not there as released; returns their folder. Raises UsageError where it cannot."""
     folder = downloads.kept(name)
     folder.mkdir(parents=True, exist_ok=True)
     for file, digest in downloads.SOURCES[name].files.items():
-        if not (folder / file).exists():
-            url = f"{downloads.SOURCES[name].url}/{file}"
-            torch.hub.download_url_to_file(url, str(folder / file), hash_prefix=digest, progress=False)
+        path = folder / file
+        if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == digest:
+            continue
+        import torch
+
+        url = f"{downloads.SOURCES[name].url}/{file}"
+        try:  # it writes beside the file and renames: what was there stays until all of the new one is, with the right checksum
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=False)
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            raise UsageError(f"data {name}: cannot be had from {url} ({error})") from error
     return folder
+
+
+def choose(names: Sequence[str], *, everything: bool) -> tuple[Callable[[str], Path], list[str]]:
+    """What brings the names of a command line, and all that it has to bring. Raises UsageError where the names are wrong."""
+    if "data" in names:
+        if everything or names[0] != "data" or "data" in names[1:]:
+            raise UsageError("data: comes first and alone, as in python scripts/fetch.py data hpdv2; weights need another command")
+        for name in names[1:]:
+            check_data(name)
+        if not names[1:]:
+            raise UsageError(f"data: names of benchmarks are needed; choose from {', '.join(downloads.SOURCES)}")
+        return fetch_data, list(dict.fromkeys(names[1:]))
+    parts = REWARDS | METRICS
+    wanted = [*(SD15 if everything else ()), *(part for name in names for part in parts.get(name, (name,)))]
+    if not wanted:
+        raise UsageError("nothing to fetch: give names, or --all")
+    for name in wanted:
+        check_name(name)
+    return fetch, list(dict.fromkeys(wanted))
+
+
+def check_data(name: str) -> None:
+    try:
+        check_choice("data", name, downloads.SOURCES)
+    except BadValue as error:
+        raise UsageError(f"data {name}: {error.rule}") from error
+
+
+def check_name(name: str) -> None:
+    """Raises UsageError unless it is a name that `fetch` knows, a folder or what could be a name of the hub."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    if name in files.DOWNLOADS or os.path.isdir(os.path.expanduser(name)):
+        return
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UsageError(f"{name}: is no name of the hub (org/name); python scripts/fetch.py --help has the other names") from error
+
+
+def refuse(message: object, code: int) -> NoReturn:
+    print(f"fetch: {message}", file=sys.stderr)
+    sys.exit(code)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = {**REWARDS, **METRICS}
-    parser.add_argument("names", nargs="*", help=f"org/name of the hub, or one of: {', '.join([*files.DOWNLOADS, *parts])}")
+    known = ", ".join([*files.DOWNLOADS, *REWARDS, *METRICS])
+    parser.add_argument("names", nargs="*", help=f"org/name of the hub, or one of: {known}")
     parser.add_argument("--all", action="store_true")
     arguments = parser.parse_args()
-    bring = fetch
-    names = [*(SD15 if arguments.all else ()), *(part for name in arguments.names for part in parts.get(name, (name,)))]
-    if arguments.names[:1] == ["data"]:
-        bring, names = fetch_data, arguments.names[1:]
-    if not names:
-        parser.error("nothing to fetch: give names, or --all")
     try:
-        for name in dict.fromkeys(names):
+        bring, names = choose(arguments.names, everything=arguments.all)
+    except UsageError as error:
+        refuse(error, 2)
+    try:
+        for name in names:
             print(f"{name}: {bring(name)}")
-    except (UsageError, OSError, RuntimeError) as error:  # torch.hub: RuntimeError for a wrong hash, OSError for the network
-        sys.exit(f"fetch: {error}")
+    # torch.hub: RuntimeError for a wrong hash, OSError for the network; UsageError: the hub does not have it, or cannot be reached
+    except (UsageError, OSError, RuntimeError) as error:
+        refuse(error, 1)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from guidedgen.datasets.hpdv2 import Hpdv2
 from guidedgen.datasets.parti_prompts import PartiPrompts
 from guidedgen.datasets.t2i_compbench import T2ICompBench
 from guidedgen.datasets.tasks import make_tasks
-from guidedgen.types import BadValue
+from guidedgen.types import BadValue, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -67,6 +67,29 @@ def test_line_ends_do_not_matter(released: Path, tmp_path: Path) -> None:
     text = (released / "color_val.txt").read_bytes().replace(b"\r\n", b"\n")
     (tmp_path / "color_val.txt").write_bytes(text)
     assert T2ICompBench(path=str(tmp_path)).tasks() == T2ICompBench(path=str(released)).tasks()
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("end", ["", "\n", " \n\n"])
+def test_how_a_file_ends_does_not_matter(released: Path, parti: str, metadata: str, tmp_path: Path, end: str, newline: str) -> None:
+    """Editors and git add or take the last newline; the released files have it (shape) or not (color)."""
+    for make, file, original in [
+        (T2ICompBench, "color_val.txt", released / "color_val.txt"),
+        (lambda path: T2ICompBench(path=path, category="shape"), "shape_val.txt", released / "shape_val.txt"),
+        (PartiPrompts, "PartiPrompts.tsv", Path(parti)),
+        (GenEval, "evaluation_metadata.jsonl", Path(metadata)),
+    ]:
+        (tmp_path / file).write_text(original.read_text().rstrip() + end, newline=newline)
+        expected = make(path=str(released if original.parent == released else original)).tasks()
+        assert make(path=str(tmp_path)).tasks() == expected
+
+
+def test_a_folder_is_needed_of_many_files(released: Path) -> None:
+    """A file would stand for the others that a category is read from too."""
+    for category in ("color", "complex"):
+        with pytest.raises(BadValue, match="is a file; the folder that holds") as error:
+            T2ICompBench(path=str(released / "complex_val.txt"), category=category).tasks()
+        assert (error.value.name, error.value.value) == ("path", str(released / "complex_val.txt"))
 
 
 def test_another_text_is_refused(released: Path, tmp_path: Path) -> None:
@@ -150,7 +173,53 @@ def test_what_is_fetched_is_what_is_read(
     assert make().tasks() == make(path=str(shared / "data" / copy)).tasks()
 
 
-# scripts/fetch.py data
+@pytest.mark.parametrize(("make", "name"), NAMED)
+def test_paths_that_can_lead_nowhere(make, name: str) -> None:
+    for path, rule in [
+        ("~nobody-at-all/x", "no home folder ~nobody-at-all"),
+        ("x" * 300, "cannot be read"),
+        ("a\0b", "is no path"),
+    ]:
+        with pytest.raises(BadValue, match=rule) as error:
+            make(path=path).tasks()
+        assert error.value.name == "path"
+        assert "\n" not in str(error.value) and "\0" not in str(error.value)
+
+
+def test_a_cache_that_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "~nobody-at-all/cache")
+    with pytest.raises(UsageError, match="^XDG_CACHE_HOME=~nobody-at-all/cache: there is no home folder ~nobody-at-all"):
+        Hpdv2().tasks()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rule"),
+    [
+        ("hpdv2", b"a cat\n", "holds 1 prompts that are not the 50"),
+        ("hpdv2", b"", "holds no prompt"),
+        ("drawbench", b'No.,Prompts,Category\n1,"a cat', "is no CSV file"),
+        ("drawbench", b"No.,Prompts,Category\n1,a cat,Colors\n", "holds 1 prompts that are not the 200"),
+        ("geneval", b"{}", "is not evaluation_metadata.jsonl as released"),
+        ("t2i_compbench", b"caf\xc3", "not UTF-8"),
+    ],
+)
+def test_a_broken_file_that_was_fetched_is_to_be_fetched_again(
+    name: str, content: bytes, rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    make = next(make for make, known in NAMED if known == name)
+    for folder in (downloads.kept(name), tmp_path / "mine"):
+        folder.mkdir(parents=True)
+        (folder / next(iter(downloads.SOURCES[name].files))).write_bytes(content)
+    for path in (None, str(downloads.kept(name))):
+        with pytest.raises(BadValue, match=rf"{rule}[^;]*; fetch it again with: python scripts/fetch.py data {name}$"):
+            make(path=path).tasks()
+    with pytest.raises(BadValue, match=rule) as error:
+        make(path=str(tmp_path / "mine")).tasks()
+    assert "fetch it again" not in error.value.rule
+
+
+# scripts/fetch.py
 
 
 @pytest.fixture
@@ -178,20 +247,73 @@ def test_data_are_fetched_checked_and_found(
     fetch.main()  # nothing is left to bring
 
 
-def test_a_changed_file_is_not_kept(fetch: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_file_is_fetched_again(
+    fetch: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    web, there = tmp_path / "web" / "hps_v2_all_eval.txt", downloads.kept("hpdv2") / "hps_v2_all_eval.txt"
+    for folder in (web.parent, there.parent):
+        folder.mkdir(parents=True)
+    whole = b"a cat\na dog\n"
+    source = downloads.Source(url=web.parent.as_uri(), files={web.name: hashlib.sha256(whole).hexdigest()})
+    monkeypatch.setitem(downloads.SOURCES, "hpdv2", source)
+    monkeypatch.setattr(sys, "argv", ["fetch.py", "data", "hpdv2"])
+    there.write_bytes(whole[:7])
+    for served, why in [
+        (whole[:9], "invalid hash value"),
+        (None, "No such file"),
+    ]:  # what cannot be replaced is not reported as there
+        web.write_bytes(served) if served else web.unlink()
+        with pytest.raises(SystemExit) as stopped:
+            fetch.main()
+        assert stopped.value.code == 1
+        told = capsys.readouterr()
+        assert told.out == "" and why in told.err and told.err.count("\n") == 1
+        assert [file.name for file in there.parent.iterdir()] == [there.name]
+        assert there.read_bytes() == whole[:7]
+    web.write_bytes(whole)
+    fetch.main()
+    assert there.read_bytes() == whole
+    assert [file.name for file in there.parent.iterdir()] == [there.name]
+
+
+def test_a_changed_file_is_not_kept(
+    fetch: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     (tmp_path / "web").mkdir()
     (tmp_path / "web" / "PartiPrompts.tsv").write_text("something else")
     source = downloads.Source(url=(tmp_path / "web").as_uri(), files=downloads.SOURCES["parti_prompts"].files)
     monkeypatch.setitem(downloads.SOURCES, "parti_prompts", source)
     monkeypatch.setattr(sys, "argv", ["fetch.py", "data", "parti_prompts"])
-    with pytest.raises(SystemExit, match=r"^fetch: invalid hash value"):
+    with pytest.raises(SystemExit) as stopped:
         fetch.main()
+    assert stopped.value.code == 1
+    assert re.match(
+        r"fetch: data parti_prompts: cannot be had from file:.*PartiPrompts.tsv \(invalid hash", capsys.readouterr().err
+    )
     assert not list((tmp_path / "cache").rglob("*.tsv"))
 
 
-def test_unknown_data_are_refused(fetch: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["fetch.py", "data", "imagenet"])
-    with pytest.raises(
-        SystemExit, match=r"^fetch: data imagenet: choose from t2i_compbench, hpdv2, drawbench, parti_prompts, geneval"
-    ):
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("data imagenet", "data imagenet: choose from t2i_compbench, hpdv2, drawbench, parti_prompts, geneval\n"),
+        ("data hpdv2 drawbnech", "data drawbnech: did you mean drawbench? choose from"),
+        ("data", "data: names of benchmarks are needed"),
+        ("--all data hpdv2", "data: comes first and alone"),
+        ("aesthetic data hpdv2", "data: comes first and alone"),
+        ("data hpdv2 data", "data: comes first and alone"),
+        ("aesthetic no/such/name", "no/such/name: is no name of the hub"),
+        ("", "nothing to fetch: give names, or --all\n"),
+    ],
+)
+def test_a_wrong_command_fetches_nothing(
+    fetch: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, arguments: str, told: str
+) -> None:
+    for bring in ("fetch", "fetch_data"):
+        monkeypatch.setattr(fetch, bring, lambda name: pytest.fail(f"fetched {name}"))
+    monkeypatch.setattr(sys, "argv", ["fetch.py", *arguments.split()])
+    with pytest.raises(SystemExit) as stopped:
         fetch.main()
+    said = capsys.readouterr()
+    assert (stopped.value.code, said.out, said.err.count("\n")) == (2, "", 1)
+    assert said.err.startswith(f"fetch: {told}")

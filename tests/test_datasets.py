@@ -118,6 +118,27 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
             TextFile(path=str(path)).tasks()
 
 
+@pytest.mark.parametrize(
+    ("path", "rule"),
+    [
+        ("~nobody-at-all/x", "there is no home folder ~nobody-at-all$"),
+        ("x" * 300, "cannot be read .File name too long"),
+        ("a\0b", "is no path .embedded null byte"),
+        ("~\0/x", "is no path"),
+    ],
+)
+def test_paths_that_can_lead_nowhere(path: str, rule: str) -> None:
+    for make, name in [
+        (lambda: TextFile(path=path), "path"),
+        (lambda: Jsonl(path=path), "path"),
+        (lambda: ImageToImage(prompts=Animals(limit=1), images=[path]), "images"),
+    ]:
+        with pytest.raises(BadValue, match=rule) as error:
+            make().tasks()
+        assert error.value.name == name
+        assert "\n" not in str(error.value) and "\0" not in f"{error.value.value}{error.value.rule}"
+
+
 def test_the_home_folder_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     write(tmp_path, b"a cat")
@@ -437,6 +458,16 @@ def test_a_wrong_line_is_named_by_its_number(tmp_path: Path, line: str, rule: st
     assert (error.value.name, error.value.value) == ("path", path)
     assert "\n" not in error.value.rule
     assert len(Jsonl(path=path, limit=1).tasks()) == 1  # lines beyond the limit are not read
+
+
+@pytest.mark.parametrize("line", ['{"prompt": [[]]}', '{"pompt": [[]]}', "[[]]"])
+def test_a_line_that_is_nested_deeply_is_refused_in_one_short_line(tmp_path: Path, line: str) -> None:
+    """What can still be parsed may be too deep to be printed."""
+    for depth in (*range(900, 1000), 5000, 100_000):
+        deep = line.replace("[[]]", "[" * depth + "]" * depth)
+        with pytest.raises(BadValue, match="line 1: .*(nested too deeply|expected a text|no such key|not an object)") as error:
+            Jsonl(path=lines(tmp_path, deep)).tasks()
+        assert len(error.value.rule) < 200 and "\n" not in error.value.rule
 
 
 def test_a_jsonl_file_without_tasks(tmp_path: Path) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from guidedgen.datasets.tasks import read_text
-from guidedgen.types import BadValue
+from guidedgen.datasets.tasks import expand, read_text
+from guidedgen.types import BadValue, UsageError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,9 +58,12 @@ SOURCES = {
 
 
 def kept(name: str) -> Path:
-    """The folder that `python scripts/fetch.py data NAME` brings the files of SOURCES to."""
+    """The folder that `python scripts/fetch.py data NAME` brings the files of SOURCES to. Raises UsageError: there is no home."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache, "guidedgen", name).expanduser()
+    try:
+        return Path(cache, "guidedgen", name).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"XDG_CACHE_HOME={cache}: there is no home folder {Path(cache).parts[0]}; name another") from error
 
 
 def find(name: str, file: str, path: str | None) -> Path:
@@ -68,29 +72,48 @@ def find(name: str, file: str, path: str | None) -> Path:
     Raises:
         BadValue: the option `path` leads to no such file.
     """
-    found = kept(name) if path is None else Path(path).expanduser()
+    found = expand("path", str(kept(name)) if path is None else path)
     if path is None or found.is_dir():
-        found = found / file
+        found = expand("path", file, found)
     if not found.is_file():
         rule = f"there is no {found}; fetch it with: python scripts/fetch.py data {name}"
         raise BadValue("path", "null" if path is None else path, rule)
     return found
 
 
+@contextlib.contextmanager
+def reading(name: str, found: Path) -> Iterator[None]:
+    """A block that reads what `find` found: where it refuses a file that was fetched, the way out is to fetch it again."""
+    try:
+        yield
+    except BadValue as error:
+        if found.parent.resolve() != kept(name).resolve():
+            raise
+        wrong, _, _ = error.rule.partition("; ")  # what follows is the way out for other files
+        raise BadValue(error.name, error.value, f"{wrong}; fetch it again with: python scripts/fetch.py data {name}") from error
+
+
 def read_released(name: str, file: str, path: str | None) -> str:
-    """The text of one file of SOURCES, its line ends made one newline each.
+    """The text of one file of SOURCES, its line ends made one newline each, without white space after its last line.
 
     `path` is as `find` takes it.
 
     Raises:
-        BadValue: the option `path` leads to no such file, or to one that holds something else (line ends aside).
+        BadValue: the option `path` leads to no such file, or to one that holds something else (line ends and white space after
+            the last line aside).
     """
     found = find(name, file, path)
-    text = read_text("path", str(found))
-    if SOURCES[name].files[file] not in (_digest(text), _digest(text.replace("\n", "\r\n"))):
-        raise BadValue("path", str(found), f"is not {file} as released ({SOURCES[name].url}); dataset=text takes any file")
+    with reading(name, found):
+        text = read_text("path", str(found)).rstrip()
+        if SOURCES[name].files[file] not in _digests(text):
+            raise BadValue("path", str(found), f"is not {file} as released ({SOURCES[name].url}); dataset=text takes any file")
     return text
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _digests(text: str) -> Iterator[str]:
+    """The SHA-256 of the files that a text may have been released as: their checksums count line ends and how the file ends, which
+    editors and git change. PartiPrompts' last line ends in an empty column.
+    """
+    for end in ("", "\n", "\t\n"):
+        for newline in ("\n", "\r\n"):
+            yield hashlib.sha256((text + end).replace("\n", newline).encode()).hexdigest()

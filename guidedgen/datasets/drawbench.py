@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 
-from guidedgen.datasets.downloads import find
+from guidedgen.datasets.downloads import find, reading
 from guidedgen.datasets.tasks import check_choice, check_limit, make_tasks, read_text
 from guidedgen.types import BadValue, Task
 
@@ -38,7 +38,9 @@ class DrawBench:
         check_limit(self.limit)
 
     def tasks(self) -> Sequence[Task]:
-        rows = _rows(str(find("drawbench", FILE, self.path)))
+        path = find("drawbench", FILE, self.path)
+        with reading("drawbench", path):
+            rows = _rows(str(path))
         tasks = make_tasks(prompt for prompt, _ in rows)  # of all, so that names do not change with the category
         named = [dataclasses.replace(task, category=category) for task, (_, category) in zip(tasks, rows, strict=True)]
         return [task for task in named if self.category in (None, task.category)][: self.limit]

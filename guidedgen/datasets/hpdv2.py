@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 
-from guidedgen.datasets.downloads import find
+from guidedgen.datasets.downloads import find, reading
 from guidedgen.datasets.tasks import check_limit, make_tasks, read_lines
 from guidedgen.types import BadValue, Task
 
@@ -30,9 +30,10 @@ class Hpdv2:
         check_limit(self.limit)
 
     def tasks(self) -> Sequence[Task]:
-        path = str(find("hpdv2", FILE, self.path))
-        prompts = read_lines("path", path)
-        if hashlib.sha256("\n".join(sorted(line.strip() for line in prompts)).encode()).hexdigest() != DIGEST:
-            rule = f"holds {len(prompts)} prompts that are not the 50 of HPDv2 ({FILE}); dataset=text takes any file"
-            raise BadValue("path", path, rule)
+        path = find("hpdv2", FILE, self.path)
+        with reading("hpdv2", path):
+            prompts = read_lines("path", str(path))
+            if hashlib.sha256("\n".join(sorted(line.strip() for line in prompts)).encode()).hexdigest() != DIGEST:
+                rule = f"holds {len(prompts)} prompts that are not the 50 of HPDv2 ({FILE}); dataset=text takes any file"
+                raise BadValue("path", str(path), rule)
         return make_tasks(prompts[: self.limit], "hpdv2")

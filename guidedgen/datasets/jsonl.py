@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import reprlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,13 +66,16 @@ def _values(line: str) -> dict[str, Any]:
         found = json.loads(line)
     except ValueError as error:
         raise BadValue("", line, f"is not JSON ({error})") from error
+    except RecursionError as error:
+        raise BadValue("", line, 'is nested too deeply; write {"prompt": "a cat"}') from error
     if not isinstance(found, dict):
         raise BadValue("", line, 'is not an object; write {"prompt": "a cat"}')
     values = {key: value for key, value in found.items() if value is not None}
     for key, value in values.items():
+        shown = reprlib.repr(value) if isinstance(value, list | dict) else value  # short, however deep it is
         if key not in KEYS:
             close = difflib.get_close_matches(key, KEYS, 1)
-            raise BadValue(key, value, f"no such key; {f'did you mean {close[0]}? ' if close else ''}choose from {', '.join(KEYS)}")
+            raise BadValue(key, shown, f"no such key; {f'did you mean {close[0]}? ' if close else ''}choose from {', '.join(KEYS)}")
         if not isinstance(value, KEYS[key]) or isinstance(value, bool):  # type: ignore[arg-type]
-            raise BadValue(key, value, f"expected a {'text' if KEYS[key] is str else 'number'}, got {type(value).__name__}")
+            raise BadValue(key, shown, f"expected a {'text' if KEYS[key] is str else 'number'}, got {type(value).__name__}")
     return values

@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import UnidentifiedImageError
 
 from guidedgen import images
+from guidedgen.datasets.tasks import expand
 from guidedgen.types import BadValue, Task
 
 LAB = "lab:"  # before the name of one of the lab's style pictures
@@ -41,7 +42,7 @@ def read_reference(name: str, image: str, folder: Path | None = None) -> Referen
         except BadValue as error:
             raise BadValue(name, image, error.rule) from error
         return Reference(id=_slug(image), path=str(path.absolute()))
-    path = (folder or Path()) / Path(image).expanduser()
+    path = expand(name, image, folder)
     try:
         images.read(path)
         content = path.read_bytes()

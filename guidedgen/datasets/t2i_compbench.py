@@ -9,8 +9,8 @@ import dataclasses
 from collections.abc import Sequence
 
 from guidedgen.datasets.downloads import read_released
-from guidedgen.datasets.tasks import check_choice, check_limit, make_tasks
-from guidedgen.types import Task
+from guidedgen.datasets.tasks import check_choice, check_limit, expand, make_tasks
+from guidedgen.types import BadValue, Task
 
 CATEGORIES = ("color", "shape", "texture", "spatial", "3d_spatial", "non_spatial", "numeracy", "complex")
 
@@ -34,6 +34,8 @@ class T2ICompBench:
         check_limit(self.limit)
 
     def tasks(self) -> Sequence[Task]:
+        if self.path is not None and expand("path", self.path).is_file():
+            raise BadValue("path", self.path, "is a file; the folder that holds the benchmark's files is needed")
         tasks = make_tasks(self._lines(f"{self.category}_val.txt")[: self.limit], self.category)
         if self.category != "complex":
             return tasks

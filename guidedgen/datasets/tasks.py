@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import re
@@ -56,6 +57,25 @@ def check_limit(limit: int | None) -> None:
         raise BadValue("limit", limit, "must be at least 1, or null for all")
 
 
+def expand(name: str, path: str, folder: Path | None = None) -> Path:
+    """The path that the option `name` holds, relative to `folder` (else to where one stands), whether or not anything is there.
+
+    Raises:
+        BadValue: nothing can be there: a home folder of nobody, a name that is too long or no name, a folder one may not enter.
+    """
+    try:
+        found = (folder or Path()) / Path(path).expanduser()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            found.stat()
+    except RuntimeError as error:
+        raise BadValue(name, path, f"there is no home folder {Path(path).parts[0]}") from error
+    except OSError as error:
+        raise BadValue(name, path, f"cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
+        raise BadValue(name, ascii(path), f"is no path ({error})") from error
+    return found
+
+
 def read_text(name: str, path: str) -> str:
     """A UTF-8 file's text, its line ends made one newline each, without a byte order mark.
 
@@ -63,7 +83,7 @@ def read_text(name: str, path: str) -> str:
         BadValue: the file that the option `name` holds cannot be read.
     """
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+        text = expand(name, path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise BadValue(name, path, f"cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
