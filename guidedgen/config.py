@@ -18,13 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
 from guidedgen.types import BadValue, UsageError
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 TARGETS = ("guidedgen.",)  # whose code a config may call; `allow_targets` adds to it
 _OF_HYDRA = ("_target_", "_convert_", "_partial_", "_recursive_")  # keys of a node that are no options of its target
+# What a stored config needs for a run to be built from it; what else there is now, older runs do not have.
+_NODES = ("run", "zoo", "metrics", "metrics.scorers", "metrics.distances", "model", "method", "dataset", "scheduler")
+_VALUES = ("seed", "samples_per_prompt", "batch_size", "device", "dtype", "reference", "allow_targets", "run.fresh", "run.profile",
+           "model.name", "reward", "tracker")  # fmt: skip
 # What does not change a sample: where it is stored, how it is shown and judged.
 _NOT_IDENTITY = ("outputs", "study", "run", "tracker", "metrics", "zoo", "reference", "allow_targets", "table", "shard")
 
@@ -44,8 +47,11 @@ def groups(folders: Sequence[Path]) -> dict[str, list[str]]:
 
 
 def near(word: str, known: Iterable[str]) -> str:
-    """ "; did you mean X?" where a known word is close, else nothing."""
-    close = difflib.get_close_matches(word, list(known), 1, cutoff=0.6)
+    """ "; did you mean X?" where a known word is close, or the last part of one, as in row=full; else nothing."""
+    words = list(known)
+    lasts = {name.rpartition("/")[2]: name for name in reversed(words)}
+    close = difflib.get_close_matches(word, words, 1, cutoff=0.6)
+    close = close or [lasts[last] for last in difflib.get_close_matches(word, lasts, 1, cutoff=0.6)]
     return f"; did you mean {close[0]}?" if close else ""
 
 
@@ -88,6 +94,11 @@ def _composed(overrides: list[str]) -> DictConfig:
         return compose("config", overrides=overrides)
 
 
+def shown(value: Any) -> str:
+    """A value as a command line has it."""
+    return "null" if value is None else str(value)
+
+
 def digest(values: Mapping[str, Any]) -> str:
     """Twelve hex digits that change with any of the values."""
     plain = {key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for key, value in values.items()}
@@ -128,7 +139,8 @@ def check_node(node: DictConfig, key: str, allow: Sequence[str] = ()) -> None:
         if name in _OF_HYDRA:
             continue
         if name not in parameters or name.startswith("_"):  # `_args_` would hide options from the checks
-            raise UsageError(f"{key}.{name}: {node['_target_']} has no such option{near(name, parameters)}")
+            way_out = near(name, parameters) or f"; an experiment's, it may be: '~{key}.{name}' leaves it out"
+            raise UsageError(f"{key}.{name}: {node['_target_']} has no such option{way_out}")
         _check_value(node[name], hints.get(name, Any), f"{key}.{name}", allow)
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in node:
@@ -154,6 +166,8 @@ def without_weightless(node: DictConfig) -> DictConfig:
     """A weighted sum (`rewards` and `weights` by name) without the rewards of weight 0: they are not built, nor their weights
     looked for. Any other node as it is.
     """
+    if not isinstance(node, DictConfig):  # which `build` refuses
+        return node
     if not isinstance(node.get("rewards"), DictConfig) or not isinstance(node.get("weights"), DictConfig):
         return node
     kept = node.copy()
@@ -170,6 +184,8 @@ def module_of(node: Mapping[str, Any] | DictConfig) -> str:
 
 def target_of(node: DictConfig, key: str, allow: Sequence[str] = ()) -> Callable[..., Any]:
     """The class or function a node names. Raises UsageError where it is not allowed or does not exist."""
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        raise UsageError(f"{key}={shown(node)}: expected a mapping with the _target_ it is built by")
     path = str(node["_target_"])
     prefixes = (*TARGETS, *allow)
     if not path.startswith(prefixes):
@@ -190,9 +206,11 @@ def _check_type(value: Any, hint: Any, key: str) -> None:
     if not _fits(value, hint):
         if typing.get_origin(hint) is typing.Literal:
             options = [str(option) for option in typing.get_args(hint)]
-            raise UsageError(f"{key}={value}: no such choice{near(str(value), options)}; choose from {', '.join(options)}")
-        expected = hint.__name__ if isinstance(hint, type) else hint
-        raise UsageError(f"{key}={value}: expected {expected}, got {type(value).__name__}")
+            raise UsageError(f"{key}={shown(value)}: no such choice{near(str(value), options)}; choose from {', '.join(options)}")
+        expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("collections.abc.Sequence", "list")
+        got = "null" if value is None else type(value).__name__
+        way_out = f"""; as a text: '{key}="{value}"'""" if hint is str and value is not None else ""
+        raise UsageError(f"{key}={shown(value)}: expected {expected}, got {got}{way_out}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -201,8 +219,10 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, option) for option in arguments)
     if origin is typing.Literal:
         return value in arguments
+    if value is None:  # a node that is left out is no object of its class
+        return hint in (Any, object, type(None)) or isinstance(hint, typing.TypeVar)
     if hint is type(None):
-        return value is None
+        return False
     if hint in (int, float):
         return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
     if hint in (str, bool):
@@ -219,7 +239,24 @@ def read(file: Path) -> DictConfig:
     """A stored config. Raises UsageError where there is none that can be read."""
     try:
         config = OmegaConf.load(file)
-    except (OSError, OmegaConfBaseException, ValueError) as error:
-        raise UsageError(f"{file}: not a run's config ({error})") from error
-    assert isinstance(config, DictConfig)
+    except Exception as error:  # the system's, PyYAML's and OmegaConf's
+        raise UsageError(f"{file}: not a run's config ({' '.join(str(error).split())})") from error
+    if not isinstance(config, DictConfig):
+        raise UsageError(f"{file}: not a run's config (a list)")
+    return config
+
+
+def read_whole(file: Path) -> DictConfig:
+    """A stored config that a run can be built from. Raises UsageError where there is none, or no more than a part of it."""
+    config = read(file)
+    try:
+        OmegaConf.resolve(config)  # as it was stored: nothing changes unless somebody has written into it
+    except Exception as error:  # OmegaConf's many errors
+        raise UsageError(f"{file}: not a run's config ({' '.join(str(error).split())})") from error
+    for key in (*_NODES, *_VALUES):
+        parent, _, name = key.rpartition(".")
+        if name not in (OmegaConf.select(config, parent) if parent else config):
+            raise UsageError(f"{file}: not a whole run's config: it has no {key}")
+        if key in _NODES and not isinstance(found := OmegaConf.select(config, key), DictConfig):
+            raise UsageError(f"{file}: not a run's config ({key}={shown(found)}: expected a mapping)")
     return config

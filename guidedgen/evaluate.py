@@ -62,7 +62,10 @@ class Images:
         """b 3 H W in [0, 1]; a batch ends early where the image size changes."""
         batch: list[Tensor] = []
         for path in self.paths:
-            image = images.read(path).to(device)
+            try:
+                image = images.read(path).to(device)
+            except OSError as error:
+                raise UsageError(f"{path}: is not a readable image ({error.strerror or error})") from error
             if batch and (len(batch) == size or image.shape != batch[0].shape):
                 yield torch.cat(batch)
                 batch = []
@@ -73,19 +76,35 @@ class Images:
 
 def check_reference(folder: Path) -> None:
     """Raises UsageError unless the folder holds images, all of them readable."""
-    from PIL import Image, UnidentifiedImageError
-
     if not folder.is_dir():
         raise UsageError(f"reference={folder}: no such folder; give base, none, or a folder of images")
     found = Images.of_folder(folder)
     if not len(found):
         raise UsageError(f"reference={folder}: holds no image ({', '.join(images.SUFFIXES)})")
     for path in found.paths:
-        try:
-            with Image.open(path) as picture:
-                picture.verify()
-        except (OSError, SyntaxError, UnidentifiedImageError) as error:
-            raise UsageError(f"reference={folder}: {path.name} is not a readable image ({error})") from error
+        if reason := _damage(path):
+            raise UsageError(f"reference={folder}: {path.name} {reason}")
+
+
+def check_stored(folder: RunFolder, way_out: str) -> None:
+    """Raises UsageError, which ends by the way out, where the image of one of a run's finished samples is missing or damaged."""
+    for path in Images.of_run(folder).paths:
+        if reason := _damage(path):
+            raise UsageError(f"{path}: {reason}{way_out}")
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with an image, if anything is."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            picture.verify()
+    except FileNotFoundError:
+        return "is missing"
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's errors for broken files
+        return f"is not a readable image ({error})"
+    return None
 
 
 def score(

@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig
 
 from guidedgen import config, evaluate, learning, report, sampling
-from guidedgen.jobs import Job, prepare
-from guidedgen.store import RunFailed, RunFolder
-from guidedgen.types import UsageError
-
-
-def judge_again(folder: Path, overrides: Sequence[str] = ()) -> Mapping[str, Any]:
-    """Judges a stored run anew, from its images and with `metrics=...` or any dotted key changed; rewrites metrics.json."""
-    cfg = config.read(folder / "config.yaml")
-    cfg.outputs, cfg.study = str(folder.absolute().parent.parent), folder.absolute().parent.name
-    for override in overrides:
-        key, _, value = override.partition("=")
-        file = config.CONF / key / f"{value}.yaml"
-        try:
-            OmegaConf.update(
-                cfg, key, OmegaConf.load(file) if file.exists() else OmegaConf.create(f"x: {value}").x, force_add=False
-            )
-        except Exception as error:  # OmegaConf's many errors
-            raise UsageError(f"{override}: {error}") from error
-    job = dataclasses.replace(prepare(cfg), folder=RunFolder(folder))
-    if not sampling.left(job):  # whoever of several processes was to be the last may have died
-        sampling.close(job.base)
-        sampling.merge(job)
-        job.folder.finish()
-    return judge(job)
+from guidedgen.jobs import Job
+from guidedgen.store import RunFailed
 
 
 def judge(job: Job) -> dict[str, Any]:
@@ -59,8 +35,8 @@ def _judge_at(job: Job) -> dict[str, Any]:
         _reference(job),
         {s.name: sampling.with_original(s, job.base) for s in job.samples},
     )
-    lost = _lost(job)
-    own, reference = own.without(lost), reference.without(lost) if reference is not None else None
+    lost, unmade = _lost(job), _unmade(job)
+    own, reference = own.without({*lost, *unmade}), reference.without({*lost, *unmade}) if reference is not None else None
     if not len(own):
         raise RunFailed(f"{job.folder.path}: no sample came out both here and unguided")
     where = {"batch_size": job.cfg.batch_size, "device": job.cfg.device}
@@ -76,6 +52,8 @@ def _judge_at(job: Job) -> dict[str, Any]:
         metrics["failed"] = len(lost)
         if lost:
             metrics["failures"] = lost
+        if unmade:
+            metrics["missing"] = len(unmade)
         if reference is not None:
             sharp, other = evaluate.comparable(own, reference)
             pair = evaluate.Pair(own=sharp, reference=other, **where)
@@ -103,11 +81,17 @@ def _lost(job: Job) -> dict[str, str]:
     return {**{name: f"unguided: {reason}" for name, reason in unguided.items()}, **job.folder.failures()}
 
 
+def _unmade(job: Job) -> set[str]:
+    """Names of the samples that are neither finished nor failed, here or unguided: the run is stopped, or has lost records."""
+    tried = job.folder.tried() if job.base is None else job.folder.tried() & job.base.folder.tried()
+    return {sample.name for sample in job.samples} - tried
+
+
 def _recorded(job: Job, pictures: evaluate.Images) -> set[str]:
     """Names of the scorers whose scores the records of a run hold: those that are now as they were when it was sampled."""
     if not pictures.blurred:
         return set()
-    then, now = config.read(pictures.paths[0].parent.parent / "config.yaml"), job.cfg
+    then, now = config.read_whole(pictures.paths[0].parent.parent / "config.yaml"), job.cfg
     judges = {str(name) for name, node in now.metrics.scorers.items() if then.metrics.scorers.get(name) == node}
     guides = job.scorers.keys() - now.metrics.scorers.keys()  # the reward, with what it reports
     return judges | (guides if then.reward == now.reward else set())
@@ -119,9 +103,14 @@ def _described(job: Job) -> dict[str, Any]:
     return {
         "title": job.name,
         "label": table.get("label") or table.get("row") or job.method_name,
-        "reward": job.reward_name,
+        "reward": config.module_of(guide) if (guide := _guide(job)) else job.reward_name,
         **({"published": printed} if printed else {}),
     }
+
+
+def _guide(job: Job) -> DictConfig | None:
+    """The reward that the run was sampled with, which need not be the one it is judged by; None where none has guided."""
+    return config.read_whole(job.folder.path / "config.yaml").reward if job.method.needs.reward else None
 
 
 def _reference(job: Job) -> evaluate.Images | None:
@@ -132,7 +121,10 @@ def _reference(job: Job) -> evaluate.Images | None:
 
 def _mark_shared(job: Job, metrics: Mapping[str, Any]) -> None:
     """Says of each figure whether a network that measured it has guided too, and what else it depends on."""
-    guide = set(getattr(job.reward, "networks", ())) if job.method.needs.reward else set()
+    node, reward = _guide(job), job.reward
+    if node and node != job.cfg.reward:
+        reward = config.build(config.without_weightless(node), "reward", tuple(job.cfg.allow_targets))
+    guide = set(getattr(reward, "networks", ())) if node else set()
     for name, entry in metrics["scores"].items():
         entry["shares_guide"] = bool(guide & set(getattr(job.scorers[name], "networks", ())))
         if described := getattr(job.scorers[name], "described", None):

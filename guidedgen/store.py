@@ -22,7 +22,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -63,6 +63,15 @@ class Record:
         return f"{self.task}-{self.seed}"
 
 
+# What tells a record from any other object in its log.
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("task", "prompt", "category", "image"), str),
+    **dict.fromkeys(("seed", "nfe", "nfe_backward", "decodes", "reward_calls"), int),
+    **dict.fromkeys(("seconds", "peak_memory_mib"), (int, float)),
+    "scores": dict,
+}
+
+
 class RunFolder:
     """One run on disk. Nothing is written before `open`; what cannot be written ends the run by RunFailed.
 
@@ -86,10 +95,18 @@ class RunFolder:
     def done(self) -> bool:
         """Whether the run was finished and every sample has its whole image.
 
-        Where a sample has failed, or its image was damaged since, the same command tries it again: rewards get repaired, services
-        come back, and a failure that repeats costs no more than its batch.
+        Where a sample has failed, or its image or its record was damaged since, the same command tries it again: rewards get
+        repaired, services come back, and a failure that repeats costs no more than its batch.
         """
-        return (self.path / "DONE").exists() and all(map(self._is_whole, self._latest().values()))
+        if not (self.path / "DONE").exists():
+            return False
+        records, spoiled = self._told()
+        return not spoiled and all(map(self._is_whole, records.values()))
+
+    @property
+    def spoiled(self) -> int:
+        """How many lines of the records are none: damaged, or somebody else's. A last one that a kill cut short does not count."""
+        return self._told()[1]
 
     def open(self, config: str, environment: Mapping[str, Any], *, fresh: bool = False) -> None:
         """Makes the folder, or picks up what an earlier process left; `fresh` discards it first.
@@ -136,12 +153,15 @@ class RunFolder:
         if alone:
             (self.path / "DONE").unlink(missing_ok=True)
             self._drop_partials()
-        kept = {name for name, record in self._latest().items() if self._is_whole(record)}
+        records, spoiled = self._told()
+        if spoiled:
+            print(f"{self.path}: damaged lines of its records: {spoiled}; what they were of is made again", file=sys.stderr)
+        kept = {name for name, record in records.items() if self._is_whole(record)}
         for kind in ("records", "trace"):
             shared = [self.path / f"{kind}.jsonl"] if alone else []
             for log in {*shared, self._log(kind)} if self.part else self._logs(kind):
                 _drop_torn_line(log)
-                _keep_lines(log, kept)
+                _keep_lines(log, kept, _record if kind == "records" else dict)
 
     def _drop_partials(self) -> None:
         for partial in self.path.rglob(".*.partial"):
@@ -153,8 +173,13 @@ class RunFolder:
 
     def _latest(self) -> dict[str, Record]:
         """Samples that were made or failed, by name, in the order they were. A line cut short by a kill is not one."""
-        lines = (line for log in self._logs("records") for line in _lines(log))
-        return {record.name: record for record in (Record(**line) for line in lines)}
+        return self._told()[0]
+
+    def _told(self) -> tuple[dict[str, Record], int]:
+        """The same, and how many whole lines are no record."""
+        found = [_record(line) for log in self._logs("records") for line in _lines(log)]
+        records = [record for record in found if record is not None]
+        return {record.name: record for record in records}, len(found) - len(records)
 
     def records(self) -> dict[str, Record]:
         """Finished samples by name, in the order they were finished; those that failed are not among them."""
@@ -190,8 +215,8 @@ class RunFolder:
         told: dict[str, list[dict[str, Any]]] = {}
         for log in self._logs("trace"):
             here: dict[str, list[dict[str, Any]]] = {}
-            for line in _lines(log):
-                here.setdefault(f"{line['task']}-{line['seed']}", []).append(line)
+            for line in filter(None, _lines(log)):
+                here.setdefault(_name(line), []).append(line)
             told = {**here, **told}  # the merged file first, where a merge was cut short
         if told:
             events = [line for name in names for line in told.get(name, ())]
@@ -226,11 +251,16 @@ class RunFolder:
         write_atomic(self.path / name, (json.dumps(_finite(value), indent=1) + "\n").encode())
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Reads a JSON file of the run; empty where there is none."""
+        """Reads a JSON file of the run; empty where there is none. Raises UsageError where it is damaged."""
         try:
-            return json.loads((self.path / name).read_text())
+            told = json.loads((self.path / name).read_bytes())
         except FileNotFoundError:
             return {}
+        except ValueError:
+            told = None
+        if not isinstance(told, dict):
+            raise UsageError(f"{self.path / name}: damaged, not a JSON object; remove it, and the run's own command goes on")
+        return told
 
     def note(self, text: str) -> None:
         """Adds what happened, with the time, to run.log, where there is a folder; further lines of the text are indented."""
@@ -421,26 +451,41 @@ def _drop_torn_line(path: Path) -> None:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log: a kill cuts the last one short, a power cut may spoil others."""
+    """The whole lines of a log, empty where a power cut has spoiled them: a kill cuts the last one short."""
     if not path.exists():
         return []
-    return [line for line in map(_parsed, path.read_bytes().split(b"\n")[:-1]) if line is not None]
+    return list(map(_parsed, path.read_bytes().split(b"\n")[:-1]))
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
+def _parsed(line: bytes) -> dict[str, Any]:
+    """What a line says; nothing where it is spoiled."""
     try:
         told = json.loads(line)
     except ValueError:
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def _record(line: Mapping[str, Any]) -> Record | None:
+    """The record that a line is; None where it is not one."""
+    try:
+        record = Record(**line)
+    except TypeError:
         return None
-    return told if isinstance(told, dict) else None
+    return record if all(isinstance(getattr(record, name), kind) for name, kind in _KINDS.items()) else None
 
 
-def _keep_lines(path: Path, names: Collection[str]) -> None:
-    """Leaves in a log what is of samples of these names; the file stays as it is where that is all."""
+def _name(line: Mapping[str, Any]) -> str:
+    """The sample that a line of a log is of."""
+    return f"{line.get('task')}-{line.get('seed')}"
+
+
+def _keep_lines(path: Path, names: Collection[str], whole: Callable[[dict[str, Any]], object]) -> None:
+    """Leaves in a log what is of samples of these names and `whole` holds of; the file stays as it is where that is all."""
     if not path.exists():
         return
     found = [(line, _parsed(line)) for line in path.read_bytes().split(b"\n")[:-1]]
-    kept = [line for line, told in found if told and not told.get("failed") and f"{told['task']}-{told['seed']}" in names]
+    kept = [line for line, told in found if whole(told) and not told.get("failed") and _name(told) in names]
     if len(kept) < len(found):
         write_atomic(path, b"".join(line + b"\n" for line in kept))
 

@@ -1,5 +1,13 @@
-"""Judges run folders again, from their stored images: python scripts/evaluate.py outputs/<study>/<run> [metrics=lab ...]"""
+"""Judges run folders again, from their stored images, and rewrites their metrics.json.
 
+    python scripts/evaluate.py outputs/<study>/<run>                        by what they were judged by
+    python scripts/evaluate.py outputs/<study>/<run> metrics=lab            by other metrics, in place of those
+    python scripts/evaluate.py outputs/<study>/<run> ~metrics.scorers.taste reference=none
+
+What can change is what judges: metrics, reward and zoo, whole or by their keys; reference, batch_size, device and allow_targets.
+"""
+
+import argparse
 import sys
 from pathlib import Path
 
@@ -9,17 +17,20 @@ from guidedgen.types import UsageError
 
 
 def main(arguments: list[str]) -> None:
-    overrides = [argument for argument in arguments if "=" in argument]
-    folders = [Path(argument) for argument in arguments if "=" not in argument]
-    if not folders or set(arguments) & {"-h", "--help"}:
-        sys.exit(__doc__)
-    from guidedgen import judging, report
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("what", nargs="+", help="folders of runs, and overrides as in metrics=lab")
+    what = parser.parse_intermixed_args(arguments).what
+    overrides = [given for given in what if ("=" in given or given.startswith(("+", "~"))) and not Path(given).is_dir()]
+    folders = [Path(given) for given in what if given not in overrides]
+    if not folders:
+        parser.error("no run: give its folder, as in outputs/<study>/<run>")
+    from guidedgen import rejudging, report
 
     try:
         for folder in folders:
-            report.show(judging.judge_again(folder, overrides))
+            report.show(rejudging.judge_again(folder, overrides))
     except UsageError as error:
-        print(f"guidedgen: {error}", file=sys.stderr)
+        print(f"guidedgen: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -17,7 +17,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from guidedgen import config, evaluate, experiment, images, jobs, judging, report
+from guidedgen import config, evaluate, experiment, images, jobs, rejudging, report
 from guidedgen.gradients.adjoint import Adjoint
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.metrics.summary import wilson_interval
@@ -215,16 +215,16 @@ def test_where_all_is_blurred_there_are_no_distances_and_no_score_is_lost(run: R
     for name, entry in metrics["scores"].items():
         recorded = [record.scores[name] for record in records(folder).values()]
         assert entry["value"] == pytest.approx(np.mean([value for value in recorded if value is not None]), abs=1e-9)
-    again = judging.judge_again(folder)
+    again = rejudging.judge_again(folder)
     assert again["scores"] == metrics["scores"]
 
 
 def test_judging_again_loses_nothing_and_takes_no_score_of_other_options(audits: Audits) -> None:
     folder, metrics = audits["blurred"]
-    again = judging.judge_again(folder)
+    again = rejudging.judge_again(folder)
     assert again["scores"] == metrics["scores"] and again["distances"] == metrics["distances"]
     left = sum(not record.blurred for record in records(folder).values())
-    other = judging.judge_again(folder, ["metrics.scorers.clip_score.convention=t2i_compbench"])
+    other = rejudging.judge_again(folder, ["metrics.scorers.clip_score.convention=t2i_compbench"])
     assert other["scores"]["clip_score"]["prompts"] == left  # of the others the pictures are gone
     assert {name: entry for name, entry in other["scores"].items() if name != "clip_score"} == {
         name: entry for name, entry in metrics["scores"].items() if name != "clip_score"
@@ -290,7 +290,7 @@ def test_runs_of_before_there_were_filters_are_still_judged(run: Run) -> None:
     text = (folder / "config.yaml").read_text()
     assert "  show_flagged: true\n" in text
     (folder / "config.yaml").write_text(text.replace("  show_flagged: true\n", ""))
-    assert judging.judge_again(folder)["scores"] == metrics["scores"]
+    assert rejudging.judge_again(folder)["scores"] == metrics["scores"]
 
 
 def test_what_compares_with_unguided_pictures_does_not_see_blurred_ones(job: Callable[..., jobs.Job]) -> None:

@@ -18,7 +18,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from guidedgen import config, experiment, images, jobs, judging, sampling
+from guidedgen import config, experiment, images, jobs, rejudging, sampling
 from guidedgen.lab.classes import RenderedClasses
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.metrics.frechet import frechet_distance
@@ -293,11 +293,11 @@ def test_an_interrupted_run_goes_on_where_it_was(run: Run, job: Callable[..., jo
 def test_judging_again_gives_the_same(run: Run) -> None:
     """From the stored images alone, and with another convention where one is asked for."""
     folder, metrics = run()
-    again = judging.judge_again(folder)
+    again = rejudging.judge_again(folder)
     for name, entry in metrics["scores"].items():
         assert again["scores"][name]["value"] == pytest.approx(entry["value"], abs=1e-5)
     assert again["distances"]["fid"]["value"] == pytest.approx(metrics["distances"]["fid"]["value"], rel=1e-6)
-    raw = judging.judge_again(folder, ["metrics.scorers.clip_score.convention=t2i_compbench"])
+    raw = rejudging.judge_again(folder, ["metrics.scorers.clip_score.convention=t2i_compbench"])
     cosine, hessel = raw["scores"]["clip_score"]["value"], metrics["scores"]["clip_score"]["value"]
     assert cosine != hessel
 

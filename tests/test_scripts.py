@@ -115,3 +115,21 @@ def test_training_refuses_a_part_that_is_not_one() -> None:
     done = script("train_lab.py", "--parts", "vea")
     assert done.returncode == 2
     assert "no such part: vea" in done.stderr
+
+
+def test_evaluate_without_a_run_shows_how() -> None:
+    for arguments in ([], ["metrics=lab"], ["~metrics.scorers.taste"]):
+        done = script("evaluate.py", *arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "usage: evaluate.py" in done.stderr
+    done = script("evaluate.py", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "metrics=lab" in done.stdout
+
+
+@pytest.mark.parametrize("config", ["", "hello", "{a: ", "- 1\n- 2", "seed: 0\nrun:\n  fresh: false\n"])
+def test_evaluate_says_in_one_line_what_is_no_whole_config(tmp_path: Path, config: str) -> None:
+    (tmp_path / "config.yaml").write_text(config)
+    done = script("evaluate.py", str(tmp_path), "metrics=none")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert f"{tmp_path / 'config.yaml'}: not a " in done.stderr

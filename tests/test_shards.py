@@ -14,7 +14,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from guidedgen import config, experiment, jobs, judging, sampling
+from guidedgen import config, experiment, jobs, rejudging, sampling
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.shards import Shard, find_shard
 from guidedgen.store import RunFolder
@@ -132,7 +132,7 @@ def test_the_evaluation_merges_what_nobody_has(tmp_path: Path) -> None:
         sampling.sample_all(job, "code")  # and dies before it sees that it was the last
     folder = job.folder.path
     assert len(list(folder.glob("records.*.jsonl"))) == 2 and not (folder / "DONE").exists()
-    judging.judge_again(folder)
+    rejudging.judge_again(folder)
     assert kept(folder) == kept(whole.folder.path) and RunFolder(folder).done
 
 

@@ -313,3 +313,62 @@ def test_notes_are_left_where_they_can_be(folder: RunFolder) -> None:
     for nowhere in (folder.path / "none", folder.path / "config.yaml"):
         RunFolder(nowhere).note("failed: no")  # a folder that is gone may be why
         assert RunFolder(nowhere).last_note == ""
+
+
+@pytest.mark.parametrize("line", [b'{"task": "a', b'{"name": "somebody"}', b'{"task": "a-cat-51e46741", "seed": 1}', b"[1]", b""])
+def test_a_line_that_is_no_record_makes_the_sample_come_again(
+    folder: RunFolder, line: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a finished run too, which says so; in the traces it is left out."""
+    for i in range(3):
+        save(folder, i)
+    folder.finish()
+    assert folder.done and folder.spoiled == 0
+    for name in ("records.jsonl", "trace.jsonl"):
+        lines = (folder.path / name).read_bytes().split(b"\n")
+        (folder.path / name).write_bytes(b"\n".join([lines[0], line, *lines[2:]]))
+    assert list(folder.records()) == [sample(0).name, sample(2).name] and folder.spoiled == 1 and not folder.done
+    folder.open("", {})
+    assert "damaged lines of its records: 1; " in capsys.readouterr().err
+    for name in ("records.jsonl", "trace.jsonl"):
+        assert [json.loads(line)["seed"] for line in (folder.path / name).read_bytes().splitlines()] == [0, 2]
+    save(folder, 1)
+    folder.finish()
+    assert folder.done
+
+
+def test_a_record_with_a_value_of_another_type_is_none(folder: RunFolder) -> None:
+    save(folder, 0)
+    log = folder.path / "records.jsonl"
+    told = json.loads(log.read_text())
+    for key, value in {"scores": 3, "seed": "0", "image": None, "nfe": "many", "age": 7}.items():
+        log.write_text(json.dumps({**told, key: value}) + "\n")
+        assert folder.records() == {} and folder.spoiled == 1
+
+
+def test_a_torn_last_line_is_not_damage(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    save(folder, 0)
+    with (folder.path / "records.jsonl").open("ab") as log:
+        log.write(b'{"task": "a-c')
+    assert folder.spoiled == 0
+    folder.open("", {})
+    assert capsys.readouterr().err == ""
+
+
+def test_parts_are_merged_without_lines_that_are_none(folder: RunFolder) -> None:
+    folder.close()
+    part = RunFolder(folder.path, "0-of-2")
+    part.open("", {})
+    save(part, 0)
+    with (folder.path / "trace.0-of-2.jsonl").open("ab") as log:
+        log.write(b"7\n{}\n" + b'{"name": "somebody"}\n')
+    folder.merge([sample(0).name])
+    assert len((folder.path / "trace.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "\0"])
+def test_a_damaged_json_file_is_named(folder: RunFolder, content: str) -> None:
+    (folder.path / "metrics.json").write_text(content)
+    with pytest.raises(UsageError, match=r"/metrics\.json: damaged, not a JSON object; remove it") as caught:
+        folder.read_json("metrics.json")
+    assert "\n" not in str(caught.value)
