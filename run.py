@@ -11,9 +11,11 @@ from guidedgen import command_line, config, usage
 
 
 def prepare(cfg: DictConfig) -> object:
-    from guidedgen import jobs  # imports torch: not for --help
+    from guidedgen import jobs, sweeps  # these import torch: not for --help
 
-    return jobs.prepare(cfg)
+    job = jobs.prepare(cfg)
+    sweeps.check_objective(job)
+    return job
 
 
 def announce(overrides: list[str], config_dir: Path | None) -> None:

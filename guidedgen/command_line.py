@@ -18,7 +18,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from guidedgen import config
 from guidedgen.types import UsageError
@@ -59,10 +59,11 @@ def preflight(arguments: Sequence[str], prepare: Callable[[DictConfig], object])
     `prepare` builds what is cheap to build from a composed config and raises UsageError where it cannot.
     """
     parsed = _parsed(arguments)
-    if parsed.help or parsed.hydra_help or parsed.cfg or parsed.info or parsed.shell_completion:
+    if parsed.help or parsed.hydra_help or parsed.shell_completion:
         return
+    shown = parsed.cfg or parsed.info  # which need not be one that can be run
     try:
-        check(parsed, prepare)
+        check(parsed, (lambda _: None) if shown else prepare)
     except UsageError as error:
         _refuse(str(error))
 
@@ -77,6 +78,11 @@ def swept(arguments: Sequence[str]) -> tuple[list[str], Path | None] | None:
     parsed = _parsed(arguments)
     starts = parsed.multirun and not (parsed.cfg or parsed.info or parsed.help or parsed.hydra_help)
     return (list(parsed.overrides), _config_dir(parsed)) if starts else None
+
+
+def arguments(overrides: Sequence[str], config_dir: Path | None) -> list[str]:
+    """Of run.py, for overrides and a folder of options."""
+    return [*([f"--config-dir={config_dir}"] if config_dir else []), *overrides]
 
 
 def _config_dir(parsed: argparse.Namespace) -> Path | None:
@@ -105,37 +111,35 @@ def check(parsed: argparse.Namespace, prepare: Callable[[DictConfig], object]) -
 
     config_dir = _config_dir(parsed)
     items = parse(parsed.overrides)
+    known = config.groups(_folders(config_dir))
+    _check_options(items, known)
     own = [str(item.input_line) for item in items if not item.is_hydra_override()]
     if len(own) < len(items):
         hydra_settings([str(item.input_line) for item in items if item.is_hydra_override()], config_dir)
     if parsed.multirun:
-        own += _swept(items, config_dir)
-    known = config.groups(_folders(config_dir))
+        given = {item.key_or_group for item in items}
+        own += [override for override in sweeper(items, config_dir)[1] if override.partition("=")[0] not in given]
     for overrides in _alternatives(own, known, multirun=parsed.multirun):
         _check_names(overrides, known, config_dir)
         cfg = composed(overrides, config_dir)
         if "table" in cfg and "name" not in cfg.table:
-            raise UsageError(f"row={cfg.table.row}: is a row of a table; choose that too, as in experiment=codex/aesthetic")
+            row = next(item.split("=", 1)[1] for item in overrides if item.startswith("row="))
+            tables = [f"experiment={name}" for name in known["experiment"] if name.startswith(row.split("/")[0] + "/")]
+            raise UsageError(f"row={row}: is a row of a table; choose that too: {', '.join(tables)}")
         prepare(cfg)
-
-
-def _swept(items: Sequence[Override], config_dir: Path | None) -> list[str]:
-    """What a sweep has beside the values of its command line."""
-    try:
-        own = sweeper(items, config_dir)[1]
-    except UsageError:  # told when the overrides are checked
-        return []
-    given = {item.key_or_group for item in items}
-    return [override for override in own if override.partition("=")[0] not in given]
 
 
 def sweeper(items: Sequence[Override], config_dir: Path | None = None) -> tuple[Any, list[str]]:
     """The `hydra.sweeper` node of a sweep, and what its `params` add to it: the rows of an experiment's table, say.
 
-    Raises UsageError where it does not compose.
+    Raises UsageError where it does not compose, and for several experiments that each bring a sweep.
     """
     asked = [item for item in items if item.is_hydra_override() or item.key_or_group == "experiment"]
     settings = hydra_settings([str(item.input_line) for item in asked if not item.is_sweep_override()], config_dir).sweeper
+    for item in asked:
+        for value in _values(item) if item.is_sweep_override() else ():
+            if hydra_settings([f"{item.get_key_element()}={value}"], config_dir).sweeper.get("params"):
+                raise UsageError(f"{item.input_line}: {value} is a sweep of its own; run one after the other")
     return settings, [f"{key}={values}" for key, values in (settings.get("params") or {}).items()]
 
 
@@ -180,30 +184,48 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     return found
 
 
-def _check_names(overrides: Sequence[str], known: Mapping[str, Sequence[str]], config_dir: Path | None) -> None:
-    """Raises UsageError where a key or an option of the `known` groups does not exist, naming the nearest that do."""
-    items = parse(overrides)
+def _check_options(items: Sequence[Override], known: Mapping[str, Sequence[str]]) -> None:
+    """Raises UsageError where one of the `known` groups has no such option, naming the nearest that it has."""
     for item in items:
-        if item.key_or_group in known and not item.is_delete():
-            options, value = known[item.key_or_group], str(item.value())
-            if value not in options and item.value() is not None:
+        if item.key_or_group not in known or item.is_delete():
+            continue
+        options = known[item.key_or_group]
+        for value in _values(item) if item.is_sweep_override() else [item.get_value_element_as_str()]:
+            if value.strip("'\"") not in options:
                 raise UsageError(
                     f"{item.key_or_group}={value}: no such option{config.near(value, options)}; choose from {', '.join(options)}"
                 )
-    keys = set(_keys(_compose(tuple(str(item.input_line) for item in items if item.key_or_group in known), config_dir)))
+
+
+def checked_options(overrides: Sequence[str]) -> DictConfig:
+    """What options of groups compose to. Raises UsageError where there is no such option."""
+    _check_options(parse(overrides), config.groups(_folders(None)))
+    return composed(overrides)
+
+
+def _check_names(overrides: Sequence[str], known: Mapping[str, Sequence[str]], config_dir: Path | None) -> None:
+    """Raises UsageError where a key does not exist, naming the nearest that does, and for a node that is left out or no node."""
+    items = parse(overrides)
+    cfg = _compose(tuple(str(item.input_line) for item in items if item.key_or_group in known and not item.is_delete()), config_dir)
+    there = set(keys(cfg))
     for item in items:
         key = item.key_or_group
-        if key in known or key in keys:
-            continue
-        raise UsageError(f"{item.input_line}: there is no key {key!r}{config.near(key, [*keys, *known])}")
+        if key not in known and key not in there:
+            raise UsageError(f"{item.input_line}: there is no key {key!r}{config.near(key, [*there, *known])}")
+        if item.is_delete() and "." not in key:
+            raise UsageError(f"{item.input_line}: cannot be left out")
+        node = None if item.is_delete() or key in known else OmegaConf.select(cfg, key)
+        if isinstance(node, DictConfig) and "_target_" not in node and not isinstance(item.value(), dict):
+            raise UsageError(f"{item.input_line}: it has options of its own, as {key}.{next(map(str, node), '...')}")
 
 
-def _keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
+def keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
+    """The dotted keys of a config, those of its inner nodes too."""
     for key in map(str, cfg):
         yield f"{prefix}{key}"
         child = cfg._get_node(key)
         if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
-            yield from _keys(child, f"{prefix}{key}.")
+            yield from keys(child, f"{prefix}{key}.")
 
 
 def composed(overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError
 
 from guidedgen import config, evaluate
 from guidedgen.datasets.references import read_reference
@@ -119,8 +120,11 @@ def _settled(cfg: DictConfig, shard: Shard, *, elsewhere: bool = False) -> DictC
             raise UsageError(f"run.{key}={cfg.run[key]}: expected true or false")
     if not isinstance(cfg.run.get("show_flagged", False), bool):  # which older runs do not have
         raise UsageError(f"run.show_flagged={cfg.run.show_flagged}: expected true or false")
-    if not str(cfg.study) or "/" in str(cfg.study) or str(cfg.study).startswith("."):
+    if cfg.study is None or not str(cfg.study) or "/" in str(cfg.study) or str(cfg.study).startswith("."):
         raise UsageError(f"study={cfg.study}: expected a plain folder name")
+    for key, wanted in {"outputs": "a folder", "reference": "base, none or a folder of pictures"}.items():
+        if not isinstance(cfg[key], str) or not cfg[key]:
+            raise UsageError(f"{key}={cfg[key]}: expected {wanted}")
     if not elsewhere or cfg.device == "auto":
         cfg.device = _device(str(cfg.device), shard)
     if cfg.dtype == "auto":
@@ -128,6 +132,11 @@ def _settled(cfg: DictConfig, shard: Shard, *, elsewhere: bool = False) -> DictC
     try:
         OmegaConf.resolve(cfg)
         missing = sorted(OmegaConf.missing_keys(cfg))
+    except InterpolationKeyError as error:
+        wanted = str(error).split("'")[1]
+        if wanted.startswith("table."):
+            raise UsageError(f"row={cfg.table.row}: no row of experiment={cfg.table.name}, which has no {wanted}") from error
+        raise UsageError(f"${{{wanted}}}: no such key; a text that has this in it can be read from a file: dataset=text") from error
     except Exception as error:  # OmegaConf's many errors
         referred = re.search(r"Missing mandatory value: (\S+)", str(error))  # by an interpolation
         if referred is None:
@@ -222,7 +231,12 @@ def _lessons(cfg: DictConfig, shard: Shard, method: Method, model: StableDiffusi
 
 
 def _each(nodes: DictConfig, key: str, allow: Sequence[str]) -> dict[str, Any]:
-    return {name: config.build(nodes[name], f"{key}.{name}", allow) for name in map(str, nodes)}
+    """What the nodes describe, by name; null is none."""
+    names = [name for name in map(str, nodes) if nodes[name] is not None]
+    for name in names:
+        if not (isinstance(nodes[name], DictConfig) and "_target_" in nodes[name]):
+            raise UsageError(f"{key}.{name}={nodes[name]}: expected a node with _target_, or null for none")
+    return {name: config.build(nodes[name], f"{key}.{name}", allow) for name in names}
 
 
 def _per_class(cfg: DictConfig, tasks: Sequence[Task], allow: Sequence[str]) -> PerClass | None:

@@ -61,9 +61,9 @@ def _sample_batches(job: Job, label: str, batches: Sequence[Sequence[Sample]]) -
             failed += 1
             print(f"guidedgen: {sample.name} ({sample.task.prompt[:60]!r}) failed: {record.failed}", file=sys.stderr)
             if not came_out and failed == _HOPELESS:
-                raise RunFailed(f"{job.folder.path}: the first {failed} samples have all failed; see above why")
+                raise RunFailed(f"{job.folder.path}: the first {failed} samples have all failed, the last as: {record.failed}")
     if failed and not came_out:
-        raise RunFailed(f"{job.folder.path}: none of {failed} samples came out; see above why")
+        raise RunFailed(f"{job.folder.path}: none of {failed} samples came out, the last failed as: {record.failed}")
 
 
 def _at_most(total: int, advance: Callable[[], None]) -> Callable[[], None]:

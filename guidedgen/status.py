@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from guidedgen.store import RunFolder
 from guidedgen.sweeps import Run
@@ -61,13 +61,18 @@ def of_study(folder: Path) -> list[State]:
 
 
 def of_sweep(runs: Sequence[Run]) -> list[State]:
-    """The states of a sweep's runs, named by their overrides. Raises UsageError where one cannot be made."""
-    return [dataclasses.replace(of_folder(run.folder), name=shlex.join(run.overrides)) for run in runs]
+    """The states of a sweep's runs, named by those overrides that not all of them have.
+
+    Raises UsageError where one cannot be made.
+    """
+    shared = set.intersection(*(set(run.overrides) for run in runs)) if len(runs) > 1 else set()
+    names = [shlex.join(override for override in run.overrides if override not in shared) for run in runs]
+    return [dataclasses.replace(of_folder(run.folder), name=name) for run, name in zip(runs, names, strict=True)]
 
 
 def show(states: Sequence[State]) -> None:
     """Prints a table of them."""
-    table = Table("run", "state", "samples", "")
+    table = Table(Column("run", overflow="fold"), "state", "samples", "")  # a name is there to be copied
     for state in states:
         samples = f"{state.samples}/{state.wanted}" if state.wanted is not None else str(state.samples or "")
         table.add_row(escape(state.name), state.state, samples, escape(state.told))

@@ -28,7 +28,7 @@ class Run:
     @property
     def arguments(self) -> list[str]:
         """`python run.py *arguments` makes it."""
-        return [*([f"--config-dir={self.config_dir}"] if self.config_dir else []), *self.overrides]
+        return command_line.arguments(self.overrides, self.config_dir)
 
     @functools.cached_property
     def folder(self) -> Path:
@@ -73,7 +73,7 @@ def check_objective(job: Job) -> None:
     known = [*(f"scores.{name}" for name in job.scorers), *(f"distances.{name}" for name in job.distances)]
     for name in filter(None, [job.cfg.run.get("objective"), *(job.cfg.run.get("objective_limit") or ())]):
         path = str(name).removeprefix("-")
-        if path.startswith(("scores.", "distances.")) and ".".join(path.split(".")[:2]) not in known:
+        if (path.startswith(("scores.", "distances.")) or "." not in path) and ".".join(path.split(".")[:2]) not in known:
             choices = ", ".join(f"{entry}.value" for entry in known)
             raise UsageError(f"run.objective: there is no {path}{config.near(path, known)}; choose from {choices}")
 

@@ -25,7 +25,9 @@ def main(arguments: list[str]) -> None:
 
     try:
         if "=" in asked.what[0]:
-            states = status.of_sweep(sweeps.runs(command_line.for_hydra(asked.what), asked.config_dir))
+            overrides = command_line.for_hydra(asked.what)
+            command_line.preflight(["-m", *command_line.arguments(overrides, asked.config_dir)], lambda _: None)
+            states = status.of_sweep(sweeps.runs(overrides, asked.config_dir))
         else:
             states = [state for folder in asked.what for state in status.of_study(Path(folder))]
     except UsageError as error:

@@ -92,7 +92,7 @@ def main(arguments: list[str]) -> None:
         overrides = [override for override in overrides if override not in plain]
         if any(launcher[key] for key in GPUS) and not any(override.startswith("device=") for override in overrides):
             overrides.append("device=cuda")  # a part of a run's name: it must not depend on where it is asked for
-        command_line.preflight(["-m", *([f"--config-dir={config_dir}"] if config_dir else []), *overrides], _prepare)
+        command_line.preflight(["-m", *command_line.arguments(overrides, config_dir)], _prepare)
         runs = sweeps.runs(overrides, config_dir)
         _check_lines(runs)
         arrays = {write(part, launcher): len(part) for part in (runs[i : i + ARRAY] for i in range(0, len(runs), ARRAY))}
