@@ -1,5 +1,6 @@
 """Writes a study's page, report.html, with its tables as CSV and LaTeX beside it: python scripts/report.py outputs/<study>"""
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -9,13 +10,14 @@ from guidedgen.types import UsageError
 
 
 def main(arguments: list[str]) -> None:
-    if not arguments or set(arguments) & {"-h", "--help"}:
-        sys.exit(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("folders", nargs="+", type=Path, help="of studies, as outputs/default")
+    folders = parser.parse_args(arguments).folders
     from guidedgen.pages import page
 
     try:
-        for folder in arguments:
-            print("\n".join(map(str, page.write(Path(folder)))))
+        for folder in folders:
+            print("\n".join(map(str, page.write(folder))))
     except UsageError as error:
         print(f"guidedgen: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,5 +1,6 @@
 """Prints a study's runs as a Markdown table: python scripts/table.py outputs/<study>"""
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -9,12 +10,13 @@ from guidedgen.types import UsageError
 
 
 def main(arguments: list[str]) -> None:
-    if not arguments or set(arguments) & {"-h", "--help"}:
-        sys.exit(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("folders", nargs="+", type=Path, help="of studies, as outputs/default")
+    folders = parser.parse_args(arguments).folders
     from guidedgen import report
 
     try:
-        print("\n\n".join(report.study_table(Path(folder)) for folder in arguments))
+        print("\n\n".join(report.study_table(folder) for folder in folders))
     except UsageError as error:
         print(f"guidedgen: {error}", file=sys.stderr)
         sys.exit(2)
