@@ -118,7 +118,9 @@ def test_a_sweep_says_what_is_missing_and_makes_it(tmp_path: Path) -> None:
     go("run.py", *one)
     states = status.of_sweep(sweeps.runs(overrides))
     assert [state.state for state in states] == ["missing", "done", "missing", "missing"]
-    assert [state.name for state in states] == [f"method={method} seed={seed}" for method in ("base", "best_of_n") for seed in (0, 1)]
+    assert [state.name for state in states] == [
+        f"method={method} seed={seed}" for method in ("base", "best_of_n") for seed in (0, 1)
+    ]
     told = go("run.py", "-m", *overrides)
     assert "4 runs: 1 done, 3 missing" in told and told.count("already done") == 1
     assert "4 runs: 4 done" in go("scripts/status.py", *overrides)
