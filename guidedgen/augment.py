@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from guidedgen.noise import Noise
-from guidedgen.types import BadValue
+from guidedgen.types import BadValue, check_amounts
 
 _NUMBERS = 27  # uniform numbers per copy
 _PLAIN = (1.0, 1.0, 1.0, 0.0)  # colours that change nothing
@@ -107,9 +107,7 @@ class Augmentations:
         for name in ("perspective", "perspective_odds", "jitter", "jitter_odds", "erase_odds", "flip_odds"):
             if not 0 <= getattr(self, name) <= 1:
                 raise BadValue(name, getattr(self, name), "must be from 0 to 1")
-        for name in ("degrees", "translate", "copy_grain", "grain"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise BadValue(name, getattr(self, name), "must be at least 0 and finite")
+        check_amounts(self, "degrees", "translate", "copy_grain", "grain")
         if not 0 < self.smallest_crop <= 1:
             raise BadValue("smallest_crop", self.smallest_crop, "must be above 0 and at most 1")
         if len(self.erased) != 2 or not 0 < self.erased[0] <= self.erased[1] < 1:

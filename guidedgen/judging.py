@@ -35,7 +35,7 @@ def _judge_at(job: Job) -> dict[str, Any]:
         _reference(job),
         {s.name: sampling.with_original(s, job.base) for s in job.samples},
     )
-    lost, unmade = _lost(job), _unmade(job)
+    lost, unmade, guide = _lost(job), _unmade(job), _guide(job)
     own, reference = own.without({*lost, *unmade}), reference.without({*lost, *unmade}) if reference is not None else None
     if not len(own):
         raise RunFailed(f"{job.folder.path}: no sample came out both here and unguided")
@@ -47,7 +47,7 @@ def _judge_at(job: Job) -> dict[str, Any]:
         if reference is not None and paired:
             theirs = evaluate.score(reference, job.scorers, tasks, recorded=_recorded(job, reference), **where)
         summary = evaluate.summarise(own, reference, ours, theirs, job.verdicts)
-        metrics = {**_described(job), "judged_by": judged_by(job), **summary}
+        metrics = {**_described(job, guide), "judged_by": judged_by(job), **summary}
         metrics["blurred"] = len(own.blurred)
         metrics["failed"] = len(lost)
         if lost:
@@ -65,7 +65,7 @@ def _judge_at(job: Job) -> dict[str, Any]:
                 metrics["per_class"] = evaluate.per_class(pair, job.per_class, known)
     if job.originals is not None:
         metrics["learning"] = learning.spent(job)
-    _mark_shared(job, metrics)
+    _mark_shared(job, metrics, guide)
     job.folder.write_json("metrics.json", metrics)
 
     score = next(iter(job.scorers), "")  # the reward, where there is one
@@ -97,13 +97,13 @@ def _recorded(job: Job, pictures: evaluate.Images) -> set[str]:
     return judges | (guides if then.reward == now.reward else set())
 
 
-def _described(job: Job) -> dict[str, Any]:
+def _described(job: Job, guide: DictConfig | None) -> dict[str, Any]:
     """What a table of runs calls this one, and what its source prints of it where it is a row of a published table."""
     table, printed = job.cfg.get("table") or {}, config.published(job.cfg)
     return {
         "title": job.name,
         "label": table.get("label") or table.get("row") or job.method_name,
-        "reward": config.module_of(guide) if (guide := _guide(job)) else job.reward_name,
+        "reward": config.module_of(guide) if guide else job.reward_name,
         **({"published": printed} if printed else {}),
     }
 
@@ -119,18 +119,18 @@ def _reference(job: Job) -> evaluate.Images | None:
     return evaluate.Images.of_folder(job.reference) if job.reference is not None else None
 
 
-def _mark_shared(job: Job, metrics: Mapping[str, Any]) -> None:
+def _mark_shared(job: Job, metrics: Mapping[str, Any], guide: DictConfig | None) -> None:
     """Says of each figure whether a network that measured it has guided too, and what else it depends on."""
-    node, reward = _guide(job), job.reward
-    if node and node != job.cfg.reward:
-        reward = config.build(config.without_weightless(node), "reward", tuple(job.cfg.allow_targets))
-    guide = set(getattr(reward, "networks", ())) if node else set()
+    reward = job.reward
+    if guide and guide != job.cfg.reward:
+        reward = config.build(config.without_weightless(guide), "reward", tuple(job.cfg.allow_targets))
+    networks = set(getattr(reward, "networks", ())) if guide else set()
     for name, entry in metrics["scores"].items():
-        entry["shares_guide"] = bool(guide & set(getattr(job.scorers[name], "networks", ())))
+        entry["shares_guide"] = bool(networks & set(getattr(job.scorers[name], "networks", ())))
         if described := getattr(job.scorers[name], "described", None):
             entry["described"] = described
     for entry in [*metrics.get("distances", {}).values(), *filter(None, [metrics.get("per_class")])]:
-        entry["shares_guide"] = entry["features"] in guide
+        entry["shares_guide"] = entry["features"] in networks
 
 
 def judged_by(job: Job) -> str:

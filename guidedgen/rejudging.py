@@ -70,9 +70,9 @@ def changed(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         raise UsageError(
             f"{of_zoo[0]}: stored metrics have their networks; choose some that take them from the zoo, as metrics=lab"
         )
-    chosen = command_line.checked_options([f"{group}={option}" for group, option in choices.items()])
-    for group in choices:
-        cfg[group] = chosen[group]
+    if choices:
+        chosen = command_line.checked_options([f"{group}={option}" for group, option in choices.items()])
+        cfg.update({group: chosen[group] for group in choices})
     for item in items:
         if item.key_or_group not in _GROUPS:
             _change(cfg, item)

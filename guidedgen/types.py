@@ -7,6 +7,7 @@ Shapes are written as in einops: `b` samples, `n` particles per sample, `c h w` 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -28,6 +29,13 @@ class BadValue(ValueError):
     def __init__(self, name: str, value: object, rule: str) -> None:
         super().__init__(f"{name}={value!r}: {rule}")
         self.name, self.value, self.rule = name, value, rule
+
+
+def check_amounts(holder: object, *names: str) -> None:
+    """Raises BadValue where an option of these names is below 0, infinite or not a number."""
+    for name in names:
+        if not 0 <= getattr(holder, name) < math.inf:
+            raise BadValue(name, getattr(holder, name), "must be at least 0 and finite")
 
 
 class Stopped(BaseException):

@@ -158,13 +158,11 @@ def check_data(name: str) -> None:
 
 def check_name(name: str) -> None:
     """Raises UsageError unless it is a name that `fetch` knows, a folder or what could be a name of the hub."""
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
-
     if name in files.DOWNLOADS or os.path.isdir(os.path.expanduser(name)):
         return
     try:
-        validate_repo_id(name)
-    except HFValidationError as error:
+        files.check_name(name, "fetch")
+    except UsageError as error:
         raise UsageError(f"{name}: is no name of the hub (org/name); python scripts/fetch.py --help has the other names") from error
 
 

@@ -33,7 +33,7 @@ from guidedgen.methods.whole_chain import Best
 from guidedgen.noise import Noise, stream
 from guidedgen.problem import Problem
 from guidedgen.process.formulas import add_noise
-from guidedgen.types import BadValue, Needs, Observer, ignore
+from guidedgen.types import BadValue, Needs, Observer, check_amounts, ignore
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,9 +83,7 @@ class BlipInversion:
             ends = getattr(self, name)
             if len(ends) != 2 or not all(0 <= end < math.inf for end in ends):
                 raise BadValue(name, list(ends), "must be [first, last], at least 0 and finite")
-        for name in ("weight", "distill_scale", "noise", "last_noise"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise BadValue(name, getattr(self, name), "must be at least 0 and finite")
+        check_amounts(self, "weight", "distill_scale", "noise", "last_noise")
         if self.mode == "referee_only" and not self.weight:
             raise BadValue("weight", self.weight, "must be above 0 in mode=referee_only, which has nothing else")
         if self.ema_start is not None and self.ema_start < 1:

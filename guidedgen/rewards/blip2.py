@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from guidedgen.rewards.inputs import check_inputs
 from guidedgen.rewards.templates import check_template, fill
-from guidedgen.types import BadValue, Matcher, Reward, Task
+from guidedgen.types import BadValue, Matcher, Reward, Task, check_amounts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,9 +33,7 @@ class Blip2:
 
     def __post_init__(self) -> None:
         check_template("template", self.template)
-        for name in ("matching_weight", "caption_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise BadValue(name, getattr(self, name), "must be at least 0 and finite")
+        check_amounts(self, "matching_weight", "caption_weight")
         if not self.matching_weight + self.caption_weight:
             raise BadValue("caption_weight", self.caption_weight, "both weights are 0; nothing is left to follow")
 

@@ -65,7 +65,7 @@ def locate(
     if folder.is_file():
         raise UsageError(f"{key}={name}: is a file; a folder or a hub name (org/name) is needed")
     if not folder.is_dir():
-        _check_name(name, key)
+        check_name(name, key)
         folder = _snapshot(name, key, files, required, one_of, revision)
     if missing := _missing(folder, required, one_of):
         raise UsageError(f"{key}={name}: has no {missing} (looked in {folder})")
@@ -120,7 +120,7 @@ def locate_file(repo_or_path: str | Path, filename: str, *, key: str, sha256: st
         if not path.is_file():
             raise UsageError(f"{key}={name}: has no {filename}")
     elif not path.is_file():
-        _check_name(name, key)
+        check_name(name, key)
         path = _hub_file(name, filename, key, revision)
     if sha256 is not None:
         with path.open("rb") as stream:
@@ -187,7 +187,8 @@ def read_state(path: Path, *, key: str, device: torch.device | str = "cpu") -> d
     return state
 
 
-def _check_name(name: str, key: str) -> None:
+def check_name(name: str, key: str) -> None:
+    """Raises UsageError where this can be no name of a hub repository."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils._validators import validate_repo_id
 
