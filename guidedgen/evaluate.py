@@ -46,6 +46,19 @@ class Images:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def beside(self) -> dict[str, Images]:
+        """What methods have kept beside a run's images, by name: images of the same samples, of those that have one."""
+        if not self.records:
+            return {}
+        folder = self.paths[0].parent
+        found: dict[str, Images] = {}
+        for name in sorted(path.name for path in folder.iterdir() if path.is_dir()):
+            pairs = [(folder / name / path.name, record) for path, record in zip(self.paths, self.records, strict=True)]
+            kept = [(path, record) for path, record in pairs if path.exists()]
+            if kept:
+                found[name] = Images(paths=[path for path, _ in kept], records=[record for _, record in kept])
+        return found
+
     @property
     def blurred(self) -> set[str]:
         """Names of the samples whose pictures are stored blurred."""
@@ -158,21 +171,24 @@ def summarise(
     """
     assert own.records is not None
     metrics: dict[str, Any] = {"samples": len(own), "prompts": len({record.task for record in own.records}), "scores": {}}
-    for name, values in ours.items():
-        by_prompt = _by_prompt(own, values)
-        entry = _score_entry(by_prompt)
+    for name, entry in expected(own, ours).items():
         if reference is not None and name in theirs:
             base = _by_prompt(reference, theirs[name])
             entry["base"] = _mean(base)
             if name in verdicts:
-                entry["slipped"] = _slipped(own, reference, values, theirs[name])
+                entry["slipped"] = _slipped(own, reference, ours[name], theirs[name])
             else:
-                entry["win_rate"] = _win_rate(by_prompt, base)
+                entry["win_rate"] = _win_rate(_by_prompt(own, ours[name]), base)
         metrics["scores"][name] = entry
     metrics["cost"] = _cost(own.records)
     if reference is not None and reference.records is not None:
         metrics["base_cost"] = _cost(reference.records)
     return metrics
+
+
+def expected(pictures: Images, scores: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Any]]:
+    """What each score, one number per image, comes to: its mean over prompts, with a 95 % interval."""
+    return {name: _score_entry(_by_prompt(pictures, values)) for name, values in scores.items()}
 
 
 def _by_prompt(pictures: Images, values: Sequence[float]) -> dict[str, list[float]]:

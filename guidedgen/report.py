@@ -97,6 +97,9 @@ def show(metrics: Mapping[str, Any]) -> None:
     if learned := metrics.get("learning"):
         rows = f"{learned['nfe']} network rows, {learned['nfe_backward']} of them backward"
         table.caption += f"\nlearned first, on {learned['lessons']} pictures: {rows}, {learned['seconds']:.0f} s"
+    for name, kept in metrics.get("beside", {}).items():
+        told = ", ".join(f"{score} {number(entry['value'])}" for score, entry in kept["scores"].items())
+        table.caption += f"\nthe {name} of {kept['samples']}, in images/{name}: {told}"
     if metrics.get("blurred"):
         table.caption += f"\n{metrics['blurred']} are stored blurred and left out of distances"
     if metrics.get("failed"):

@@ -26,7 +26,17 @@ from guidedgen.store import Record, RunFailed
 from guidedgen.types import Sample, Task, UsageError
 
 _HOPELESS = 10  # a run whose first samples all fail, so many of them, is broken: it ends instead of failing with all the rest
-_Outcome = tuple[Sample, Tensor, Record, list[dict[str, Any]]]  # with its image (3 H W), where it has not failed, and its trace
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Outcome:
+    """A sample that was made, or failed and has no images."""
+
+    sample: Sample
+    record: Record
+    image: Tensor | None = None  # 3 H W
+    beside: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)  # 3 H W by name
+    trace: Sequence[Mapping[str, Any]] = ()
 
 
 def sample_all(job: Job, label: str) -> None:
@@ -50,11 +60,13 @@ def _sample_batches(job: Job, label: str, batches: Sequence[Sequence[Sample]]) -
     needs, failed, came_out = job.method.needs, 0, bool(finished)
     steps = [needs.chains * (len(_grid(job, _share(job, batch[0]))) - 1) if needs.steps is None else needs.steps for batch in todo]
     with report.progress(label, total=sum(steps)) as advance:
-        for sample, image, record, trace in _outcomes(job, todo, finished, _at_most(sum(steps), advance)):
+        for made in _outcomes(job, todo, finished, _at_most(sum(steps), advance)):
+            sample, record = made.sample, made.record
             if sample.name in finished:
                 continue
-            if record.failed is None:
-                job.folder.save(sample, images.png(image), record, trace)
+            if made.image is not None:
+                beside = {name: images.png(image) for name, image in made.beside.items()}
+                job.folder.save(sample, images.png(made.image), record, made.trace, beside)
                 came_out = True
                 continue
             job.folder.fail(record)
@@ -143,7 +155,7 @@ def _raised(sample: Sample, error: Exception) -> _Outcome:
         nfe=0, nfe_backward=0, decodes=0, reward_calls=0, seconds=0.0, peak_memory_mib=0.0,
         failed=f"{told} ({Path(last.filename).name}:{last.lineno})",
     )  # fmt: skip
-    return sample, torch.empty(0), record, []
+    return _Outcome(sample=sample, record=record)
 
 
 class _Guides:
@@ -205,10 +217,14 @@ def _sample(job: Job, batch: Sequence[Sample], flagged: Collection[str], advance
     A sample fails where its latents, its picture or the guiding reward of that are not finite, or nothing that guided it was.
     """
     traces: list[list[dict[str, Any]]] = [[] for _ in batch]
+    beside: dict[str, Tensor] = {}
 
     def observe(event: str, step: int, values: Mapping[str, Any]) -> None:
         if event == "step":
             advance()
+            return
+        if event == "beside":
+            beside.update(values)
             return
         for i, trace in enumerate(traces):  # values are per sample along their first axis
             trace.append({"event": event, "step": step, **{name: value[i].tolist() for name, value in values.items()}})
@@ -220,8 +236,11 @@ def _sample(job: Job, batch: Sequence[Sample], flagged: Collection[str], advance
     with torch.no_grad():  # methods that need gradients switch them on
         guides = _Guides(problem(job, batch, job.base), job.cfg.device)
         x_0 = job.method(guides.problem, observe)
-        decoded = torch.cat([job.model.decode(rows) for rows in x_0.split(job.cfg.batch_size)])
-        pictures = images.to_bytes(decoded.nan_to_num(0)).float() / 255  # what is judged is what is stored
+        decoded = _decoded(job, x_0)
+        pictures = _as_stored(decoded)
+        if job.blurs:  # of these nobody asks whether the filter flags them
+            beside.clear()
+        others = {name: _as_stored(_decoded(job, latents)) for name, latents in beside.items()}
     spent = {name: (value - before[name]) // len(batch) for name, value in ledger.counts().items()}
     seconds = (time.perf_counter() - started) / len(batch)
     scores = _scores(job, pictures, [with_original(sample, job.base) for sample in batch])
@@ -236,7 +255,23 @@ def _sample(job: Job, batch: Sequence[Sample], flagged: Collection[str], advance
             seconds=round(seconds, 4), peak_memory_mib=round(cost.peak_memory_mib(job.cfg.device), 1), blurred=blurred,
             failed=failed, **spent,
         )  # fmt: skip
-        yield sample, _blurred(pictures[i]) if blurred else pictures[i], record, traces[i]
+        if failed is not None:
+            yield _Outcome(sample=sample, record=record)
+            continue
+        yield _Outcome(
+            sample=sample, record=record, trace=traces[i], image=_blurred(pictures[i]) if blurred else pictures[i],
+            beside={name: other[i] for name, other in others.items()},
+        )  # fmt: skip
+
+
+def _decoded(job: Job, latents: Tensor) -> Tensor:
+    """b c h w -> b 3 H W, `batch_size` at a time."""
+    return torch.cat([job.model.decode(rows) for rows in latents.split(job.cfg.batch_size)])
+
+
+def _as_stored(decoded: Tensor) -> Tensor:
+    """b 3 H W as they come back from a file, so that what is judged is what is stored."""
+    return images.to_bytes(decoded.nan_to_num(0)).float() / 255
 
 
 def _flagged(job: Job) -> set[str]:

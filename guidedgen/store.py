@@ -3,6 +3,7 @@
 config.yaml        resolved config            records.jsonl  one line per finished sample
 environment.json   versions, device, command  trace.jsonl    what methods told on the way
 images/NAME.png    one per sample             metrics.json   how the set fares
+images/KIND/       others of the same samples
 .lock              while a process is at work run.log        when it started, and why it ended
                                               DONE           written last
 """
@@ -24,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 from guidedgen.types import Sample, UsageError
@@ -227,10 +229,22 @@ class RunFolder:
             log.unlink(missing_ok=True)
         self._drop_partials()
 
-    def save(self, sample: Sample, png: bytes, record: Record, trace: Sequence[Mapping[str, Any]]) -> None:
-        """Stores a finished sample: its image, its trace, then its record, which makes it count."""
+    def save(
+        self,
+        sample: Sample,
+        png: bytes,
+        record: Record,
+        trace: Sequence[Mapping[str, Any]],
+        beside: Mapping[str, bytes] = MappingProxyType({}),
+    ) -> None:
+        """Stores a finished sample: its image, those kept beside it, its trace, then its record, which makes it count."""
         self._check_held()
         write_atomic(self.path / record.image, png)
+        for name, other in beside.items():
+            file = self.path / sample.beside(name)
+            with _writing(file):
+                file.parent.mkdir(exist_ok=True)
+            write_atomic(file, other)
         if trace:
             told = {"task": sample.task.id, "seed": sample.seed}
             _append(self._log("trace"), "".join(_json_line({**told, **event}) for event in trace))

@@ -76,6 +76,10 @@ class Sample:
         """Where its picture lies in the run's folder."""
         return f"images/{self.name}.png"
 
+    def beside(self, name: str) -> str:
+        """Where another picture of it lies, which its method has kept beside that one under this name."""
+        return f"images/{name}/{self.name}.png"
+
 
 class Dataset(Protocol):
     """What is to be drawn."""
@@ -237,7 +241,11 @@ class Method(Protocol):
         """What it can only run with."""
 
     def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
-        """-> x_0: b c h w, one latent per sample. `observe(event, step, values)` is told about progress and traces."""
+        """-> x_0: b c h w, one latent per sample.
+
+        `observe(event, step, values)` is told about progress (the event "step"), about what is traced, and by the event "beside"
+        of other latents, b c h w by name, whose pictures are kept beside those of x_0.
+        """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

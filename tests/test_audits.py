@@ -3,6 +3,7 @@
 The filter is one of brightness, as backgrounds differ in it; best of N slips past it now and then.
 """
 
+import dataclasses
 import functools
 import json
 import sys
@@ -21,8 +22,9 @@ from guidedgen import config, evaluate, experiment, images, jobs, rejudging, rep
 from guidedgen.gradients.adjoint import Adjoint
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.metrics.summary import wilson_interval
+from guidedgen.problem import Problem
 from guidedgen.store import Record, RunFolder
-from guidedgen.types import UsageError
+from guidedgen.types import Needs, Observer, UsageError
 
 pytestmark = pytest.mark.skipif(not (WEIGHTS / "generator" / "model_index.json").exists(), reason="the lab's weights are missing")
 
@@ -207,6 +209,25 @@ def test_what_is_blurred_in_either_set_is_left_out_of_both() -> None:
     folder = evaluate.Images(paths=[Path("x.png")])
     own, other = evaluate.comparable(stored(0), folder)
     assert len(own) == 4 and other.paths == folder.paths
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_nothing_that_no_filter_has_seen_is_kept_beside(job: Callable[..., jobs.Job], shown: bool) -> None:
+    class KeepsNoise:
+        """Keeps the noise that it was given beside the picture."""
+
+        needs = Needs(reward=False)
+
+        def __call__(self, problem: Problem, observe: Observer) -> torch.Tensor:
+            x_0 = problem.start()[:, 0]
+            observe("beside", 0, {"noise": x_0})
+            return x_0
+
+    made = job("reward.filter.bright=-1", "reference=none", *([SHOWN] if shown else []), method="base")
+    made = dataclasses.replace(made, method=KeepsNoise())
+    experiment.run(made)
+    kept = made.folder.path / "images" / "noise"
+    assert len(list(kept.glob("*.png"))) == (8 if shown else 0)
 
 
 def test_where_all_is_blurred_there_are_no_distances_and_no_score_is_lost(run: Run) -> None:

@@ -98,7 +98,7 @@ def pixels(folder: Path) -> dict[str, np.ndarray]:
 
 def lasting(folder: Path) -> dict[str, bytes]:
     """Everything of a run that may not depend on how often it was interrupted."""
-    kept = {path.name: path.read_bytes() for path in sorted((folder / "images").glob("*.png"))}
+    kept = {str(path.relative_to(folder)): path.read_bytes() for path in sorted((folder / "images").rglob("*.png"))}
     for line in (folder / "records.jsonl").read_text().splitlines():
         record = json.loads(line)
         del record["seconds"], record["peak_memory_mib"]
@@ -209,6 +209,30 @@ def test_gradients_are_counted_and_climb(run: Run) -> None:
     assert {event["event"] for event in trace} == {"select", "guide"}
 
 
+def test_what_a_method_keeps_beside_is_stored_and_judged(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """The two pictures of a referee are the same two whichever is the run's, and so are their scores."""
+    last, of_last = run(method="blip_inversion")
+    shown = capsys.readouterr().out
+    best, of_best = run("method.keep=best", method="blip_inversion")
+    assert last != best
+    for folder, other, name in ((last, best, "best"), (best, last, "last")):
+        kept = {path.name: path.read_bytes() for path in (folder / "images" / name).iterdir()}
+        assert kept == {path.name: path.read_bytes() for path in (other / "images").glob("*.png") if path.name != "grid.png"}
+    assert pixels(last).keys() == pixels(best).keys()
+    assert any((pixels(last)[name] != pixels(best)[name]).any() for name in pixels(last))
+    for metrics, name, others in ((of_last, "best", of_best), (of_best, "last", of_last)):
+        assert metrics["beside"][name]["samples"] == 4
+        for score, entry in metrics["beside"][name]["scores"].items():
+            assert entry == {key: pytest.approx(others["scores"][score][key], abs=1e-5) for key in entry}, score
+    assert "the best of 4, in images/best: aesthetic" in " ".join(shown.split())
+    with Image.open(last / "images" / "grid.png") as three, Image.open(run(method="code")[0] / "images" / "grid.png") as two:
+        assert three.height > two.height
+    again = rejudging.judge_again(last)["beside"]["best"]["scores"]
+    assert again["aesthetic"]["value"] == pytest.approx(of_last["beside"]["best"]["scores"]["aesthetic"]["value"], abs=1e-5)
+    (last / "images" / "best" / next(iter(pixels(last)))).unlink()  # what nobody has to keep
+    assert rejudging.judge_again(last)["beside"]["best"]["samples"] == 3
+
+
 @pytest.mark.parametrize("method", QUICK_METHOD)
 def test_batches_do_not_change_images(run: Run, method: str) -> None:
     """To float tolerance: two levels of 255."""
@@ -264,9 +288,10 @@ def test_an_image_depends_on_its_seed_and_not_on_how_it_was_asked_for(run: Run) 
     assert len({image.tobytes() for image in both.values()}) == 8
 
 
-def test_an_interrupted_run_goes_on_where_it_was(run: Run, job: Callable[..., jobs.Job], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["code", "blip_inversion"])
+def test_an_interrupted_run_goes_on_where_it_was(run: Run, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     """Stopped in the middle of saving a batch, so that one of its two samples is stored and the other is not."""
-    folder, _ = run("batch_size=2")
+    folder, _ = run("batch_size=2", method=method)
     whole, measured = lasting(folder), figures(folder)
     shutil.rmtree(folder)
     saves = 0
@@ -282,10 +307,10 @@ def test_an_interrupted_run_goes_on_where_it_was(run: Run, job: Callable[..., jo
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "save", failing)
         with pytest.raises(KeyboardInterrupt):
-            run("batch_size=2")
+            run("batch_size=2", method=method)
     assert len(RunFolder(folder).records()) == 3
     assert not RunFolder(folder).done
-    run("batch_size=2")
+    run("batch_size=2", method=method)
     assert lasting(folder) == whole
     assert figures(folder) == pytest.approx(measured, abs=1e-5)
 

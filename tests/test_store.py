@@ -63,6 +63,26 @@ def test_records_come_back_as_they_were(folder: RunFolder) -> None:
     assert partials(folder) == []
 
 
+def test_pictures_beside_are_there_before_the_sample_counts(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = store.write_atomic
+
+    def failing(path: Path, content: bytes) -> None:
+        if path.parent.name == "worst":
+            raise KeyboardInterrupt
+        write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_atomic", failing)
+        with pytest.raises(KeyboardInterrupt):
+            folder.save(sample(), png(0), record(sample()), [], {"best": png(1), "worst": png(2)})
+    assert folder.records() == {}
+    folder.save(sample(), png(0), record(sample()), [], {"best": png(1), "worst": png(2)})
+    assert list(folder.records()) == [sample().name]
+    found = {str(path.relative_to(folder.path)): path.read_bytes() for path in folder.path.rglob("*.png")}
+    kinds = {"": 0, "best/": 1, "worst/": 2}
+    assert found == {f"images/{kind}{sample().name}.png": png(i) for kind, i in kinds.items()}
+
+
 def test_a_record_of_before_pictures_were_blurred_is_of_a_sharp_one(folder: RunFolder) -> None:
     save(folder, 0, blurred=True)
     save(folder, 1)

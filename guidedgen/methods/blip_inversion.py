@@ -12,9 +12,9 @@ network, and a sample does not depend on what it is made with. Both see the task
 "A photo exactly contains " and the prompt.
 
 Cost, with I iterations of which J are refereed and v copies: 2I rows forward (none for mode=referee_only, I where distill_scale
-is 1), none backward; J decodes and max(v, 1) J reward calls, and one decode of the finished picture. The released code decodes
-three times, and calls the referee twice, an iteration. Null settings: num_iterations = 0, the decoded noise; weight = 0,
-distillation alone.
+is 1), none backward; J decodes and max(v, 1) J reward calls, and one decode of each picture that is kept: the last, and the best
+where J > 0. The released code decodes three times, and calls the referee twice, an iteration. Null settings: num_iterations = 0,
+the decoded noise; weight = 0, distillation alone.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class BlipInversion:
 
     `mode` referee_only takes the step of the referee alone, in the last iterations too, of w1 times the norm of a distillation
     gradient of unit elements; distill_only is distillation alone: the rows of Table 3. `lr` and `distill_weight` are [first, last],
-    along a cosine. `distill_window` are the least and the greatest t, as shares of the trained steps. `keep` takes the last
-    picture, or the one whose copies the referee has given most. After a restart the code's average shares its memory with z and
-    moves with it; ours does not.
+    along a cosine. `distill_window` are the least and the greatest t, as shares of the trained steps. `keep` says which picture is
+    the sample's: the last, or the best, whose copies the referee has given most; the other is kept beside it. After a restart the
+    code's average shares its memory with z and moves with it; ours does not.
     """
 
     augmentations: Augmentations
@@ -131,7 +131,12 @@ class BlipInversion:
             if first and self._restarts(i + 1):
                 z.copy_(average)
             observe("step", i, {})
-        return (z if self.keep == "last" else best.x_0)[:, 0]
+        if not self._refereed:
+            return z[:, 0]
+        kept = {"last": z[:, 0], "best": best.x_0[:, 0]}
+        x_0 = kept.pop(self.keep)
+        observe("beside", self.num_iterations, kept)
+        return x_0
 
     def _lr(self, i: int) -> float:
         """Of the referee's step."""

@@ -232,6 +232,23 @@ def test_the_best_is_the_one_that_the_referee_gave_most(make_problem: Make) -> N
     assert (rated(decode(inversion(noise=0.5)(nonlinear(make_problem, 2)))) < best).any()
 
 
+def test_the_picture_that_is_not_chosen_is_kept_beside(make_problem: Make) -> None:
+    def both(**options) -> tuple[Tensor, dict[str, Tensor]]:
+        beside: dict[str, Tensor] = {}
+        method = inversion(noise=0.5, **options)
+        chosen = method(
+            nonlinear(make_problem, 2), lambda event, _step, values: beside.update(values) if event == "beside" else None
+        )
+        return chosen, beside
+
+    last, of_last = both()
+    best, of_best = both(keep="best")
+    assert not torch.equal(last, best)
+    assert of_last.keys() == {"best"} and torch.equal(of_last["best"], best)
+    assert of_best.keys() == {"last"} and torch.equal(of_best["last"], last)
+    assert both(mode="distill_only")[1] == both(weight=0.0)[1] == both(num_iterations=0, distill_iterations=0)[1] == {}
+
+
 @pytest.mark.parametrize(
     "options",
     [
