@@ -197,10 +197,11 @@ def _check_options(items: Sequence[Override], known: Mapping[str, Sequence[str]]
                 )
 
 
-def checked_options(overrides: Sequence[str]) -> DictConfig:
-    """What options of groups compose to. Raises UsageError where there is no such option."""
-    _check_options(parse(overrides), config.groups(_folders(None)))
-    return composed(overrides)
+def checked_options(overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
+    """What options of groups compose to. Raises UsageError where there is no such option, or no such folder."""
+    composed([], config_dir)  # there is a folder to look into
+    _check_options(parse(overrides), config.groups(_folders(config_dir)))
+    return composed(overrides, config_dir)
 
 
 def _check_names(overrides: Sequence[str], known: Mapping[str, Sequence[str]], config_dir: Path | None) -> None:

@@ -20,14 +20,15 @@ _GROUPS = ("metrics", "reward", "zoo")
 _KEYS = ("reference", "batch_size", "device", "allow_targets")
 
 
-def judge_again(folder: Path, overrides: Sequence[str] = ()) -> Mapping[str, Any]:
+def judge_again(folder: Path, overrides: Sequence[str] = (), config_dir: Path | None = None) -> Mapping[str, Any]:
     """Judges a stored run anew, from its images and with `metrics=...` or any key of it changed; rewrites metrics.json.
 
+    `config_dir` is a folder with options beside the project's, as Hydra's --config-dir.
     Raises UsageError where an override is wrong, and where the folder or that of its unguided run is damaged.
     """
     cfg = config.read_whole(folder / "config.yaml")
     cfg.outputs, cfg.study = str(folder.absolute().parent.parent), folder.absolute().parent.name
-    job = dataclasses.replace(prepare(changed(cfg, overrides)), folder=RunFolder(folder))
+    job = dataclasses.replace(prepare(changed(cfg, overrides, config_dir)), folder=RunFolder(folder))
     _check_stored(job)
     if not sampling.left(job):  # whoever of several processes was to be the last may have died
         sampling.close(job.base)
@@ -54,7 +55,7 @@ def _check_stored(job: Job) -> None:
             print(f"guidedgen: {run.folder.path}: {told}", file=sys.stderr)
 
 
-def changed(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+def changed(cfg: DictConfig, overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
     """A stored config with what it is judged by replaced: by options, as Hydra composes them, and then by single values.
 
     Raises UsageError for what is no such option or key, and for what does not concern the judging.
@@ -70,8 +71,8 @@ def changed(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         raise UsageError(
             f"{of_zoo[0]}: stored metrics have their networks; choose some that take them from the zoo, as metrics=lab"
         )
-    if choices:
-        chosen = command_line.checked_options([f"{group}={option}" for group, option in choices.items()])
+    if choices or config_dir:
+        chosen = command_line.checked_options([f"{group}={option}" for group, option in choices.items()], config_dir)
         cfg.update({group: chosen[group] for group in choices})
     for item in items:
         if item.key_or_group not in _GROUPS:

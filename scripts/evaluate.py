@@ -19,7 +19,9 @@ from guidedgen.types import UsageError
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("what", nargs="+", help="folders of runs, and overrides as in metrics=lab")
-    what = parser.parse_intermixed_args(arguments).what
+    parser.add_argument("--config-dir", type=lambda given: Path(given).absolute(), help="a folder with options of your own")
+    asked = parser.parse_intermixed_args(arguments)
+    what = asked.what
     overrides = [given for given in what if ("=" in given or given.startswith(("+", "~"))) and not Path(given).is_dir()]
     folders = [Path(given) for given in what if given not in overrides]
     if not folders:
@@ -28,7 +30,7 @@ def main(arguments: list[str]) -> None:
 
     try:
         for folder in folders:
-            report.show(rejudging.judge_again(folder, overrides))
+            report.show(rejudging.judge_again(folder, overrides, asked.config_dir))
     except UsageError as error:
         print(f"guidedgen: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

@@ -74,6 +74,19 @@ def test_options_replace_what_is_stored(run: Path, overrides: list[str], scores:
     assert judged(run, *overrides, "metrics.distances={}") == {"clip_text", *scores}
 
 
+def test_options_in_a_folder_of_one_s_own(run: Path, tmp_path: Path) -> None:
+    leaf = tmp_path / "mine" / "metrics" / "tasteful.yaml"
+    leaf.parent.mkdir(parents=True)
+    leaf.write_text("scorers: {tasteful: {_target_: guidedgen.lab.judge.TasteOracle}}\ndistances: {}\n")
+    assert set(rejudging.judge_again(run, ["metrics=tasteful"], tmp_path / "mine")["scores"]) == {"clip_text", "tasteful"}
+    with pytest.raises(UsageError, match="did you mean tasteful"):
+        rejudging.judge_again(run, ["metrics=tastful"], tmp_path / "mine")
+    with pytest.raises(UsageError, match="tasteful"):
+        rejudging.judge_again(run, ["metrics=tasteful"])
+    with pytest.raises(UsageError, match="nowhere: no such folder"):
+        rejudging.judge_again(run, ["batch_size=2"], tmp_path / "nowhere")
+
+
 def test_an_option_is_what_a_run_with_it_has(run: Path) -> None:
     with initialize_config_dir(str(config.CONF), version_base="1.3"):
         fresh = compose("config", overrides=[*OPTIONS, "metrics=lab", "reward=multi", "dtype=float32"])
