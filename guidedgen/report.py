@@ -98,7 +98,8 @@ def show(metrics: Mapping[str, Any]) -> None:
         rows = f"{learned['nfe']} network rows, {learned['nfe_backward']} of them backward"
         table.caption += f"\nlearned first, on {learned['lessons']} pictures: {rows}, {learned['seconds']:.0f} s"
     for name, kept in metrics.get("beside", {}).items():
-        told = ", ".join(f"{score} {number(entry['value'])}" for score, entry in kept["scores"].items())
+        found = {score: entry["value"] for score, entry in kept["scores"].items() if entry["value"] is not None}
+        told = ", ".join(f"{score} {number(value)}" for score, value in found.items())
         table.caption += f"\nthe {name} of {kept['samples']}, in images/{name}: {told}"
     if metrics.get("blurred"):
         table.caption += f"\n{metrics['blurred']} are stored blurred and left out of distances"
