@@ -3,7 +3,7 @@
 config.yaml        resolved config            records.jsonl  one line per finished sample
 environment.json   versions, device, command  trace.jsonl    what methods told on the way
 images/NAME.png    one per sample             metrics.json   how the set fares
-images/KIND/       others of the same samples
+images/KIND/       kept beside them
 .lock              while a process is at work run.log        when it started, and why it ended
                                               DONE           written last
 """
