@@ -29,7 +29,7 @@ _HOPELESS = 10  # a run whose first samples all fail, so many of them, is broken
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Outcome:
+class Outcome:
     """A sample that was made, or failed and has no images."""
 
     sample: Sample
@@ -91,7 +91,7 @@ def _at_most(total: int, advance: Callable[[], None]) -> Callable[[], None]:
 
 def _outcomes(
     job: Job, batches: Sequence[Sequence[Sample]], finished: Collection[str], advance: Callable[[], None]
-) -> Iterator[_Outcome]:
+) -> Iterator[Outcome]:
     """Every sample of the batches, made or failed.
 
     Where a device's memory is too small for a batch, it is taken again, with what torch keeps of the memory given back; and then,
@@ -146,7 +146,7 @@ def _cut(batches: Iterable[Sequence[Sample]], size: int) -> Iterator[Sequence[Sa
         yield from (batch[i : i + size] for i in range(0, len(batch), size))
 
 
-def _raised(sample: Sample, error: Exception) -> _Outcome:
+def _raised(sample: Sample, error: Exception) -> Outcome:
     """What there is of a sample that raised."""
     *_, last = traceback.extract_tb(error.__traceback__)
     told = " ".join(f"{type(error).__name__}: {error}".split())
@@ -155,7 +155,7 @@ def _raised(sample: Sample, error: Exception) -> _Outcome:
         nfe=0, nfe_backward=0, decodes=0, reward_calls=0, seconds=0.0, peak_memory_mib=0.0,
         failed=f"{told} ({Path(last.filename).name}:{last.lineno})",
     )  # fmt: skip
-    return _Outcome(sample=sample, record=record)
+    return Outcome(sample=sample, record=record)
 
 
 class _Guides:
@@ -211,7 +211,7 @@ def _failures(job: Job, guides: _Guides, x_0: Tensor, pictures: Tensor, scores: 
     return reasons
 
 
-def _sample(job: Job, batch: Sequence[Sample], flagged: Collection[str], advance: Callable[[], None]) -> Iterator[_Outcome]:
+def _sample(job: Job, batch: Sequence[Sample], flagged: Collection[str], advance: Callable[[], None]) -> Iterator[Outcome]:
     """One batch, taken at once; a filter has flagged the unguided pictures of the samples in `flagged`.
 
     A sample fails where its latents, its picture or the guiding reward of that are not finite, or nothing that guided it was.
@@ -256,9 +256,9 @@ def _sample(job: Job, batch: Sequence[Sample], flagged: Collection[str], advance
             failed=failed, **spent,
         )  # fmt: skip
         if failed is not None:
-            yield _Outcome(sample=sample, record=record)
+            yield Outcome(sample=sample, record=record)
             continue
-        yield _Outcome(
+        yield Outcome(
             sample=sample, record=record, trace=traces[i], image=_blurred(pictures[i]) if blurred else pictures[i],
             beside={name: other[i] for name, other in others.items()},
         )  # fmt: skip

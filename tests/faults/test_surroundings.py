@@ -53,7 +53,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 task=each.task.id, prompt=each.task.prompt, category="", seed=each.seed, image=each.image, scores={}, nfe=1,
                 nfe_backward=0, decodes=1, reward_calls=0, seconds=0.1, peak_memory_mib=1.0,
             )  # fmt: skip
-            yield each, torch.zeros(3, 8, 8), record, [{"event": "select", "step": 0}]
+            yield sampling.Outcome(sample=each, record=record, image=torch.zeros(3, 8, 8), trace=[{"event": "select", "step": 0}])
 
     monkeypatch.setattr(sampling, "_sample", sample)
     return names
