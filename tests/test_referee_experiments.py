@@ -13,7 +13,7 @@ from guidedgen.methods.blip_inversion import BlipInversion
 from guidedgen.rewards.augmented import Augmented
 
 ROWS = ["codex/base", "referee/distill_only", "referee/referee_only", "referee/full", "codex/greedy", "referee/doodl"]
-ABLATIONS = ["augmentations", "distillation", "balance", "average", "noise", "guidance"]
+ABLATIONS = ["augmentations", "distillation", "balance", "average", "noise", "guidance", "several"]
 LAB = ["model=lab", "zoo=lab", "metrics=lab", "dataset=lab", "dataset.category=colour", "dtype=float32"]  # for what is not here
 APPENDIX_C = {
     "num_iterations": 160, "distill_iterations": 10, "weight": 2.0, "lr": [1.0, 0.5], "distill_weight": [800.0, 400.0],
@@ -84,3 +84,14 @@ def test_published_figures_stand_beside_the_published_setting_alone(row: str, pr
     assert config.published(overlay("compbench", f"row=referee/{row}"))["blip_vqa"] == printed
     assert config.published(overlay("compbench", f"row=referee/{row}", "table.copies=10")) == {}
     assert config.published(overlay("compbench", f"row=referee/{row}", "dataset.category=shape")) == {}
+
+
+def test_several_referees_are_blip2_and_another(tmp_path: Path) -> None:
+    """Without the other it is the published setting, of which the figures are."""
+    assert config.published(overlay("several"))["blip_vqa"] == 0.8162
+    assert config.published(overlay("several", "reward.weights.vqa=1")) == {}
+    alone, both = (
+        jobs.prepare(overlay("lab/several", f"outputs={tmp_path}", f"reward.weights.vqa={weight}")).reward for weight in (0, 1)
+    )
+    assert alone is not None and alone.networks == ("lab-blip2",)
+    assert both is not None and both.networks == ("lab-blip2", "lab-vqa")
