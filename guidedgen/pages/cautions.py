@@ -6,7 +6,8 @@ import collections
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
-from guidedgen.pages.study import Run, Study
+from guidedgen import config
+from guidedgen.pages.study import Run, Study, options
 
 # Features of FID's Inception. Of fewer images than features the covariance is singular, and FID mostly bias (Chong and Forsyth,
 # 2020, "Effectively Unbiased FID and Inception Score and where to find them").
@@ -108,6 +109,7 @@ def _unlike(study: Study, judged: Sequence[Run]) -> Iterator[Caution]:
     if len(samples) > 1:
         groups = "; ".join(f"{len(names)} samples: {_named(runs)}" for names, runs in samples.items())
         yield Caution(text=f"Rows are over different samples and compare only within a group ({groups}).")
+    yield from _unlike_rewards([run for run in judged if not run.unguided])
     settings = {run.setting for run in judged if not run.unguided}
     unguided = [run for run in study.runs if run.unguided and run.setting in settings]
     if len(unguided) > 1:
@@ -118,6 +120,20 @@ def _unlike(study: Study, judged: Sequence[Run]) -> Iterator[Caution]:
         if len(found) > 1:
             told = ", ".join(f"{value[:12] if key == 'commit' else value} ({count})" for value, count in found.most_common())
             yield Caution(text=f"Rows are of several {what}: {told}.", serious=False)
+
+
+def _unlike_rewards(runs: Sequence[Run]) -> Iterator[Caution]:
+    """Rewards of one name that are not the same in all rows: sums of other weights, say. Where they are computed does not count."""
+    by_name: dict[str, list[dict[str, str]]] = {}
+    for run in runs:
+        if node := run.config.get("reward"):
+            told = {key: str(value) for key, value in options(node) if key.rpartition(".")[2] != "device"}
+            by_name.setdefault(config.module_of(node), []).append(told)
+    for name, those in by_name.items():
+        keys = [key for key in dict.fromkeys(key for told in those for key in told) if len({told.get(key) for told in those}) > 1]
+        if keys:
+            differing = ", ".join(keys[:_NAMED]) + (f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else "")
+            yield Caution(text=f"{name} is not the same in every row, it differs in {differing}: do not compare rows by it.")
 
 
 def _blurred(runs: Sequence[Run]) -> Iterator[Caution]:

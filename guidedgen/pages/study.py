@@ -180,17 +180,17 @@ def _difference(run: Run, group: Sequence[Run]) -> str:
     """The options in which a run differs from most of its group, with their values; nothing where they are none or too many."""
     if len(group) == 1:
         return ""
-    flat = [dict(_options({key: other.config.get(key) for key in _MAKES})) for other in group]
+    flat = [dict(options({key: other.config.get(key) for key in _MAKES})) for other in group]
     own = flat[[other.folder for other in group].index(run.folder)]
-    usual = {key: collections.Counter(str(options.get(key)) for options in flat).most_common(1)[0][0] for key in own}
+    usual = {key: collections.Counter(str(other.get(key)) for other in flat).most_common(1)[0][0] for key in own}
     told = [f"{key.rsplit('.', 1)[-1]}={value}" for key, value in own.items() if str(value) != usual[key]]
     return " ".join(["", *told]) if len(told) <= _TOLD else ""
 
 
-def _options(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def options(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and values of a config."""
     for key, value in node.items():
         if isinstance(value, Mapping):
-            yield from _options(value, f"{prefix}{key}.")
+            yield from options(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -61,13 +61,13 @@ def make_run(tmp_path: Path) -> MakeRun:
         name: str, *, method: str = "code", reward: float = 5.0, base: float = 4.0, nfe: int = 100, seeds: Sequence[int] = (0,),
         prompts: Mapping[str, str] = PROMPTS, png: bytes | None = None, label: str = "", judged: bool = True, done: bool = True,
         options: Mapping[str, Any] | None = None, num_steps: int = 25, trace: Sequence[Mapping[str, Any]] = (),
-        failed: Mapping[str, str] | None = None, command: Sequence[str] = (), commit: str = "0" * 40, reference: str = "base", **metrics: Any,
+        failed: Mapping[str, str] | None = None, guide: Mapping[str, Any] | None = None, command: Sequence[str] = (), commit: str = "0" * 40, reference: str = "base", **metrics: Any,
     ) -> Path:  # fmt: skip
         run, failed = RunFolder(tmp_path / "study" / name), failed or {}
         config = {
             "seed": 0, "samples_per_prompt": len(seeds), "reference": reference, "study": "study",
             "method": {"_target_": f"guidedgen.methods.{method}.Method", **(options or {})},
-            "reward": {"_target_": "guidedgen.rewards.aesthetic.Aesthetic"}, "model": {"name": "lab"}, "scheduler": {"num_steps": num_steps},
+            "reward": {"_target_": "guidedgen.rewards.aesthetic.Aesthetic", **(guide or {})}, "model": {"name": "lab"}, "scheduler": {"num_steps": num_steps},
         }  # fmt: skip
         run.open(
             OmegaConf.to_yaml(OmegaConf.create(config)), {"command": ["run.py", *command], "commit": commit, "python": "3.11.7"}

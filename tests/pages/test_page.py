@@ -266,6 +266,13 @@ def test_rows_over_other_samples_or_of_other_commits_are_told(study: Path, make_
     assert "Rows are of several commits: 000000000000 (3), ffffffffffff (1)." in said(study)
 
 
+def test_rewards_of_one_name_that_differ_are_told(study: Path, make_run: MakeRun) -> None:
+    make_run("elsewhere", guide={"scorer": {"device": "cuda"}})
+    assert "not the same in every row" not in said(study)
+    make_run("weighed", guide={"scorer": {"device": "cpu"}, "weights": {"vqa": 1, "clip": 0}})
+    assert "aesthetic is not the same in every row, it differs in weights.vqa, weights.clip: do not compare" in said(study)
+
+
 def test_blurred_pictures_and_runs_at_work_are_told(study: Path, make_run: MakeRun) -> None:
     make_run("audit", blurred=2)
     make_run("freedom", method="freedom", judged=False, done=False)
