@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,8 @@ def _setting(cfg: DictConfig) -> str:
 def _with_lent(runs: Sequence[Run]) -> list[Run]:
     """The runs, with metrics lent to unguided ones that were never judged, from the `base` columns of those measured against them.
 
-    Intervals are not lent: the guided run's metrics have none of the unguided one.
+    Intervals are not lent: the guided run's metrics have none of the unguided one. Nor is a score of which they say different
+    things, as it is not the same in all of them: a sum of other weights, say.
     """
     found = []
     for run in runs:
@@ -125,14 +127,26 @@ def _with_lent(runs: Sequence[Run]) -> list[Run]:
         lent = {
             "title": run.folder.name, "label": "base", "reward": rewards.pop() if len(rewards) == 1 else None,
             "samples": len(run.records), "prompts": len({record.task for record in run.records}),
-            "scores": {
-                name: {"value": entry["base"], "shares_guide": False}
-                for metrics in guided for name, entry in metrics["scores"].items() if entry.get("base") is not None
-            },
+            "scores": {name: {"value": value, "shares_guide": False} for name, value in _agreed(guided).items()},
             "cost": guided[0]["base_cost"],
         }  # fmt: skip
         found.append(dataclasses.replace(run, metrics=lent, lent=True))
     return found
+
+
+def _agreed(guided: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What the metrics of guided runs say of the unguided one, by score, where they do not contradict each other."""
+    told: dict[str, list[float]] = {}
+    for metrics in guided:
+        for name, entry in metrics["scores"].items():
+            if entry.get("base") is not None:
+                told.setdefault(name, []).append(entry["base"])
+    # Rounding differs between devices and batch sizes.
+    return {
+        name: first
+        for name, (first, *others) in told.items()
+        if all(math.isclose(value, first, rel_tol=1e-3, abs_tol=1e-6) for value in others)
+    }
 
 
 def _against_base(run: Run) -> bool:

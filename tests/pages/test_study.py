@@ -1,10 +1,13 @@
 """What is read of a study's folders: which runs are pairs, what they are called, what there is so far of those at work."""
 
+import csv
 from pathlib import Path
 
 import pytest
 
+from guidedgen.pages import page
 from guidedgen.pages.study import Study, read_study
+from guidedgen.report import study_table
 from guidedgen.types import UsageError
 
 from .conftest import MakeRun
@@ -26,6 +29,22 @@ def test_an_unguided_run_that_was_never_judged_is_lent_what_others_say_of_it(stu
     assert base.metrics["samples"] == 3
     assert base.reward == "aesthetic"
     assert (code.judged, code.lent, code.unguided) == (True, False, False)
+
+
+def test_what_others_contradict_each_other_about_is_not_lent(make_run: MakeRun, tmp_path: Path) -> None:
+    """Rewards of one name and other weights, under which the unguided run has two values: its cell is empty, and its point left out."""
+    make_run("base", method="base", nfe=50, judged=False)
+    make_run("code", base=4.0)
+    make_run("codex", base=4.00001, reward=6.0)  # rounded on another device
+    assert read_study(tmp_path / "study").runs[0].metrics["scores"]["aesthetic"]["value"] == pytest.approx(4, abs=1e-4)
+    make_run("other", base=-3.0, guide={"weight": 2})
+    base = read_study(tmp_path / "study").runs[0]
+    assert base.lent and base.metrics["scores"].keys() == {"clip_score"}
+    page.write(tmp_path / "study")
+    [head, *rows] = csv.reader((tmp_path / "study" / "report.csv").read_text().splitlines())
+    told = dict(zip(head, next(row for row in rows if row[0] == "base"), strict=True))
+    assert (told["aesthetic"], told["clip_score"]) == ("", "0.72")
+    assert "base" in study_table(tmp_path / "study")
 
 
 def test_what_is_measured_against_a_folder_says_nothing_of_the_unguided_run(make_run: MakeRun, tmp_path: Path) -> None:
