@@ -15,7 +15,7 @@ _FID_IMAGES = 2048
 # Below which a percentile bootstrap over prompts is too narrow: by sqrt(1 - 1/n), and as z is against t (Hesterberg, 2015, "What
 # Teachers Should Know About the Bootstrap", 4.1): together by 9 % at n = 20.
 _PROMPTS = 20
-_NAMED = 4  # runs that are named before the rest is counted
+_NAMED = 4  # runs, or options, that are named before the rest is counted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,11 @@ def cautions(study: Study) -> list[Caution]:
 
 
 def _named(runs: Sequence[Run]) -> str:
-    names = [run.name for run in runs[:_NAMED]]
-    return ", ".join(names) + (f" and {len(runs) - _NAMED} more" if len(runs) > _NAMED else "")
+    return _listed([run.name for run in runs])
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 def _unfinished(study: Study) -> Iterator[Caution]:
@@ -132,8 +135,7 @@ def _unlike_rewards(runs: Sequence[Run]) -> Iterator[Caution]:
     for name, those in by_name.items():
         keys = [key for key in dict.fromkeys(key for told in those for key in told) if len({told.get(key) for told in those}) > 1]
         if keys:
-            differing = ", ".join(keys[:_NAMED]) + (f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else "")
-            yield Caution(text=f"{name} is not the same in every row, it differs in {differing}: do not compare rows by it.")
+            yield Caution(text=f"{name} is not the same in every row, it differs in {_listed(keys)}: do not compare rows by it.")
 
 
 def _blurred(runs: Sequence[Run]) -> Iterator[Caution]:
