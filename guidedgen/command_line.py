@@ -199,7 +199,6 @@ def _check_options(items: Sequence[Override], known: Mapping[str, Sequence[str]]
 
 def checked_options(overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
     """What options of groups compose to. Raises UsageError where there is no such option, or no such folder."""
-    composed([], config_dir)  # there is a folder to look into
     _check_options(parse(overrides), config.groups(_folders(config_dir)))
     return composed(overrides, config_dir)
 
@@ -258,9 +257,7 @@ def _compose(overrides: tuple[str, ...], config_dir: Path | None, **how: bool) -
     """Kept, and so not to be changed: to read the files takes thirty times as long as all that follows."""
     from hydra import compose, initialize_config_dir
 
-    if config_dir and not config_dir.is_dir():
-        raise UsageError(f"--config-dir={config_dir}: no such folder")
-    search = [f"hydra.searchpath=['file://{config_dir}']"] if config_dir else []
+    search = [f"hydra.searchpath=['file://{own}']" for own in _folders(config_dir)[1:]]
     with initialize_config_dir(str(config.CONF), version_base="1.3"):
         try:
             return compose("config", overrides=[*search, *overrides], **how)
@@ -269,5 +266,7 @@ def _compose(overrides: tuple[str, ...], config_dir: Path | None, **how: bool) -
 
 
 def _folders(config_dir: Path | None) -> list[Path]:
-    """Where options are: the project's, and --config-dir's."""
+    """Where options are: the project's, and --config-dir's. Raises UsageError where that is no folder."""
+    if config_dir and not config_dir.is_dir():
+        raise UsageError(f"--config-dir={config_dir}: no such folder")
     return [config.CONF, *([config_dir] if config_dir else [])]
