@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ ROOT = HERE.parents[1]
 
 
 @pytest.mark.parametrize("kills", [25, pytest.param(120, marks=pytest.mark.slow)])
-def test_kills_at_random_moments_leave_the_same_files(tmp_path: Path, kills: int) -> None:
+def test_kills_at_random_moments_leave_the_same_files(tmp_path: Path, kills: int, tried: Callable[..., None]) -> None:
     if not (WEIGHTS / "generator" / "model_index.json").exists():
         pytest.skip("the lab's weights are missing")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -30,3 +31,5 @@ def test_kills_at_random_moments_leave_the_same_files(tmp_path: Path, kills: int
     assert told["torn"] == 0  # after every single kill
     assert told["differ"] == [] and told["last"] == 0 and told["compared"] >= 1
     assert told["pair"] == [0, 0] and told["pair_differ"] == [] and told["pair_lines"] == [4, 4]
+    tried("kills", kills)
+    tried("lost", told["torn"] + len(told["differ"]))
