@@ -34,7 +34,8 @@ _NOT_IDENTITY = ("outputs", "study", "run", "tracker", "metrics", "zoo", "refere
 
 def groups(folders: Sequence[Path]) -> dict[str, list[str]]:
     """Config groups and their options. An overlay's or a row's may lie in a folder of its group, as in experiment=codex/aesthetic;
-    other folders in a group are groups themselves, as method/gradients.
+    other folders in a group are groups themselves, as method/gradients. What a method needs on a model (`settings`) is chosen with
+    them, and no group.
     """
     found: dict[str, set[str]] = {}
     for folder in folders:
@@ -43,7 +44,7 @@ def groups(folders: Sequence[Path]) -> dict[str, list[str]]:
             nested = option.parts[0] in ("experiment", "row")
             for parent in option.parents[:-1] if nested else option.parents[:-1][:1]:
                 found.setdefault(parent.as_posix(), set()).add(option.relative_to(parent).as_posix())
-    return {group: sorted(options) for group, options in found.items() if not group.startswith("hydra")}
+    return {group: sorted(options) for group, options in found.items() if not group.startswith(("hydra", "settings"))}
 
 
 def near(word: str, known: Iterable[str]) -> str:

@@ -25,25 +25,33 @@ A text with spaces or commas takes two layers of quotes: 'dataset.prompt="a red 
 
 def text(conf: Path, width: int) -> str:
     """The help of the config files in a folder, each line at most `width` wide."""
-    lines = [INTRODUCTION, "OPTIONS, as in method=doodl"]
+    lines = [INTRODUCTION, "OPTIONS, as in method=doodl; in brackets what an option brings, unless another is chosen"]
     for group, options in sorted(_groups(conf).items()):
         column = max(map(len, options)) + 1
         lines += ["", f"{group}="]
-        lines += [_cut(f"  {name:<{column}} {said}", width) for name, said in options.items()]
+        lines += [_line(f"  {name:<{column}} {said}", brought, width) for name, (said, brought) in options.items()]
     return "\n".join([*lines, "", "KEYS, as in seed=3 or run.profile=true", "", *_keys(conf / "config.yaml")])
 
 
-def _cut(line: str, width: int) -> str:
-    return line if len(line) <= width else f"{line[: width - 3].rstrip()}..."
+def _line(said: str, brought: str, width: int) -> str:
+    """A line that is cut to the width, with what its option brings, which is not cut."""
+    room = width - len(brought)
+    return (said if len(said) <= room else f"{said[: room - 3].rstrip()}...") + brought
 
 
-def _groups(conf: Path) -> dict[str, dict[str, str]]:
-    """Groups, their options, and what these are; overlays and rows in folders are options of their group."""
+def _groups(conf: Path) -> dict[str, dict[str, tuple[str, str]]]:
+    """Groups, their options, what these are and bring; overlays and rows in folders are options of their group."""
     return {
-        group: {option: _about((conf / group / f"{option}.yaml").read_text(encoding="utf-8").splitlines()) for option in options}
+        group: {option: _described((conf / group / f"{option}.yaml").read_text(encoding="utf-8")) for option in options}
         for group, options in config.groups([conf]).items()
         if not group.startswith(("experiment/", "row/"))
     }
+
+
+def _described(text: str) -> tuple[str, str]:
+    """What a config file says of itself, and which options of other groups it brings, as " [scheduler=ddim]"."""
+    brought = [f"{group}={option}" for group, option in re.findall(r"^  - .*/(\w+)@_global_\.\1: (\w+)", text, re.MULTILINE)]
+    return _about(text.splitlines()), f" [{' '.join(brought)}]" if brought else ""
 
 
 def _about(lines: Iterable[str]) -> str:

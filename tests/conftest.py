@@ -1,28 +1,52 @@
 """Fixtures of the whole suite, and the count of the faults that it tries."""
 
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from guidedgen.datasets import downloads
+from guidedgen.zoo import files
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads slow a shared machine down several times
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores are shared by tests
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 
-ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = Path(__file__).resolve().parent / "golden"
 OUTCOMES = ("refused", "used", "kills", "lost")
 
 
 @pytest.fixture(scope="session")
-def shared() -> Path:
-    """The folder with reference values and benchmark data, which is not part of the repository."""
-    folder = Path(os.environ.get("GUIDEDGEN_SHARED", ROOT.parent / "shared"))
-    if not folder.is_dir():
-        pytest.skip(f"reference data is not at {folder} (set GUIDEDGEN_SHARED)")
-    return folder
+def golden_metrics() -> dict[str, Any]:
+    """Values that metrics have to give, each with the inputs that make it and where it comes from."""
+    return json.loads((GOLDEN / "metrics.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def released() -> Callable[[str, str], Path]:
+    """A benchmark's file as its authors released it: `released("hpdv2", "hps_v2_all_eval.txt")`. It is not part of the repository."""
+
+    def find(name: str, file: str) -> Path:
+        return _fetched(downloads.kept(name) / file, f"data {name}")
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def released_head() -> Callable[[str], Path]:
+    """The file of one of LAION's aesthetic heads. It is not part of the repository."""
+    return lambda file: _fetched(files.kept_file(file), "aesthetic aesthetic_v1")
+
+
+def _fetched(path: Path, names: str) -> Path:
+    if not path.is_file():
+        pytest.skip(f"{path.name} is not here; fetch it with: python scripts/fetch.py {names}")
+    return path
 
 
 @pytest.fixture

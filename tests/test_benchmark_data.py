@@ -5,6 +5,7 @@ import importlib.util
 import re
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -23,77 +24,79 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
-def released(shared: Path) -> Path:
-    return shared / "data" / "t2i_compbench"
+def compbench(released: Callable[[str, str], Path]) -> Path:
+    return released("t2i_compbench", "color_val.txt").parent
 
 
 @pytest.fixture
-def parti(shared: Path) -> str:
-    return str(shared / "data" / "parti" / "parti_prompts.tsv")
+def parti(released: Callable[[str, str], Path]) -> str:
+    return str(released("parti_prompts", "PartiPrompts.tsv"))
 
 
 @pytest.fixture
-def metadata(shared: Path) -> str:
-    return str(shared / "data" / "geneval" / "evaluation_metadata.jsonl")
+def metadata(released: Callable[[str, str], Path]) -> str:
+    return str(released("geneval", "evaluation_metadata.jsonl"))
 
 
 @pytest.mark.parametrize("category", t2i_compbench.CATEGORIES)
-def test_a_category_has_its_300_prompts(released: Path, category: str) -> None:
-    tasks = T2ICompBench(category=category, path=str(released)).tasks()
-    lines = (released / f"{category}_val.txt").read_bytes().decode().replace("\r\n", "\n").strip().split("\n")
+def test_a_category_has_its_300_prompts(compbench: Path, category: str) -> None:
+    tasks = T2ICompBench(category=category, path=str(compbench)).tasks()
+    lines = (compbench / f"{category}_val.txt").read_bytes().decode().replace("\r\n", "\n").strip().split("\n")
     assert len(tasks) == 300
     assert [task.prompt for task in tasks] == [line.strip() for line in lines]
     assert [task.id for task in tasks] == [task.id for task in make_tasks(lines)]
     assert len({task.id for task in tasks}) == 300
-    assert T2ICompBench(category=category, path=str(released), limit=7).tasks() == tasks[:7]
+    assert T2ICompBench(category=category, path=str(compbench), limit=7).tasks() == tasks[:7]
 
 
-def test_every_released_category_is_there(released: Path) -> None:
-    names = {file.name for file in released.glob("*.txt")}
+def test_every_released_category_is_there(compbench: Path) -> None:
+    names = {file.name for file in compbench.glob("*.txt")}
     assert names == set(downloads.SOURCES["t2i_compbench"].files)
     assert {re.sub("_val.*", "", name) for name in names} == set(t2i_compbench.CATEGORIES)
 
 
-def test_complex_prompts_are_told_apart(released: Path) -> None:
+def test_complex_prompts_are_told_apart(compbench: Path) -> None:
     """58 of relations, 212 of actions and 30 of both; metrics.md 1.5 counted them."""
-    tasks = T2ICompBench(category="complex", path=str(released)).tasks()
+    tasks = T2ICompBench(category="complex", path=str(compbench)).tasks()
     assert Counter(task.category for task in tasks) == {"complex_spatial": 58, "complex_action": 212, "complex_spatialaction": 30}
     for kind in ("spatial", "action", "spatialaction"):
-        expected = (released / f"complex_val_{kind}.txt").read_text().strip().split("\n")
+        expected = (compbench / f"complex_val_{kind}.txt").read_text().strip().split("\n")
         assert {t.prompt for t in tasks if t.category == f"complex_{kind}"} == {line.strip() for line in expected}
 
 
-def test_line_ends_do_not_matter(released: Path, tmp_path: Path) -> None:
-    text = (released / "color_val.txt").read_bytes().replace(b"\r\n", b"\n")
+def test_line_ends_do_not_matter(compbench: Path, tmp_path: Path) -> None:
+    text = (compbench / "color_val.txt").read_bytes().replace(b"\r\n", b"\n")
     (tmp_path / "color_val.txt").write_bytes(text)
-    assert T2ICompBench(path=str(tmp_path)).tasks() == T2ICompBench(path=str(released)).tasks()
+    assert T2ICompBench(path=str(tmp_path)).tasks() == T2ICompBench(path=str(compbench)).tasks()
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 @pytest.mark.parametrize("end", ["", "\n", " \n\n"])
-def test_how_a_file_ends_does_not_matter(released: Path, parti: str, metadata: str, tmp_path: Path, end: str, newline: str) -> None:
+def test_how_a_file_ends_does_not_matter(
+    compbench: Path, parti: str, metadata: str, tmp_path: Path, end: str, newline: str
+) -> None:
     """Editors and git add or take the last newline; the released files have it (shape) or not (color)."""
     for make, file, original in [
-        (T2ICompBench, "color_val.txt", released / "color_val.txt"),
-        (lambda path: T2ICompBench(path=path, category="shape"), "shape_val.txt", released / "shape_val.txt"),
+        (T2ICompBench, "color_val.txt", compbench / "color_val.txt"),
+        (lambda path: T2ICompBench(path=path, category="shape"), "shape_val.txt", compbench / "shape_val.txt"),
         (PartiPrompts, "PartiPrompts.tsv", Path(parti)),
         (GenEval, "evaluation_metadata.jsonl", Path(metadata)),
     ]:
         (tmp_path / file).write_text(original.read_text().rstrip() + end, newline=newline)
-        expected = make(path=str(released if original.parent == released else original)).tasks()
+        expected = make(path=str(compbench if original.parent == compbench else original)).tasks()
         assert make(path=str(tmp_path)).tasks() == expected
 
 
-def test_a_folder_is_needed_of_many_files(released: Path) -> None:
+def test_a_folder_is_needed_of_many_files(compbench: Path) -> None:
     """A file would stand for the others that a category is read from too."""
     for category in ("color", "complex"):
         with pytest.raises(BadValue, match="is a file; the folder that holds") as error:
-            T2ICompBench(path=str(released / "complex_val.txt"), category=category).tasks()
-        assert (error.value.name, error.value.value) == ("path", str(released / "complex_val.txt"))
+            T2ICompBench(path=str(compbench / "complex_val.txt"), category=category).tasks()
+        assert (error.value.name, error.value.value) == ("path", str(compbench / "complex_val.txt"))
 
 
-def test_another_text_is_refused(released: Path, tmp_path: Path) -> None:
-    text = (released / "color_val.txt").read_bytes()
+def test_another_text_is_refused(compbench: Path, tmp_path: Path) -> None:
+    text = (compbench / "color_val.txt").read_bytes()
     (tmp_path / "color_val.txt").write_bytes(text.replace(b"green bench", b"green couch"))
     with pytest.raises(BadValue, match=r"is not color_val.txt as released \(https://.*\); dataset=text takes any file") as error:
         T2ICompBench(path=str(tmp_path)).tasks()
@@ -157,20 +160,18 @@ def test_geneval(metadata: str) -> None:
     assert GenEval(path=metadata, category="position", limit=2).tasks() == [t for t in tasks if t.category == "position"][:2]
 
 
-@pytest.mark.parametrize(
-    ("name", "file", "copy"),
-    [("hpdv2", "hps_v2_all_eval.txt", "hpdv2/eval_50.txt"), ("drawbench", "DrawBench_Prompts.csv", "drawbench/drawbench.csv")],
-)
+@pytest.mark.parametrize(("name", "file"), [("hpdv2", "hps_v2_all_eval.txt"), ("drawbench", "DrawBench_Prompts.csv")])
 def test_what_is_fetched_is_what_is_read(
-    name: str, file: str, copy: str, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, file: str, released: Callable[[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = (shared / "data" / copy).read_bytes()
+    source = released(name, file)
+    content = source.read_bytes()
     assert downloads.SOURCES[name].files == {file: hashlib.sha256(content).hexdigest()}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     downloads.kept(name).mkdir(parents=True)
     (downloads.kept(name) / file).write_bytes(content)
     make = next(make for make, known in NAMED if known == name)
-    assert make().tasks() == make(path=str(shared / "data" / copy)).tasks()
+    assert make().tasks() == make(path=str(source)).tasks()
 
 
 @pytest.mark.parametrize(("make", "name"), NAMED)

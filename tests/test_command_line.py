@@ -72,7 +72,7 @@ WRONG = {
     "more at least than at most": (["method=codex", "method.min_particles=5"], ["method.min_particles=5", "from 1 to"]),
     "gradient through something": (["method=codex", "method.through=vae"], ["method.through=vae", "unet, decoder"]),
     "no repeats": (["method=universal", "method.num_repeats=0"], ["method.num_repeats=0", "at least 1"]),
-    "noise for a deterministic chain": (["method=doodl"], ["method=doodl", "scheduler=ddim scheduler.eta=0"]),
+    "noise for a deterministic chain": (["method=doodl", "scheduler=ddpm"], ["method=doodl", "scheduler=ddim scheduler.eta=0"]),
     "engine that there is not": (
         ["method=doodl", "method/gradients=chekpoint"],
         ["method/gradients=chekpoint", "did you mean checkpoint?"],
@@ -113,7 +113,7 @@ WRONG = {
         ["method=adjoint_dpm", "scheduler=ddim", "method.num_updates=-1"],
         ["method.num_updates=-1", "at least 0"],
     ),
-    "nothing to start from": (["method=sdedit"], ["method=sdedit", "dataset=image_to_image"]),
+    "nothing to start from": (["method=sdedit", "dataset=lab"], ["method=sdedit", "dataset=image_to_image"]),
     "no reward to follow": (["reward=none"], ["method=code", "reward=aesthetic"]),
     "missing weights offline": (
         ["model.path=org/none", "zoo=lab"],

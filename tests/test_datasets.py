@@ -1,9 +1,11 @@
 """Data sets: what they hold, and names that are stable, unique and safe."""
 
 import dataclasses
+import hashlib
 import json
 import random
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ HARD = [
     "a\x00b", "-rf", "--help", "con", "CON", "x" * 2000, "word " * 400, "a red circle, and a square", "A Red Circle", "a red circle",
     "a  red circle", "a.png", "~", "%s{}", "*?", "a:b|c<d>e", ".hidden", "a-2", "a",
 ]  # fmt: skip
+
+THESIS_ANIMALS = "940b70e7f53f1397b7976988ed79263bed32ee7c8e3ada5fef37fe681f2d401b"  # SHA-256 of the 51 names, one a line
 
 
 def test_names_are_safe_as_files_everywhere(tmp_path: Path) -> None:
@@ -145,18 +149,18 @@ def test_the_home_folder_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert TextFile(path="~/prompts.txt").tasks()[0].prompt == "a cat"
 
 
-def test_thesis_prompts_with_trailing_space_are_stripped(shared: Path) -> None:
+def test_thesis_prompts_with_trailing_space_are_stripped(released: Callable[[str, str], Path]) -> None:
     """HPDv2's 50, five of which end in a space."""
-    file = shared / "data" / "hpdv2" / "eval_50.txt"
+    file = released("hpdv2", "hps_v2_all_eval.txt")
     tasks = TextFile(path=str(file)).tasks()
     assert len(tasks) == 50
     assert sum(line.endswith(" ") for line in file.read_text().splitlines()) == 5
     assert not any(task.prompt.endswith(" ") for task in tasks)
 
 
-def test_t2i_compbench_files_are_read_whole(shared: Path) -> None:
+def test_t2i_compbench_files_are_read_whole(released: Callable[[str, str], Path]) -> None:
     """CRLF, no final newline, 300 prompts."""
-    tasks = TextFile(path=str(shared / "data" / "t2i_compbench" / "color_val.txt")).tasks()
+    tasks = TextFile(path=str(released("t2i_compbench", "color_val.txt"))).tasks()
     assert len(tasks) == 300
     assert not any("\r" in task.prompt for task in tasks)
 
@@ -172,12 +176,11 @@ def test_one_prompt() -> None:
             OnePrompt(prompt=prompt)
 
 
-def test_animals_are_the_thesis_s(shared: Path) -> None:
-    files = ("eval_simple_animals_6.txt", "simple_animals_45.txt")
-    expected = [line for file in files for line in (shared / "data" / "animals" / file).read_text().split()]
+def test_animals_are_the_thesis_s() -> None:
+    """The names of eval_simple_animals_6.txt (mihirp1998/AlignProp) and then of simple_animals_45.txt (kvablack/ddpo-pytorch)."""
     tasks = Animals().tasks()
     assert len(tasks) == 51
-    assert [task.prompt for task in tasks] == expected
+    assert hashlib.sha256("\n".join(task.prompt for task in tasks).encode()).hexdigest() == THESIS_ANIMALS
 
 
 def test_animals_without_the_files() -> None:
@@ -222,8 +225,8 @@ def test_limits_are_positive(limit: int) -> None:
 # HPDv2
 
 
-def test_hpdv2_is_the_thesis_s_50_prompts(shared: Path, tmp_path: Path) -> None:
-    file = shared / "data" / "hpdv2" / "eval_50.txt"
+def test_hpdv2_is_the_thesis_s_50_prompts(released: Callable[[str, str], Path], tmp_path: Path) -> None:
+    file = released("hpdv2", "hps_v2_all_eval.txt")
     expected = [line.strip() for line in file.read_text().splitlines()]
     tasks = Hpdv2(path=str(file)).tasks()
     assert len(tasks) == 50
@@ -246,8 +249,8 @@ def test_hpdv2_takes_no_other_prompts(tmp_path: Path, count: int) -> None:
 # DrawBench
 
 
-def test_drawbench_has_200_prompts_in_11_categories(shared: Path, tmp_path: Path) -> None:
-    file = shared / "data" / "drawbench" / "drawbench.csv"
+def test_drawbench_has_200_prompts_in_11_categories(released: Callable[[str, str], Path], tmp_path: Path) -> None:
+    file = released("drawbench", "DrawBench_Prompts.csv")
     tasks = DrawBench(path=str(file)).tasks()
     assert len({task.id for task in tasks}) == len(tasks) == 200
     assert tasks[0].prompt == "A red colored car."
@@ -284,8 +287,8 @@ def test_drawbench_takes_no_other_file(tmp_path: Path, content: bytes, rule: str
     assert "\n" not in error.value.rule
 
 
-def test_drawbench_without_one_of_its_prompts(shared: Path, tmp_path: Path) -> None:
-    lines = (shared / "data" / "drawbench" / "drawbench.csv").read_text().splitlines()
+def test_drawbench_without_one_of_its_prompts(released: Callable[[str, str], Path], tmp_path: Path) -> None:
+    lines = released("drawbench", "DrawBench_Prompts.csv").read_text().splitlines()
     with pytest.raises(BadValue, match="holds 199 prompts that are not the 200"):
         DrawBench(path=write(tmp_path, "\n".join(lines[:-1]).encode()), category="DALL-E").tasks()
 

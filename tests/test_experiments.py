@@ -148,48 +148,12 @@ def test_aesthetic_rows_are_scored_as_their_released_codes_score() -> None:
 
 # Published figures
 
-LABELS = {
-    "Base-SD": "base", "Base": "base", "CoDe N=4": "code_4", "CoDe4": "code_4", "CoDe N=40": "code_40", "CoDe40": "code_40",
-    "CoDeX N=4 greedy": "greedy", "CoDeX greedy": "greedy", "CoDeX N=4 mn": "multinomial", "CoDeX mn": "multinomial",
-    "CoDeX schedule greedy": "schedule", "CoDeX schedule mn": "schedule_multinomial", "+ KMeans": "kmeans", "MPGD": "mpgd",
-    "FreeDoM": "freedom", "UG": "universal", "SDEdit": "sdedit", "CoDeX N'=1": "zero_1", "N'=10": "zero_10", "N'=50": "zero_50",
-}  # fmt: skip
-
-
-def transcribed(shared: Path, table: str) -> dict[str, dict[str, float]]:
-    """The thesis' figures by row, from the reference's own transcription (peers.md, 5.1)."""
-    text = (shared / "reference" / "peers.md").read_text().split("### 5.1")[1].split("### 5.2")[0].replace("\N{MINUS SIGN}", "-")
-    found: dict[str, dict[str, float]] = {}
-
-    def number(cell: str) -> float | None:
-        match = re.match(r"-?\d*\.?\d+", cell.strip())
-        return float(match[0]) if match else None
-
-    def put(label: str, names: list[str], cells: list[str]) -> None:
-        values = zip(names, map(number, cells), strict=True)
-        found[LABELS[re.sub(r" τ=\S+", "", label.strip())]] = {name: value for name, value in values if value is not None}
-
-    if table in ("aesthetic", "pickscore"):
-        block = text.split("Aesthetic, 51" if table == "aesthetic" else "PickScore, 50")[1].split("\n\n")[1]
-        for line in block.splitlines()[2:]:
-            label, *cells = line.strip().strip("|").split("|")
-            put(label, ["reward", "fid", "cmmd", "t_clip", "minutes"], cells)
-    else:
-        start, end, names = {
-            "ti2i": ("— ", "Compressibility", ["reward", "i_gram", "cmmd", "t_clip", "minutes"]),
-            "compress": ("min — ", "Caution", ["reward", "fid", "cmmd", "t_clip", "minutes"]),
-        }[table]
-        section = text.split("(T+I)2I, PickScore" if table == "ti2i" else "Compressibility (Table 6)")[1].split(end)[0]
-        body = " ".join((section.split(start, 1)[1] if start in section else section.split("—", 1)[1].strip()).split())
-        for part in body.rstrip(". ").split(";"):
-            label, cells = part.strip().rsplit(" ", 1)
-            put(label, names, cells.split("/"))
-    return found
+THESIS = json.loads((Path(__file__).parent / "golden" / "codex_thesis.json").read_text(encoding="utf-8"))["tables"]
 
 
 @pytest.mark.parametrize("table", ["aesthetic", "pickscore", "ti2i", "compress"])
-def test_published_figures_are_the_thesis_s(table: str, shared: Path) -> None:
-    expected = transcribed(shared, table)
+def test_published_figures_are_the_thesis_s(table: str) -> None:
+    expected = THESIS[table]
     found: Any = OmegaConf.to_container(overlay(f"codex/{table}").table.published)
     assert len(expected) == {"aesthetic": 11, "pickscore": 11, "ti2i": 5, "compress": 6}[table]
     assert {row: pytest.approx(values) for row, values in expected.items()} == found

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -49,11 +50,11 @@ def test_fetch_leaves_what_is_there(tmp_path: Path) -> None:
     assert done.stdout.strip() == f"inception: {file}"
 
 
-def test_the_files_to_fetch_are_pinned_by_their_hash(shared: Path) -> None:
+def test_the_files_to_fetch_are_pinned_by_their_hash(released_head: Callable[[str], Path]) -> None:
     from guidedgen.zoo.files import DOWNLOADS
 
     name, _, digest = DOWNLOADS["aesthetic"]
-    assert hashlib.sha256((shared / "data" / "aesthetic" / name).read_bytes()).hexdigest() == digest
+    assert hashlib.sha256(released_head(name).read_bytes()).hexdigest() == digest
 
 
 def test_evaluate_says_in_one_line_what_is_no_run(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from guidedgen.datasets.references import check_ratio, counted, read_reference, refer
+from guidedgen.datasets.tasks import check_limit
 from guidedgen.types import BadValue, Dataset, Task
 
 
@@ -17,13 +18,16 @@ class ImageToImage:
     images: files, or `lab:NAME` for one of the lab's style pictures.
     noise_ratio: the share of the chain that is run from the noised image, one for all images or one each; at 1 the chain starts
         from pure noise, and the image is there for style rewards.
+    limit: only the first of the tasks.
     """
 
     prompts: Dataset
     images: list[str]
     noise_ratio: float | list[float] = 0.6
+    limit: int | None = None
 
     def __post_init__(self) -> None:
+        check_limit(self.limit)
         if not self.images:
             raise BadValue("images", "[]", "names no image; give it as dataset.images=[a.png,lab:night]")
         ratios = self._ratios()
@@ -44,4 +48,4 @@ class ImageToImage:
         except BadValue as error:
             raise BadValue(f"prompts.{error.name}", error.value, error.rule) from error
         pairs = list(zip(references, self._ratios(), strict=True))
-        return list(counted(refer(task, reference, ratio) for reference, ratio in pairs for task in prompts))
+        return list(counted(refer(task, reference, ratio) for reference, ratio in pairs for task in prompts))[: self.limit]

@@ -1,6 +1,5 @@
 """BLIP-VQA: golden products and roundings, the questions asked, and how many."""
 
-import json
 import math
 
 import pytest
@@ -44,16 +43,16 @@ def grey(*values):
 
 
 @pytest.mark.parametrize(("rounding", "key"), [("reference", "reference_per_image"), ("none", "exact_product_first8")])
-def test_golden_products(shared, rounding, key):
-    golden = json.loads((shared / "reference/golden-metrics.json").read_text())["blip_vqa_aggregation"]
+def test_golden_products(golden_metrics, rounding, key):
+    golden = golden_metrics["blip_vqa_aggregation"]
     found = [combine(chances, rounding) for chances in golden["p_yes"]]
     assert found == pytest.approx(golden[key], rel=1e-12, abs=0)
     mean = golden["reference_mean" if rounding == "reference" else "exact_mean"]
     assert sum(found) / len(found) == pytest.approx(mean, rel=1e-12)
 
 
-def test_golden_chance_of_yes(shared):
-    golden = json.loads((shared / "reference/golden-metrics.json").read_text())["blip_vqa_yes_probability"]
+def test_golden_chance_of_yes(golden_metrics):
+    golden = golden_metrics["blip_vqa_yes_probability"]
     for (yes, no), chance in zip(golden["logit_yes_no"], golden["p_yes"], strict=True):
         scorer = BlipVqaScore(vqa=Answers(lambda *_, odds=yes - no: odds), parser=Listed(), rounding="none")
         assert scorer(grey(0.5), tasks("a cat")).item() == pytest.approx(chance, abs=1e-6)

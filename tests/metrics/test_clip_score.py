@@ -1,7 +1,6 @@
 """CLIP score conventions on a CLIP whose cosines are known."""
 
 import dataclasses
-import json
 
 import pytest
 import torch
@@ -58,8 +57,8 @@ def test_conventions(convention, each):
     assert scorer.aggregate(values) == pytest.approx(SETS[convention], rel=1e-6)
 
 
-def test_aggregation_golden(shared):
-    golden = json.loads((shared / "reference/golden-metrics.json").read_text())["clip_score_aggregation"]
+def test_aggregation_golden(golden_metrics):
+    golden = golden_metrics["clip_score_aggregation"]
     cosines = torch.tensor(golden["cosines"], dtype=torch.float64)
     keys = {
         "hessel": "hessel_w2_5_clip_each",

@@ -1,6 +1,5 @@
 """3-in-1: golden means by category, and who is asked about what."""
 
-import json
 import math
 
 import pytest
@@ -39,8 +38,8 @@ def ask(kinds, attribute, spatial, action, related=True, **options):
     return scorer(torch.zeros(len(kinds), 3, 4, 4), tasks).tolist(), [part.rows for part in parts], scorer
 
 
-def test_golden_means(shared):
-    golden = json.loads((shared / "reference/golden-metrics.json").read_text())["three_in_one"]
+def test_golden_means(golden_metrics):
+    golden = golden_metrics["three_in_one"]
     kinds = [f"complex_{kind}" for kind in golden["kind"]]
     found, rows, scorer = ask(kinds, golden["attribute"], golden["spatial"], golden["clip"])
     assert found == pytest.approx(golden["per_image"], rel=1e-6)

@@ -1,7 +1,5 @@
 """Fréchet distance: closed forms, agreement of the two routes and with torchmetrics, invariances."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -43,8 +41,8 @@ def test_moments_closed_forms(mu1, sigma1, mu2, sigma2, value):
     assert frechet_from_moments(mu2, sigma2, mu1, sigma1) == pytest.approx(value, rel=1e-6)
 
 
-def test_moments_golden(shared):
-    cases = json.loads((shared / "reference/golden-metrics.json").read_text())["frechet_closed_form"]
+def test_moments_golden(golden_metrics):
+    cases = golden_metrics["frechet_closed_form"]
     for case in cases:
         if "d" in case:
             d = case["d"]
@@ -54,8 +52,8 @@ def test_moments_golden(shared):
         assert frechet_from_moments(*arguments) == pytest.approx(case["value"], rel=1e-6), case["name"]
 
 
-def test_two_samples_golden(shared):
-    golden = json.loads((shared / "reference/golden-metrics.json").read_text())["fid_two_samples_closed_form"]
+def test_two_samples_golden(golden_metrics):
+    golden = golden_metrics["fid_two_samples_closed_form"]
     assert frechet_distance(golden["x"], golden["y"]) == pytest.approx(golden["value"], rel=1e-12)
 
 

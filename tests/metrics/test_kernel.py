@@ -1,7 +1,6 @@
 """KID and CMMD: closed forms, sums over pairs written out, agreement with torchmetrics, estimator identities."""
 
 import itertools
-import json
 
 import numpy as np
 import pytest
@@ -120,8 +119,8 @@ def test_cmmd_closed_forms(x, y, value):
     assert cmmd(x, y) == pytest.approx(value, abs=1e-9)
 
 
-def test_cmmd_golden(shared):
-    for case in json.loads((shared / "reference/golden-metrics.json").read_text())["cmmd_closed_form"]:
+def test_cmmd_golden(golden_metrics):
+    for case in golden_metrics["cmmd_closed_form"]:
         assert cmmd(case["x"], case["y"]) == pytest.approx(case["biased"], abs=1e-9), case["name"]
 
 

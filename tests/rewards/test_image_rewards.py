@@ -1,6 +1,5 @@
 """Aesthetic, ClipText and Compressibility: identities, gradients against finite differences, and JPEG golden values."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,8 +96,8 @@ def test_aesthetic_is_the_head_of_the_embedding():
     assert torch.equal(reward(x, tasks("", "")), 5 * TinyClip().encode_image(x)[:, 0])
 
 
-def test_published_code_range_sees_the_washed_out_image(shared: Path):
-    golden = json.loads((shared / "reference" / "golden-metrics.json").read_text())["image_range"]
+def test_published_code_range_sees_the_washed_out_image(golden_metrics: dict):
+    golden = golden_metrics["image_range"]
     seen = []
 
     class Watcher(TinyClip):
@@ -185,8 +184,8 @@ def jpeg_subjects() -> torch.Tensor:
     return images.from_pil([Image.fromarray(array) for array in arrays])
 
 
-def test_jpeg_golden_values(shared: Path):
-    golden = json.loads((shared / "reference" / "golden-metrics.json").read_text())["jpeg_kb"]
+def test_jpeg_golden_values(golden_metrics: dict):
+    golden = golden_metrics["jpeg_kb"]
     values = Compressibility(quality=golden["quality"])(jpeg_subjects(), tasks("flat", "ramp", "noise"))
     expected = [-golden["values"][name] for name in ("flat_gray", "ramp", "noise")]
     assert values.tolist() == pytest.approx(expected, rel=0.02)  # libjpeg versions differ a little

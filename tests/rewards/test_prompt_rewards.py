@@ -1,8 +1,5 @@
 """PickScore and Hps: cosines on their scales, golden values, gradients."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -47,9 +44,9 @@ def test_scaled_is_the_authors_scale_and_is_reported(tiny_clip, tasks, noise):
     assert PickScore(clip=tiny_clip, scaled=True).reports == {}
 
 
-def test_scales_of_the_published_numbers(shared: Path, tasks):
+def test_scales_of_the_published_numbers(golden_metrics: dict, tasks):
     """The thesis prints cosines, the authors' README 100 times as much: golden-metrics.json, pickscore."""
-    golden = json.loads((shared / "reference" / "golden-metrics.json").read_text())["pickscore"]
+    golden = golden_metrics["pickscore"]
 
     class Fixed:
         name, logit_scale = "fixed", golden["logit_scale_exp"]

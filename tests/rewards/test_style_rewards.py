@@ -1,6 +1,5 @@
 """Style rewards: identities, golden values, what CoDe_ext released, and reference images that cannot be read."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -104,8 +103,8 @@ def test_gram_clip_is_the_frobenius_norm(tiny_map, reference, tasks, noise):
     assert StyleGramClip(features=tiny_map, image=reference)(x, tasks("")).item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_gram_vgg16_golden_value(shared, reference, tasks):
-    golden = json.loads((shared / "reference" / "golden-metrics.json").read_text())["i_gram"]["hand"]
+def test_gram_vgg16_golden_value(golden_metrics, reference, tasks):
+    golden = golden_metrics["i_gram"]["hand"]
     f, g = (torch.tensor(golden[key], dtype=torch.float64).flatten(1).T[None] for key in ("f", "g"))
 
     class Fixed:

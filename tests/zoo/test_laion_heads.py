@@ -1,7 +1,7 @@
-"""LAION's aesthetic heads, against the golden values of golden-metrics.json (aesthetic_mlp, aesthetic_real_heads)."""
+"""LAION's aesthetic heads, against the golden values of tests/golden/metrics.json (aesthetic_mlp, aesthetic_real_heads)."""
 
-import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,15 +28,10 @@ def affine(head: LaionHead) -> tuple[torch.Tensor, float]:
     return weight[0], bias.item()
 
 
-@pytest.fixture
-def golden(shared: Path) -> dict:
-    return json.loads((shared / "reference" / "golden-metrics.json").read_text())
-
-
 @pytest.mark.parametrize("version", ["v2", "v1_vit_l_14"])
-def test_released_heads(shared: Path, golden: dict, version: str):
-    expected = golden["aesthetic_real_heads"][version]
-    folder = shared / "data" / "aesthetic"
+def test_released_heads(released_head: Callable[[str], Path], golden_metrics: dict, version: str):
+    expected = golden_metrics["aesthetic_real_heads"][version]
+    folder = released_head(expected["file"]).parent
     head = LaionHead(path=folder, filename=expected["file"], sha256=expected["sha256"])
     weight, bias = affine(head)
     assert weight.norm().item() == pytest.approx(expected["affine_norm"], rel=1e-5)
@@ -46,13 +41,13 @@ def test_released_heads(shared: Path, golden: dict, version: str):
     assert head(torch.full((1, 768), 768**-0.5)).item() == pytest.approx(expected["ones_over_sqrt768"], rel=1e-5)
 
 
-def test_default_file_is_the_released_v2(shared: Path, golden: dict):
-    assert golden["aesthetic_real_heads"]["v2"]["sha256"] == SHA256
-    assert LaionHead(path=shared / "data" / "aesthetic", sha256=SHA256).file.name == FILE
+def test_default_file_is_the_released_v2(released_head: Callable[[str], Path], golden_metrics: dict):
+    assert golden_metrics["aesthetic_real_heads"]["v2"]["sha256"] == SHA256
+    assert LaionHead(path=released_head(FILE).parent, sha256=SHA256).file.name == FILE
 
 
-def test_v1_of_the_small_clip(shared: Path):
-    head = LaionHead(path=shared / "data" / "aesthetic" / "sa_0_4_vit_b_32_linear.pth")
+def test_v1_of_the_small_clip(released_head: Callable[[str], Path]):
+    head = LaionHead(path=released_head("sa_0_4_vit_b_32_linear.pth"))
     assert head.dim == 512
     state = torch.load(head.file, map_location="cpu", weights_only=True)  # saved on a GPU
     x = torch.nn.functional.normalize(torch.randn(3, 512, generator=torch.Generator().manual_seed(0)), dim=-1)

@@ -1,0 +1,88 @@
+"""A method alone is a command: it brings its sampler and, on each model, the settings that work there; what the user says wins."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from guidedgen import command_line, config, experiment, jobs, usage
+from guidedgen.lab.networks import WEIGHTS
+
+METHODS = sorted(path.stem for path in (config.CONF / "method").glob("*.yaml"))
+OVERLAYS = sorted(path.relative_to(config.CONF / "experiment").with_suffix("").as_posix() for path in config.CONF.rglob("experiment/**/*.yaml"))  # fmt: skip
+GENERATOR = WEIGHTS / "generator"
+STABLE_DIFFUSION = ["model=sd15", "zoo=lab", "metrics=lab", f"model.path={GENERATOR}", "device=cpu"]
+# Steps of the methods' papers and released codes (conf/settings); the others take the scheduler's own.
+PUBLISHED_STEPS = {"code": 500, "codex": 500, "mpgd": 100, "freedom": 100, "universal": 100, "doodl": 50, "adjoint_dpm": 30,
+                   "adjoint_tuning": 30}  # fmt: skip
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(config.CONF), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+@pytest.fixture(autouse=True)
+def lab_weights() -> None:
+    if not (GENERATOR / "model_index.json").exists():
+        pytest.skip("the lab's weights are missing")
+
+
+@pytest.mark.parametrize("model", [[], STABLE_DIFFUSION], ids=["lab", "stable diffusion"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_alone_passes_every_check(method: str, model: list[str], tmp_path: Path) -> None:
+    command_line.preflight([f"method={method}", *model, f"outputs={tmp_path}"], jobs.prepare)  # else SystemExit
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_on_stable_diffusion_it_samples_as_published(method: str) -> None:
+    cfg = composed(f"method={method}", *STABLE_DIFFUSION)
+    assert cfg.scheduler.num_steps == PUBLISHED_STEPS.get(method, 50)
+    own = yaml.safe_load((config.CONF / "method" / f"{method}.yaml").read_text(encoding="utf-8"))
+    changed = {key for key, value in own.items() if key != "defaults" and cfg.method[key] != value}
+    assert not changed  # the method's own values are its paper's
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_alone_runs_on_the_lab(method: str, tmp_path: Path) -> None:
+    with_defaults = composed(
+        f"method={method}", "dataset.limit=1", "metrics=none", "tracker=none", "device=cpu", f"outputs={tmp_path}"
+    )
+    job = jobs.prepare(with_defaults)
+    metrics = experiment.run(job)
+    assert job.folder.done and len(job.folder.records()) == 1 and not job.folder.failures()
+    if method != "base":
+        score = metrics["scores"][job.reward_name]
+        # What the reward does not guide may lose by it. Distillation pulls away from what the referee is sure of.
+        assert score["value"] > score["base"] or not job.method.needs.reward or method == "blip_inversion"
+
+
+def test_what_the_user_says_wins() -> None:
+    cfg = composed("method=doodl", "scheduler.num_steps=7", "method.lr=3", "method.process=edict")
+    assert (cfg.scheduler.num_steps, cfg.method.lr, cfg.method.process) == (7, 3, "edict")
+    assert composed("method=universal", "scheduler=ddpm").scheduler._target_.endswith(".Ddpm")
+    assert composed("method=blip_inversion", "reward=aesthetic").reward._target_.endswith(".Aesthetic")
+    assert composed("method=sdedit", "dataset=lab").dataset._target_.endswith(".Lab")
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_an_experiment_keeps_what_it_says(name: str) -> None:
+    written = yaml.safe_load((config.CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8"))
+    cfg = composed(f"experiment={name}")
+    for node in ("method", "scheduler", "dataset", "model", "reward"):
+        for key, value in (written.get(node) or {}).items():
+            found = OmegaConf.to_container(cfg, resolve=False)[node][key]
+            if not isinstance(value, dict) and "${" not in str(value):
+                assert found == value, f"{node}.{key}"
+
+
+def test_help_says_which_sampler_a_method_brings() -> None:
+    lines = usage.text(config.CONF, 100).splitlines()
+    for method in METHODS:
+        brought = composed(f"method={method}").scheduler._target_.rpartition(".")[2].lower()
+        (line,) = (line for line in lines if line.startswith(f"  {method} "))
+        # Of those that name none, the scheduler is the default one.
+        assert f"scheduler={brought}" in line if "scheduler=" in line else brought == "ddpm"
+        assert len(line) <= 100
