@@ -264,8 +264,7 @@ def _reference(cfg: DictConfig, shard: Shard, model: StableDiffusion) -> tuple[J
         return None, None
     if cfg.reference == "base":
         return _prepare(_unguided(cfg), shard, model), None
-    evaluate.check_reference(Path(cfg.reference))
-    return None, Path(cfg.reference)
+    return None, evaluate.check_reference(Path(cfg.reference))
 
 
 def _folder(cfg: DictConfig, run_id: str, *, guided: bool) -> Path:
