@@ -42,8 +42,7 @@ class Images:
         """
         if (folder / "records.jsonl").exists():
             return Images.of_run(RunFolder(folder))
-        of_run = (folder.parent / "records.jsonl").exists()  # whose images lie beside their overview
-        return Images(paths=[path for path in images.in_folder(folder) if not (of_run and path.name == GRID)])
+        return Images(paths=images.in_folder(folder, GRID))
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -254,16 +254,15 @@ def suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, kind in known.items() if kind == "MPO" or kind in Image.OPEN.keys() - _UNDECODED)
 
 
-def in_folder(folder: Path) -> list[Path]:
-    """The picture files of a folder, by their suffix, sorted; a folder inside it is not searched. What else is there is named
-    once on stderr, hidden files aside. Raises OSError where the folder cannot be read.
+def in_folder(folder: Path, overview: str | None = None) -> list[Path]:
+    """The picture files of a folder, by their suffix, sorted, but for an `overview` of them; a folder inside it is not searched.
+    What is left out is named once on stderr, hidden files aside. Raises OSError where the folder cannot be listed.
     """
     entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    pictures = [path for path in entries if path.suffix.lower() in suffixes() and not path.is_dir()]
-    left = sorted(set(entries) - set(pictures))
-    if left:
+    pictures = [path for path in entries if path.suffix.lower() in suffixes() and path.name != overview and not path.is_dir()]
+    if left := sorted(set(entries) - set(pictures)):
         names = [*(path.name + "/" * path.is_dir() for path in left[:3]), *["..."] * (len(left) > 3)]
-        _say(f"{folder}: {len(left)} of {len(entries)} entries are no picture files and left out: {', '.join(names)}")
+        _say(f"{folder}: left out {len(left)} of {len(entries)} entries, which are no pictures of the set: {', '.join(names)}")
     return pictures
 
 

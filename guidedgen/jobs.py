@@ -16,6 +16,7 @@ from omegaconf.errors import InterpolationKeyError
 
 from guidedgen import config, evaluate
 from guidedgen.datasets.references import read_reference
+from guidedgen.datasets.tasks import check_text
 from guidedgen.metrics.classes import PerClass
 from guidedgen.metrics.sets import SetMetric
 from guidedgen.models import tuning
@@ -171,6 +172,11 @@ def _prepare(cfg: DictConfig, shard: Shard, model: StableDiffusion | None = None
     tasks = _with_source(_tasks(cfg, allow), method)
     _check_combination(cfg, method, scheduler, tasks)
     model = config.build(cfg.model, "model", allow) if model is None else model
+    try:
+        if negative := cfg.model.get("negative_prompt"):
+            check_text("negative_prompt", negative)
+    except BadValue as error:
+        raise UsageError(f"model.{error.name}={error.value}: {error.rule}") from error
     try:
         grid = scheduler.grid(model.schedule)
     except BadValue as error:

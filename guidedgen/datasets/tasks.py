@@ -129,10 +129,10 @@ def read_text(name: str, path: str) -> str:
         if not stat.S_ISREG(state.st_mode):  # a device may have no end, and a pipe no beginning
             raise BadValue(name, path, "is no regular file; save its text in one")
         with found.open("rb") as file:
-            content = file.read(LARGEST + 1)
+            content = file.read(LARGEST + 1) if state.st_size <= LARGEST else b""
     except OSError as error:
         raise BadValue(name, path, f"cannot be read ({error.strerror or error})") from error
-    if len(content) > LARGEST:
+    if max(state.st_size, len(content)) > LARGEST:
         rule = f"is larger than {LARGEST // 2**20} MiB, millions of prompts; take a part of it, as by head -n 1000"
         raise BadValue(name, path, rule)
     try:
