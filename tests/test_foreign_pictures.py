@@ -1,5 +1,6 @@
 """Pictures that people bring: each is read as it is seen, against Pillow or by hand, or refused with a reason, through every door."""
 
+import errno
 import io
 import os
 import re
@@ -374,14 +375,21 @@ def test_the_home_folder_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     tried("used", 2), tried("refused")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read all")
-def test_what_may_not_be_read_is_refused(tmp_path: Path, tried: Tried) -> None:
+def test_what_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: Tried) -> None:
+    """Said for the system, as the superuser may read all."""
+
+    def refuse(path: Path, *_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
     Image.fromarray(RGB).save(tmp_path / "x.png")
-    (tmp_path / "x.png").chmod(0)
-    with pytest.raises(UsageError, match="x.png is not a readable image .Permission denied"):
+    with monkeypatch.context() as patch, pytest.raises(UsageError, match="x.png is not a readable image .Permission denied"):
+        patch.setattr(Image, "open", refuse)
         evaluate.check_reference(tmp_path)
-    tmp_path.chmod(0)
-    with pytest.raises(UsageError, match="cannot be read .Permission denied"):
-        evaluate.check_reference(tmp_path)
-    tmp_path.chmod(0o700)
-    tried("refused", 2)
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    for door in (
+        lambda: evaluate.check_reference(tmp_path),
+        lambda: ClassFolders(path=str(tmp_path)).check([Task(id="cat", prompt="a cat")]),
+    ):
+        with pytest.raises(UsageError, match="cannot be read .Permission denied"):
+            door()
+    tried("refused", 3)
