@@ -147,12 +147,13 @@ def _built(value: Any, key: str, allow: Sequence[str]) -> Any:
         return [_built(value[i], f"{key}.{i}", allow) for i in range(len(value))]
     if not isinstance(value, DictConfig):
         return value
+    names: list[Any] = list(value)
     if "_target_" not in value:
-        return {name: _built(value[name], f"{key}.{name}", allow) for name in value}
+        return {name: _built(value[name], f"{key}.{name}", allow) for name in names}
     for name in ("_partial_", "_recursive_"):
         if name in value:
             raise UsageError(f"{key}.{name}: a node is always built whole; leave it out")
-    options = {str(name): _built(value[name], f"{key}.{name}", allow) for name in value if name not in _OF_HYDRA}
+    options = {str(name): _built(value[name], f"{key}.{name}", allow) for name in names if name not in _OF_HYDRA}
     try:
         return target_of(value, key, allow)(**options)
     except BadValue as error:

@@ -261,7 +261,8 @@ def in_folder(folder: Path, overview: str | None = None) -> list[Path]:
     entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     pictures = [path for path in entries if path.suffix.lower() in suffixes() and path.name != overview and not path.is_dir()]
     if left := sorted(set(entries) - set(pictures)):
-        names = [*(path.name + "/" * path.is_dir() for path in left[:3]), *["..."] * (len(left) > 3)]
+        names = [(path.name if path.name.isprintable() else ascii(path.name)) + "/" * path.is_dir() for path in left[:3]]
+        names += ["..."] * (len(left) > 3)
         _say(f"{folder}: left out {len(left)} of {len(entries)} entries, which are no pictures of the set: {', '.join(names)}")
     return pictures
 

@@ -235,6 +235,37 @@ def test_a_picture_in_memory_is_left_as_it_is() -> None:
     torch.testing.assert_close(images.from_pil([picture]), tensor(np.asarray(ImageOps.exif_transpose(picture)) / 255))
 
 
+def test_a_grey_profile_is_converted_too(tmp_path: Path, tried: Tried) -> None:
+    """One of light itself, gamma 1: in sRGB its middle grey is far brighter. By the standard's formula."""
+    s15 = struct.pack(">3i", *(round(value * 65536) for value in (0.9642, 1, 0.8249)))
+    tags = {b"wtpt": b"XYZ \0\0\0\0" + s15, b"kTRC": b"curv\0\0\0\0" + struct.pack(">IHH", 1, 256, 0)}
+    table, body, place = b"", b"", 128 + 4 + 12 * len(tags)
+    for name, content in tags.items():
+        table += name + struct.pack(">II", place + len(body), len(content))
+        body += content
+    head = struct.pack(">I4sI4s4s4s12x4s", place + len(body), b"lcms", 0x02100000, b"mntr", b"GRAY", b"XYZ ", b"acsp")
+    own = head.ljust(68, b"\0") + s15 + bytes(128 - 80) + struct.pack(">I", len(tags)) + table + body
+    light = np.linspace(0, 1, 24 * 40).reshape(24, 40)
+    srgb = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    grey = Image.fromarray((light * 255).round().astype(np.uint8))
+    path = saved(tmp_path / "x.png", grey, icc_profile=own)
+    assert float((images.read(path) - tensor(srgb)).abs().mean()) < 0.01 < 0.1 < np.abs(srgb - light).mean()
+    tried("used")
+
+
+def test_a_phone_s_picture_with_a_second_one_behind_it_is_its_first(tmp_path: Path, tried: Tried) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    options = {"quality": 100, "subsampling": 0, "exif": exif}
+    Image.fromarray(RGB).save(
+        tmp_path / "x.jpg", format="MPO", save_all=True, append_images=[Image.fromarray(RGB[:12, :20])], **options
+    )
+    with Image.open(tmp_path / "x.jpg") as picture:
+        assert (picture.format, picture.n_frames) == ("MPO", 2)
+    close(tmp_path / "x.jpg", tensor(RGB[::-1].transpose(1, 0, 2) / 255), 6)
+    tried("used")
+
+
 # What is refused
 
 
@@ -328,13 +359,13 @@ def test_every_suffix_that_pillow_decodes_is_taken(tmp_path: Path, tried: Tried,
 
 def test_what_a_folder_holds_besides_is_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str], tried: Tried) -> None:
     Image.fromarray(RGB).save(tmp_path / "b.PNG"), Image.fromarray(RGB).save(tmp_path / "a.jpeg")
-    for name in (".DS_Store", "._a.jpeg", "c.heic", "d.txt", "e.eps", evaluate.GRID):
+    for name in (".DS_Store", "._a.jpeg", "c\n.heic", "d.txt", "e.eps", evaluate.GRID):
         (tmp_path / name).write_text("x")
     (tmp_path / "more.png").mkdir()
     for _ in range(2):
         folder = evaluate.check_reference(tmp_path)
         assert [path.name for path in evaluate.Images.of_folder(folder).paths] == ["a.jpeg", "b.PNG"]
-    left = "left out 5 of 7 entries, which are no pictures of the set: c.heic, d.txt, e.eps, ..."
+    left = "left out 5 of 7 entries, which are no pictures of the set: 'c\\n.heic', d.txt, e.eps, ..."
     assert capsys.readouterr().err == f"guidedgen: {tmp_path}: {left}\n"
     tried("used")
 

@@ -42,7 +42,7 @@ def read_reference(name: str, image: str, folder: Path | None = None) -> Referen
         return Reference(id=_slug(image), path=str(path.absolute()))
     path = expand(name, image, folder)
     try:
-        images.read(path)
+        images.check_file(path)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()[:8]
     except OSError as error:
