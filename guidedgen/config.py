@@ -63,6 +63,28 @@ def identity(config: DictConfig) -> str:
     return digest({str(key): value for key, value in plain.items() if key not in _NOT_IDENTITY})
 
 
+def resolved(config: DictConfig) -> DictConfig:
+    """A copy with every interpolation replaced by its value. What is left of "${" is text and stays escaped: however often the
+    copy is read, stored or resolved again, it says the same.
+
+    Raises OmegaConf's errors where an interpolation has no value.
+    """
+    copy = OmegaConf.create(escaped(OmegaConf.to_container(config, resolve=True)))
+    OmegaConf.set_struct(copy, OmegaConf.is_struct(config))
+    return copy
+
+
+def escaped(value: Any) -> Any:
+    """A plain value for a config that is to give back the same: an interpolation begins with "${", a text with that in it has a
+    backslash before it, and two for each that was there.
+    """
+    if isinstance(value, dict):
+        return {key: escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [escaped(item) for item in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
 def published(config: DictConfig) -> dict[str, Any]:
     """What the source of its table prints of a run; empty where the run's setting is not the printed one.
 
@@ -77,7 +99,7 @@ def published(config: DictConfig) -> dict[str, Any]:
     try:
         composed = _composed([*names, *free])
         for key in composed.table.given:
-            OmegaConf.update(composed, key, OmegaConf.select(config, key))
+            OmegaConf.update(composed, key, escaped(OmegaConf.select(config, key)))
         same = identity(composed) == identity(config)
     except Exception:  # Hydra's and OmegaConf's: a table that is no longer there
         return {}
@@ -110,25 +132,33 @@ def digest(values: Mapping[str, Any]) -> str:
 
 
 def build(node: DictConfig, key: str, allow: Sequence[str] = ()) -> Any:
-    """The object a node with `_target_` describes, with every name and type checked first.
+    """The object a node with `_target_` describes, with every name and type checked first. Options are plain values, lists and
+    dictionaries: Hydra's `instantiate` would resolve their texts several times, and so change one that holds "${" itself.
 
     Raises:
         UsageError: the target is not allowed or does not exist, an option is unknown, missing or of the wrong type or value.
     """
-    from hydra.errors import InstantiationException
-    from hydra.utils import instantiate
-
     check_node(node, key, allow)
+    return _built(node, key, allow)
+
+
+def _built(value: Any, key: str, allow: Sequence[str]) -> Any:
+    """A config's value with every interpolation resolved, once, and every node with `_target_` built."""
+    if isinstance(value, ListConfig):
+        return [_built(value[i], f"{key}.{i}", allow) for i in range(len(value))]
+    if not isinstance(value, DictConfig):
+        return value
+    names: list[Any] = list(value)
+    if "_target_" not in value:
+        return {name: _built(value[name], f"{key}.{name}", allow) for name in names}
+    for name in ("_partial_", "_recursive_"):
+        if name in value:
+            raise UsageError(f"{key}.{name}: a node is always built whole; leave it out")
+    options = {str(name): _built(value[name], f"{key}.{name}", allow) for name in names if name not in _OF_HYDRA}
     try:
-        return instantiate(node)
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, BadValue):
-            inner = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)  # of a node inside this one, it may be
-            raise UsageError(f"{inner[1] if inner else key}.{cause.name}={cause.value}: {cause.rule}") from error
-        if isinstance(cause, UsageError):
-            raise cause from error
-        raise (cause or error) from error
+        return target_of(value, key, allow)(**options)
+    except BadValue as error:
+        raise UsageError(f"{key}.{error.name}={error.value}: {error.rule}") from error
 
 
 def check_node(node: DictConfig, key: str, allow: Sequence[str] = ()) -> None:
@@ -251,7 +281,7 @@ def read_whole(file: Path) -> DictConfig:
     """A stored config that a run can be built from. Raises UsageError where there is none, or no more than a part of it."""
     config = read(file)
     try:
-        OmegaConf.resolve(config)  # as it was stored: nothing changes unless somebody has written into it
+        config = resolved(config)  # as it was stored: nothing changes unless somebody has written into it
     except Exception as error:  # OmegaConf's many errors
         raise UsageError(f"{file}: not a run's config ({' '.join(str(error).split())})") from error
     for key in (*_NODES, *_VALUES):

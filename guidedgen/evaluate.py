@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,12 @@ class Images:
 
     @staticmethod
     def of_folder(folder: Path) -> Images:
-        """A run's images where the folder is a run's, else all images in it, not recursively."""
+        """A run's images where the folder is a run's, else all images in it, not recursively. Raises OSError where that cannot be
+        listed.
+        """
         if (folder / "records.jsonl").exists():
             return Images.of_run(RunFolder(folder))
-        found = (path for path in folder.iterdir() if path.suffix.lower() in images.SUFFIXES and path.name != GRID)
-        return Images(paths=sorted(found))
+        return Images(paths=images.in_folder(folder, GRID))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -87,36 +88,38 @@ class Images:
             yield torch.cat(batch)
 
 
-def check_reference(folder: Path) -> None:
-    """Raises UsageError unless the folder holds images, all of them readable."""
-    if not folder.is_dir():
-        raise UsageError(f"reference={folder}: no such folder; give base, none, or a folder of images")
-    found = Images.of_folder(folder)
-    if not len(found):
-        raise UsageError(f"reference={folder}: holds no image ({', '.join(images.SUFFIXES)})")
-    for path in found.paths:
-        if reason := _damage(path):
+def check_reference(folder: Path) -> Path:
+    """The folder, with `~` for one's home. Raises UsageError unless it holds images, all of which can be decoded."""
+    try:
+        found = folder.expanduser()
+        if not found.is_dir():
+            raise UsageError(f"reference={folder}: no such folder; give base, none, or a folder of images")
+        pictures = Images.of_folder(found)
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no such home
+        raise UsageError(f"reference={folder}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if not len(pictures):
+        raise UsageError(f"reference={folder}: holds no image (png, jpg, webp or another that Pillow decodes)")
+    for path in pictures.paths:
+        if reason := _damage(path, images.check_file):
             raise UsageError(f"reference={folder}: {path.name} {reason}")
+    return found
 
 
 def check_stored(folder: RunFolder, way_out: str) -> None:
     """Raises UsageError, which ends by the way out, where the image of one of a run's finished samples is missing or damaged."""
     for path in Images.of_run(folder).paths:
-        if reason := _damage(path):
+        if reason := _damage(path, images.verify):
             raise UsageError(f"{path}: {reason}{way_out}")
 
 
-def _damage(path: Path) -> str | None:
-    """What is wrong with an image, if anything is."""
-    from PIL import Image
-
+def _damage(path: Path, check: Callable[[Path], None]) -> str | None:
+    """What is wrong with an image by one of the checks of `images`, if anything is."""
     try:
-        with Image.open(path) as picture:
-            picture.verify()
+        check(path)
     except FileNotFoundError:
         return "is missing"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's errors for broken files
-        return f"is not a readable image ({error})"
+    except OSError as error:
+        return f"is not a readable image ({error.strerror or error})"
     return None
 
 

@@ -16,6 +16,7 @@ from omegaconf.errors import InterpolationKeyError
 
 from guidedgen import config, evaluate
 from guidedgen.datasets.references import read_reference
+from guidedgen.datasets.tasks import check_text
 from guidedgen.metrics.classes import PerClass
 from guidedgen.metrics.sets import SetMetric
 from guidedgen.models import tuning
@@ -130,13 +131,14 @@ def _settled(cfg: DictConfig, shard: Shard, *, elsewhere: bool = False) -> DictC
     if cfg.dtype == "auto":
         cfg.dtype = "float32" if cfg.device == "cpu" else "float16"
     try:
-        OmegaConf.resolve(cfg)
+        cfg = config.resolved(cfg)
         missing = sorted(OmegaConf.missing_keys(cfg))
     except InterpolationKeyError as error:
         wanted = str(error).split("'")[1]
         if wanted.startswith("table."):
             raise UsageError(f"row={cfg.table.row}: no row of experiment={cfg.table.name}, which has no {wanted}") from error
-        raise UsageError(f"${{{wanted}}}: no such key; a text that has this in it can be read from a file: dataset=text") from error
+        way_out = rf"for the text itself write \${{{wanted}}}, or read it from a file: dataset=text"
+        raise UsageError(f"${{{wanted}}}: no such key; {way_out}") from error
     except Exception as error:  # OmegaConf's many errors
         referred = re.search(r"Missing mandatory value: (\S+)", str(error))  # by an interpolation
         if referred is None:
@@ -170,6 +172,11 @@ def _prepare(cfg: DictConfig, shard: Shard, model: StableDiffusion | None = None
     tasks = _with_source(_tasks(cfg, allow), method)
     _check_combination(cfg, method, scheduler, tasks)
     model = config.build(cfg.model, "model", allow) if model is None else model
+    try:
+        if negative := cfg.model.get("negative_prompt"):
+            check_text("negative_prompt", negative)
+    except BadValue as error:
+        raise UsageError(f"model.{error.name}={error.value}: {error.rule}") from error
     try:
         grid = scheduler.grid(model.schedule)
     except BadValue as error:
@@ -219,7 +226,8 @@ def _lessons(cfg: DictConfig, shard: Shard, method: Method, model: StableDiffusi
         return (), None
     tuning.check(method.tuning, model)
     lessons, node = method.lessons, _unguided(cfg)
-    node.dataset = {"_target_": "guidedgen.datasets.templated.Templated", "prompts": cfg.method.prompts, "template": lessons.target}
+    template = config.escaped(lessons.target)
+    node.dataset = {"_target_": "guidedgen.datasets.templated.Templated", "prompts": cfg.method.prompts, "template": template}
     node.samples_per_prompt, node.seed = lessons.noises_per_prompt, lessons.seed
     node.reward, node.reference, node.metrics = None, "none", {"scorers": {}, "distances": {}}
     originals = _prepare(node, shard, model)
@@ -262,8 +270,7 @@ def _reference(cfg: DictConfig, shard: Shard, model: StableDiffusion) -> tuple[J
         return None, None
     if cfg.reference == "base":
         return _prepare(_unguided(cfg), shard, model), None
-    evaluate.check_reference(Path(cfg.reference))
-    return None, Path(cfg.reference)
+    return None, evaluate.check_reference(Path(cfg.reference))
 
 
 def _folder(cfg: DictConfig, run_id: str, *, guided: bool) -> Path:

@@ -115,12 +115,6 @@ def test_a_png_holds_the_bytes(tmp_path: Path) -> None:
     torch.testing.assert_close(images.read(tmp_path / "x.png"), images.to_bytes(x).float() / 255, rtol=0, atol=0)
 
 
-def test_other_modes_are_read_as_rgb() -> None:
-    grey, clear = Image.new("L", (2, 2), 51), Image.new("RGBA", (2, 2), (255, 0, 102, 0))
-    torch.testing.assert_close(images.from_pil([grey]), torch.full((1, 3, 2, 2), 0.2))
-    torch.testing.assert_close(images.from_pil([clear])[0, :, 0, 0], torch.tensor([1.0, 0.0, 0.4]))
-
-
 def test_what_is_no_image_is_an_os_error(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"not an image")
     for name in ("x.png", "missing.png"):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from guidedgen.datasets.references import check_ratio, counted, read_reference, refer
-from guidedgen.datasets.tasks import check_limit, check_text, make_tasks, read_text
+from guidedgen.datasets.tasks import check_limit, check_text, make_tasks, number_lines, read_text
 from guidedgen.types import BadValue, Task
 
 KEYS = {"prompt": str, "reference": str, "noise_ratio": (int, float), "category": str}
@@ -31,7 +31,7 @@ class Jsonl:
         check_limit(self.limit)
 
     def tasks(self) -> Sequence[Task]:
-        numbered = [(i, line) for i, line in enumerate(read_text("path", self.path).split("\n"), 1) if line.strip()]
+        numbered = number_lines(read_text("path", self.path))
         if not numbered:
             raise BadValue("path", self.path, 'holds no task; write one a line, as in {"prompt": "a cat"}')
         return list(counted(self._tasks(numbered[: self.limit])))
@@ -51,7 +51,9 @@ def _task(line: str, folder: Path) -> Task:
     if "prompt" not in values:
         raise BadValue("", line, "has no prompt")
     check_text("prompt", values["prompt"])
-    (task,) = make_tasks([values["prompt"]], values.get("category", ""))
+    if category := values.get("category", ""):
+        check_text("category", category)
+    (task,) = make_tasks([values["prompt"]], category)
     ratio = values.get("noise_ratio", 1)
     check_ratio("noise_ratio", ratio)
     if "reference" in values:
@@ -61,9 +63,20 @@ def _task(line: str, folder: Path) -> Task:
     return task
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys are all different; of two equal ones `json` would drop the first."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        key = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise BadValue(ascii(key)[1:-1], "...", "stands there twice")
+    return found
+
+
 def _values(line: str) -> dict[str, Any]:
     try:
-        found = json.loads(line)
+        found = json.loads(line, object_pairs_hook=_once)
+    except BadValue:
+        raise
     except ValueError as error:
         raise BadValue("", line, f"is not JSON ({error})") from error
     except RecursionError as error:

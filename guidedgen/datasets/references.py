@@ -9,8 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from PIL import UnidentifiedImageError
-
 from guidedgen import images
 from guidedgen.datasets.tasks import expand
 from guidedgen.types import BadValue, Task
@@ -44,13 +42,11 @@ def read_reference(name: str, image: str, folder: Path | None = None) -> Referen
         return Reference(id=_slug(image), path=str(path.absolute()))
     path = expand(name, image, folder)
     try:
-        images.read(path)
-        content = path.read_bytes()
-    except UnidentifiedImageError as error:
-        raise BadValue(name, image, "is not an image that Pillow can read") from error
+        images.check_file(path)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()[:8]
     except OSError as error:
         raise BadValue(name, image, f"cannot be read as an image ({error.strerror or error})") from error
-    digest = hashlib.sha256(content).hexdigest()[:8]
     return Reference(id="-".join(part for part in (_slug(path.stem), digest) if part), path=str(path.absolute()))
 
 

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import difflib
 import hashlib
 import re
+import stat
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from guidedgen.types import BadValue, Task
+
+LARGEST = 256 * 2**20  # bytes of a file of prompts: some millions of them
+LONGEST = 10_000  # characters of a text
+# Seen by nobody but part of the text: controls but the tab, line and paragraph separators, what turns the direction of text around,
+# deprecated format characters, byte order marks, annotations, and what is no character.
+_UNSEEN = re.compile(
+    r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u206f\ufeff\ufff9-\ufffb\ufdd0-\ufdef"
+    + "".join(f"{chr(plane + 0xFFFE)}{chr(plane + 0xFFFF)}" for plane in range(0, 0x110000, 0x10000)) + "]"
+)  # fmt: skip
+# Characters that leave no mark on the page though they count as letters or symbols: Hangul fillers and the empty Braille cell.
+_BLANK = "\u115f\u1160\u2800\u3164\uffa0"
 
 
 def make_tasks(prompts: Iterable[str], category: str = "") -> list[Task]:
@@ -42,13 +56,38 @@ def check_choice(name: str, value: str | None, choices: Collection[str], *, opti
 
 
 def check_text(name: str, text: str) -> None:
-    """Raises BadValue where a text of the option `name` is empty or cannot be written as UTF-8."""
-    if not text.strip():
+    """Raises BadValue where a text of the option `name` is empty, cannot be written as UTF-8, is longer than any prompt, shows
+    nothing, or holds characters that nobody sees (a tab and what shapes letters or emoji aside).
+    """
+    if not text.strip(" \t\r\n"):
         raise BadValue(name, text, "is empty; two layers of quotes hold a text together, as in 'dataset.prompt=\"a red circle\"'")
+    shown = ascii(text if len(text) <= 60 else f"{text[:60]}...")
+    if len(text) > LONGEST:
+        raise BadValue(name, shown, f"holds {len(text):,} characters; a text has at most {LONGEST:,}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise BadValue(name, ascii(text), "is not valid UTF-8") from error
+        raise BadValue(name, shown, "is not valid UTF-8") from error
+    if unseen := _UNSEEN.search(text):
+        way_out = _WAYS_OUT.get(unseen[0], "")
+        raise BadValue(name, shown, f"holds {_named(unseen[0])}, which nobody sees; take it out{way_out}")
+    if not any(map(_shows, text)):
+        raise BadValue(name, shown, f"shows nothing: it holds {', '.join(map(_named, sorted(set(text))[:3]))} alone")
+
+
+_WAYS_OUT = {"\0": ", or save the file as UTF-8 where it is UTF-16", "\n": ", or write a space", "\r": ", or write a space"}
+
+
+def _named(character: str) -> str:
+    """A character that cannot be shown: "U+200B (ZERO WIDTH SPACE)"."""
+    name = unicodedata.name(character, "" if unicodedata.category(character) != "Cc" else "a control character")
+    return f"U+{ord(character):04X}" + (f" ({name})" if name else "")
+
+
+def _shows(character: str) -> bool:
+    """Whether a character leaves a mark by itself: no white space, format character or mark that stands on another."""
+    category = unicodedata.category(character)
+    return category[0] not in "ZM" and category not in ("Cc", "Cf") and character not in _BLANK
 
 
 def check_limit(limit: int | None) -> None:
@@ -80,20 +119,47 @@ def read_text(name: str, path: str) -> str:
     """A UTF-8 file's text, its line ends made one newline each, without a byte order mark.
 
     Raises:
-        BadValue: the file that the option `name` holds cannot be read.
+        BadValue: the file that the option `name` holds cannot be read, is no regular file, or is larger than LARGEST.
     """
+    found = expand(name, path)
     try:
-        text = expand(name, path).read_text(encoding="utf-8-sig")
+        state = found.stat()
+        if stat.S_ISDIR(state.st_mode):
+            raise BadValue(name, path, "cannot be read (Is a directory)")
+        if not stat.S_ISREG(state.st_mode):  # a device may have no end, and a pipe no beginning
+            raise BadValue(name, path, "is no regular file; save its text in one")
+        with found.open("rb") as file:
+            content = file.read(LARGEST + 1) if state.st_size <= LARGEST else b""
     except OSError as error:
         raise BadValue(name, path, f"cannot be read ({error.strerror or error})") from error
+    if max(state.st_size, len(content)) > LARGEST:
+        rule = f"is larger than {LARGEST // 2**20} MiB, millions of prompts; take a part of it, as by head -n 1000"
+        raise BadValue(name, path, rule)
+    try:
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadValue(name, path, f"not UTF-8 ({error.reason} at byte {error.start})") from error
-    return text
+        way_out = "; it is UTF-16, save it as UTF-8" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else ""
+        raise BadValue(name, path, f"not UTF-8 ({error.reason} at byte {error.start}){way_out}") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_lines(name: str, path: str) -> list[str]:
-    """The lines of a text file that are not blank. Raises BadValue where there is none, or the file cannot be read."""
-    lines = [line for line in read_text(name, path).split("\n") if line.strip()]
-    if not lines:
+def number_lines(text: str) -> list[tuple[int, str]]:
+    """The lines that are not blank, with their numbers from 1."""
+    return [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip(" \t")]
+
+
+def read_lines(name: str, path: str, limit: int | None = None) -> list[str]:
+    """The first `limit` lines of a text file that are not blank.
+
+    Raises:
+        BadValue: there is none, the file cannot be read, or one of these is refused by `check_text`.
+    """
+    numbered = number_lines(read_text(name, path))
+    if not numbered:
         raise BadValue(name, path, "holds no prompt; write one a line")
-    return lines
+    for number, line in numbered[:limit]:
+        try:
+            check_text(name, line)
+        except BadValue as error:
+            raise BadValue(name, path, f"line {number}: {error.rule}") from error
+    return [line for _, line in numbered[:limit]]

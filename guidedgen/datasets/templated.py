@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from guidedgen.datasets.tasks import check_text
 from guidedgen.types import BadValue, Dataset, Task
 
 
@@ -20,6 +21,7 @@ class Templated:
     def __post_init__(self) -> None:
         if "{prompt}" not in self.template:
             raise BadValue("template", self.template, "must hold {prompt}")
+        check_text("template", self.template)
 
     def tasks(self) -> Sequence[Task]:
         try:

@@ -11,7 +11,7 @@ from guidedgen.types import Task
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextFile:
-    """One prompt a line, UTF-8; blank lines are skipped."""
+    """One prompt a line, UTF-8; blank lines are skipped, and lines beyond the limit are not read."""
 
     path: str
     limit: int | None = None
@@ -20,4 +20,4 @@ class TextFile:
         check_limit(self.limit)
 
     def tasks(self) -> Sequence[Task]:
-        return make_tasks(read_lines("path", self.path)[: self.limit])
+        return make_tasks(read_lines("path", self.path, self.limit))

@@ -45,7 +45,14 @@ class ClassFolders:
     def check(self, tasks: Sequence[Task]) -> None:
         """Raises UsageError as ClassPictures says."""
         for task in tasks:
-            if len(self._files(task)) < 2:
+            try:
+                files = self._files(task)
+                for file in files:
+                    images.check_file(file)
+            except OSError as error:
+                rule = f"{error.filename} cannot be read ({error.strerror or error})"
+                raise UsageError(f"metrics.per_class.pictures.path={self.path}: {rule}") from error
+            if len(files) < 2:
                 raise UsageError(f"metrics.per_class.pictures.path={self.path}: fewer than two pictures for {task.prompt!r}")
 
     def __call__(self, task: Task) -> Iterator[Tensor]:
@@ -63,7 +70,7 @@ class ClassFolders:
         found = [name for name in self._folders if name and f" {name} " in text]
         if not found:
             raise UsageError(f"metrics.per_class.pictures.path={self.path}: no folder in it is named in {task.prompt!r}")
-        return sorted(file for file in self._folders[max(found, key=len)].iterdir() if file.suffix.lower() in images.SUFFIXES)
+        return images.in_folder(self._folders[max(found, key=len)])
 
 
 def _words(text: str) -> str:

@@ -106,5 +106,5 @@ class StyleReward(abc.ABC):
 def _read(file: str, what: str) -> Tensor:
     try:
         return images.read(Path(file).expanduser())
-    except OSError as error:
-        raise UsageError(f"{what}: cannot be read as an image ({error.strerror or error})") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no such home
+        raise UsageError(f"{what}: cannot be read as an image ({getattr(error, 'strerror', None) or error})") from error
