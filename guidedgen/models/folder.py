@@ -188,6 +188,7 @@ class Folder:
         for what, found in self._unsupported().items():
             if found:
                 raise UsageError(f"{self.source}: {what} is not supported; {_SUPPORTED}")
+        _ = self.max_tokens  # reads the tokenizer's config
 
     def _check_classes(self) -> None:
         index = self.configs["index"]
@@ -230,8 +231,9 @@ class Folder:
             f"a VAE of {vae['latent_channels']} latent channels with a UNet of {unet['in_channels']}": (
                 vae["latent_channels"] != unet["in_channels"]
             ),
-            f"a VAE from {vae['in_channels']} to {vae['out_channels']} colours": (vae["in_channels"], vae["out_channels"])
-            != (3, 3),
+            f"a VAE of {vae['in_channels']} input and {vae['out_channels']} output channels": (
+                vae["in_channels"] != 3 or vae["out_channels"] != 3
+            ),
             f"a text encoder of type {text.get('model_type')}": (
                 text.get("model_type", "clip_text_model") != "clip_text_model"
                 or not {"CLIPTextModel", "CLIPTextModelWithProjection"}.issuperset(_texts(text.get("architectures")))
@@ -277,10 +279,11 @@ class Folder:
             raise UsageError(f"{self.source}: a tokenizer of type {model['type']} is not supported, only CLIP's, which is BPE")
         added = {token["content"]: token["id"] for token in state["added_tokens"]}
         ids = {*model["vocab"].values(), *added.values()}
+        last = max(ids, default=-1)
         # A table of embeddings may be filled up to the next multiple of 128.
-        if max(ids) >= size or len(ids) != max(ids) + 1 or size - len(ids) >= 128:
+        if last >= size or len(ids) != last + 1 or size - len(ids) >= 128:
             raise UsageError(
-                f"{self.source}: its tokenizer has {len(ids)} tokens, the last is number {max(ids)}; its text encoder has {size}"
+                f"{self.source}: its tokenizer has {len(ids)} tokens, the last is number {last}; its text encoder has {size}"
             )
         made = {first + second for first, second in model["merges"]} | added.keys()
         unmade = [token for token in model["vocab"] if len(token.removesuffix("</w>")) > 1 and token not in made]

@@ -12,7 +12,16 @@ from guidedgen.types import UsageError
 from guidedgen.zoo.files import read_state
 
 _LFS = b"version https://git-lfs"  # how a pointer of Git LFS begins, which a clone without it has in place of the file
-_QUANTISED = ("i8", "u8", "int8", "uint8", "f8", "f6", "f4", "float8", "float4")  # by safetensors and by torch
+_PLAIN = (
+    "F64",
+    "F32",
+    "F16",
+    "BF16",
+    "float64",
+    "float32",
+    "float16",
+    "bfloat16",
+)  # numbers of weights, by safetensors and by torch
 
 
 def choose(there: Collection[str], names: Sequence[str]) -> str | None:
@@ -68,10 +77,12 @@ def _placed(index: Path, source: str) -> dict[str, str]:
 def _header(file: Path, source: str) -> Mapping[str, str]:
     """The type of each tensor's numbers."""
     try:
+        if not file.is_file():  # a pipe would never end
+            raise OSError("it is no file")
         with file.open("rb") as stream:
             start = stream.read(len(_LFS))
     except OSError as error:
-        raise UsageError(f"{source}: {file.name} cannot be read ({error.strerror})") from error
+        raise UsageError(f"{source}: {file.name} cannot be read ({error.strerror or error})") from error
     if is_pointer(start):
         raise UsageError(f"{source}: {file.name} is a pointer of Git LFS and not the file itself; bring that with: git lfs pull")
     if file.suffix == ".safetensors":
@@ -88,7 +99,7 @@ def _header(file: Path, source: str) -> Mapping[str, str]:
             raise UsageError(f"{source}: {file.name} is {reason}") from error
         kinds = {key: str(tensor.dtype).removeprefix("torch.") for key, tensor in state.items()}
     for key, kind in kinds.items():
-        if key.endswith("weight") and kind.lower().startswith(_QUANTISED):
+        if key.endswith("weight") and kind not in _PLAIN:
             raise UsageError(
                 f"{source}: {file.name} is quantised: {key} is of type {kind}; weights in float32, float16 or bfloat16 are needed"
             )
