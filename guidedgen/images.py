@@ -50,8 +50,8 @@ def check(images: Tensor, who: str = "images") -> Tensor:
 
 
 def from_model(decoded: Tensor) -> Tensor:
-    """An autoencoder's output, about [-1, 1], as an image in [0, 1]."""
-    return (decoded / 2 + 0.5).clamp(0, 1)
+    """An autoencoder's output, about [-1, 1], as an image in [0, 1]. What is infinite is no white or black: it becomes NaN."""
+    return (decoded / 2 + 0.5).clamp(0, 1).where(decoded.isfinite(), torch.nan)
 
 
 def to_model(images: Tensor) -> Tensor:

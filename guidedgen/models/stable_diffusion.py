@@ -8,48 +8,31 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from guidedgen import images
 from guidedgen.cost import Ledger
 from guidedgen.models import tuning
+from guidedgen.models.folder import Folder, open_folder
 from guidedgen.models.words import Words
 from guidedgen.precision import run_in
 from guidedgen.process.formulas import classifier_free, eps_from_v
 from guidedgen.process.grid import NoiseSchedule, Point
 from guidedgen.types import BadValue, Task, UsageError
-from guidedgen.zoo.files import locate, locate_lab
+from guidedgen.zoo.pretrained import load_pretrained
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-_PARTS = ("unet", "vae", "text_encoder")
-_WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-# No variants (fp16, non_ema) and no safety checker: they double the download and are not read.
-_FILES = (
-    *(f"{part}/config.json" for part in _PARTS),
-    *(f"{part}/{_WEIGHTS[part]}.safetensors" for part in _PARTS),
-    *(f"{part}/{_WEIGHTS[part]}-0*.safetensors" for part in _PARTS),  # in pieces, with their index
-    *(f"{part}/{_WEIGHTS[part]}.safetensors.index.json" for part in _PARTS),
-    "scheduler/*.json",
-    "tokenizer/*",
-    "model_index.json",
-)
-_REQUIRED = (
-    *(f"{part}/config.json" for part in _PARTS),
-    *(f"{part}/{_WEIGHTS[part]}*.safetensors" for part in _PARTS),
-    "tokenizer/*",
-    "scheduler/scheduler_config.json",
-)
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+# CLIPTextModelWithProjection's: Stable Diffusion reads what goes into it.
+_SPARE = (r"^text_projection\.weight$",)
 _Network = TypeVar("_Network", bound=torch.nn.Module)
 
 
@@ -74,78 +57,53 @@ class StableDiffusion:
     ledger: Ledger = dataclasses.field(default_factory=Ledger)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.path, str) or not self.path:
+            raise BadValue("path", self.path, "must be a folder, a hub name (org/name) or lab")
         if self.dtype not in _DTYPES:
             raise BadValue("dtype", self.dtype, f"choose from {', '.join(_DTYPES)}")
         if self.batch_size < 1:
             raise BadValue("batch_size", self.batch_size, "must be at least 1")
         if not self.guidance_scale >= 0:
             raise BadValue("guidance_scale", self.guidance_scale, "must be at least 0 (1 is no guidance)")
-        self._check_configs()
+        _ = self._opened  # refused before anything is loaded
         if self.learned is not None:
             tuning.check_folder(self._learned, "model.learned")
 
     # What the folder says of itself
 
     @functools.cached_property
+    def _opened(self) -> Folder:
+        return open_folder(self.path)
+
+    @property
     def folder(self) -> Path:
-        """Where the files are on this machine. Raises UsageError where they cannot be had."""
-        if self.path == "lab":
-            return locate_lab("generator/model_index.json", key="model.path=lab", part="generator").parent
-        return locate(self.path, key="model.path", files=_FILES, required=_REQUIRED)
+        """Where the files are on this machine."""
+        return self._opened.path
 
-    def _config(self, part: str, name: str = "config.json") -> dict[str, Any]:
-        try:
-            return json.loads((self.folder / part / name).read_text())
-        except (OSError, ValueError) as error:
-            raise UsageError(f"model.path={self.path}: cannot read {part}/{name} ({error})") from error
-
-    def _check_configs(self) -> None:
-        """Raises UsageError where the folder is of a kind of model that would be sampled wrongly."""
-        scheduler, unet = self._config("scheduler", "scheduler_config.json"), self._config("unet")
-        wrong = {
-            f"prediction_type {self.prediction!r} (only epsilon, v_prediction)": self.prediction not in ("epsilon", "v_prediction"),
-            f"beta_schedule {scheduler.get('beta_schedule')!r} (only linear, scaled_linear)": (
-                scheduler.get("beta_schedule") not in ("linear", "scaled_linear") or scheduler.get("trained_betas") is not None
-            ),
-            "a schedule rescaled to zero terminal SNR": scheduler.get("rescale_betas_zero_snr", False),
-            "a UNet without sample_size": not isinstance(unet.get("sample_size"), int),
-            # An inpainting model's.
-            f"a UNet of {unet.get('in_channels')} input channels": unet.get("in_channels") != unet.get("out_channels"),
-        }
-        for what, found in wrong.items():
-            if found:
-                raise UsageError(f"model.path={self.path}: {what} is not supported")
-
-    @functools.cached_property
+    @property
     def schedule(self) -> NoiseSchedule:
         """The noise levels the model was trained on."""
-        c = self._config("scheduler", "scheduler_config.json")
-        try:
-            return NoiseSchedule.from_betas(c["beta_start"], c["beta_end"], c["num_train_timesteps"], c["beta_schedule"])
-        except KeyError as error:
-            raise UsageError(f"model.path={self.path}: scheduler/scheduler_config.json has no {error}") from error
+        return self._opened.schedule
 
-    @functools.cached_property
+    @property
     def prediction(self) -> str:
         """What the UNet predicts: "epsilon" or "v_prediction"."""
-        return self._config("scheduler", "scheduler_config.json").get("prediction_type", "epsilon")
+        return self._opened.prediction
 
-    @functools.cached_property
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """c h w."""
-        unet = self._config("unet")
-        side = unet["sample_size"]
-        return (unet["in_channels"], side, side)
+        return self._opened.latent_shape
 
     @property
     def image_size(self) -> int:
         """Pixels per side."""
-        return self.latent_shape[1] * 2 ** (len(self._config("vae")["block_out_channels"]) - 1)
+        return self._opened.image_size
 
-    @functools.cached_property
+    @property
     def max_tokens(self) -> int:
         """Tokens per prompt, start and end included."""
-        return self._config("text_encoder")["max_position_embeddings"]
+        return self._opened.max_tokens
 
     # Networks
 
@@ -157,22 +115,24 @@ class StableDiffusion:
 
             diffusers_logging.disable_progress_bar()
             transformers_logging.disable_progress_bar()
+            _ = self.tokenizer
             for network in (self.text_encoder, self.unet, self.vae):
                 assert not network.training
 
-    def _network(self, load: Callable[..., _Network], part: str) -> _Network:
-        try:
-            network = load(self.folder / part, dtype=_DTYPES[self.dtype], use_safetensors=True, local_files_only=True)
-        except (OSError, SafetensorError) as error:
-            raise UsageError(f"model.path={self.path}: {part} cannot be loaded ({error})") from error
-        return network.to(self.device).eval().requires_grad_(False)
+    def _network(self, kind: type[_Network], part: str, spare: Sequence[str] = ()) -> _Network:
+        network: _Network = load_pretrained(
+            kind, self.folder / part, source=f"model.path={self.path}", what=f"its {part}", spare=spare,
+            safetensors=str(self._opened.weights(part)).endswith(".safetensors"), device=torch.device(self.device),
+            dtype=_DTYPES[self.dtype],
+        )  # fmt: skip
+        return network
 
     @functools.cached_property
     def unet(self) -> UNet2DConditionModel:
         """The denoising network."""
         from diffusers import UNet2DConditionModel
 
-        network = self._network(UNet2DConditionModel.from_pretrained, "unet")
+        network = self._network(UNet2DConditionModel, "unet")
         if self.learned is not None:
             tuning.load_network(network, self._learned, "model.learned")
         return network
@@ -182,19 +142,19 @@ class StableDiffusion:
         """The autoencoder."""
         from diffusers import AutoencoderKL
 
-        return self._network(AutoencoderKL.from_pretrained, "vae")
+        return self._network(AutoencoderKL, "vae")
 
     @functools.cached_property
     def text_encoder(self) -> CLIPTextModel:
         """The text encoder."""
         from transformers import CLIPTextModel
 
-        return self._network(CLIPTextModel.from_pretrained, "text_encoder")
+        return self._network(CLIPTextModel, "text_encoder", spare=_SPARE)
 
     @functools.cached_property
     def tokenizer(self) -> CLIPTokenizer:
         """The tokenizer."""
-        return _load_tokenizer(self.folder)
+        return self._opened.load_tokenizer()
 
     @functools.cached_property
     def words(self) -> Words:
@@ -222,7 +182,7 @@ class StableDiffusion:
         # Every word is a token or more: no need to load the tokenizer to refuse a very long prompt.
         counts = [len(prompt.split()) for prompt in prompts]
         if max(counts) <= room:
-            counts = _token_counts(self.folder, tuple(prompts))
+            counts = _token_counts(self._opened, tuple(prompts))
         for prompt, tokens in zip(prompts, counts, strict=True):
             if tokens > room:
                 raise UsageError(
@@ -317,13 +277,7 @@ class PromptedDenoiser:
         return eps_from_v(x_t, predicted, t) if model.prediction == "v_prediction" else predicted
 
 
-def _load_tokenizer(folder: Path) -> CLIPTokenizer:
-    from transformers import CLIPTokenizer
-
-    return CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-
-
 @functools.lru_cache(maxsize=4)  # of ten thousand prompts it takes a second, and a run and its unguided one check them twice each
-def _token_counts(folder: Path, prompts: tuple[str, ...]) -> list[int]:
+def _token_counts(folder: Folder, prompts: tuple[str, ...]) -> list[int]:
     """How many tokens each of the prompts is."""
-    return list(map(len, _load_tokenizer(folder)(list(prompts), add_special_tokens=False, verbose=False).input_ids))
+    return list(map(len, folder.load_tokenizer()(list(prompts), add_special_tokens=False, verbose=False).input_ids))

@@ -126,8 +126,8 @@ def _by_position(features: Tensor) -> Tensor:
 @functools.cache
 @torch.inference_mode(False)
 def _load_vgg16(file: Path, device: torch.device, key: str) -> nn.Sequential:
-    state = read_state(file, key=key)
-    state = {name.removeprefix("features."): value for name, value in state.items() if name.startswith("features.")}
+    state = read_state(file, key=key)  # its classifier, whose layers have no place here, is left out
+    state = {name.removeprefix("features."): value for name, value in state.items() if not name.startswith("classifier.")}
     with torch.device("meta"):  # no numbers: they come with the state
         network = _vgg16()
     if {name: value.shape for name, value in network.state_dict().items()} != {n: value.shape for n, value in state.items()}:

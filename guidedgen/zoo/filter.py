@@ -119,6 +119,8 @@ def _load(file: Path, key: str, device: torch.device) -> _Checker:
     wanted = {**{name: _short(name) for name in network.state_dict()}, **{name: name for name in _CONCEPTS}}
     if missing := sorted({*wanted.values()} - state.keys()):
         raise UsageError(f"{key}={file}: the weights lack {len(missing)} tensors of a safety checker, {missing[0]} first")
+    if left := sorted(name for name in state.keys() - {*wanted.values()} if not name.endswith("position_ids")):
+        raise UsageError(f"{key}={file}: the weights hold {len(left)} tensors that no safety checker has, {left[0]} first")
     try:
         network.load_state_dict({name: state[wanted[name]] for name in network.state_dict()})
     except RuntimeError as error:

@@ -1,55 +1,101 @@
-"""Loads a network of transformers from its folder: safetensors or tensors alone, no remote code, nothing from the network."""
+"""Loads networks of transformers and diffusers from their folders: safetensors or tensors alone, no remote code, nothing from the
+network.
+
+Every tensor of the files is used and every tensor of the network is in them, of its shape; else one line names what does not fit.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from guidedgen.types import UsageError
+from guidedgen.zoo.weights import check_weights
+
+# Tensors that older files hold and networks count out anew: they are the same numbers in every file.
+_COUNTED = (r"(^|\.)position_ids$", r"(^|\.)rotary_emb\.inv_freq$")
+# How keys begin that were saved from a wrapper, and the network inside it.
+_WRAPPERS = {"_orig_mod.": ("torch.compile", "network._orig_mod"), "module.": ("DataParallel", "network.module")}
+_WEIGHTS = {"diffusers": "diffusion_pytorch_model", "safetensors": "model", "bin": "pytorch_model"}
 
 
 @contextlib.contextmanager
-def readable(source: object, what: str) -> Iterator[None]:
-    """Makes a UsageError of whatever transformers raises inside, which is reading `what` of `source`.
+def readable(source: object, what: str, library: str = "transformers") -> Iterator[None]:
+    """Makes a UsageError of whatever the library raises inside, which is reading `what` of `source`; nothing is logged by it.
 
     Its errors for files that are cut off or of another form have no class in common: OSError, TypeError, safetensors', plain
     Exception of the tokenizers.
     """
     try:
-        yield
+        with _silent():
+            yield
     except (UsageError, torch.OutOfMemoryError):  # callers go on with less where memory is short
         raise
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{source}: transformers cannot load {what} ({reason})") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". If you want")[0]
+        raise UsageError(f"{source}: {library} cannot load {what} ({reason})") from error
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """The libraries log nothing and draw no bars: what is wrong with a file is said once, by the error."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    loggers = [logging.getLogger(name) for name in ("transformers", "diffusers")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def weights_name(kind: Any, *, safetensors: bool) -> str:
+    """The file in which a class of diffusers or transformers keeps its weights."""
+    suffix = "safetensors" if safetensors else "bin"
+    return f"{_WEIGHTS['diffusers' if _library(kind) == 'diffusers' else suffix]}.{suffix}"
 
 
 @torch.inference_mode(False)
 def load_pretrained(
-    kind: Any, folder: Path, *, what: str, safetensors: bool, device: torch.device, dtype: torch.dtype = torch.float32
+    kind: Any,
+    folder: Path,
+    *,
+    what: str,
+    safetensors: bool,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    source: object = None,
+    spare: Sequence[str] = (),
 ) -> Any:
-    """The frozen network of a class of transformers' (or one of its Auto classes); `what` is what messages call it.
+    """The frozen network of a class of diffusers' or transformers' (or one of its Auto classes).
 
-    Loading may first happen inside inference mode, whose tensors could never be differentiated through afterwards: that is left.
-    Raises UsageError where the folder holds another kind of network, or one that needs code of its own, or lacks tensors, or cannot
-    be read.
+    `what` is what messages call it, `source` (the folder, unless given) where it is from. Tensors whose names match one of the
+    patterns in `spare` may be left over. Loading may first happen inside inference mode, whose tensors could never be
+    differentiated through afterwards: that is left. Raises UsageError where the folder holds another kind of network, or one that
+    needs code of its own, or lacks tensors or has others, or cannot be read.
     """
-    with readable(folder, f"it as {what}"):
+    source, library = folder if source is None else source, _library(kind)
+    check_weights(folder, weights_name(kind, safetensors=safetensors), str(source))
+    options: dict[str, Any] = {}
+    if library == "transformers":  # diffusers has no code from elsewhere, and no other way of reading tensors
+        options = {"trust_remote_code": False, "weights_only": True, "ignore_mismatched_sizes": True}  # they are in the report
+    with readable(source, f"it as {what}", library):
         network, report = kind.from_pretrained(
-            folder,
-            dtype=dtype,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=safetensors,
-            weights_only=True,
-            output_loading_info=True,
+            folder, dtype=dtype, local_files_only=True, use_safetensors=safetensors, output_loading_info=True, **options
         )
-    if missing := sorted(report["missing_keys"]):
-        raise UsageError(f"{folder}: the weights lack {len(missing)} tensors of {what}, {missing[0]} first; fetch them again")
+    _check_fit(report, f"{source}: the weights", what, (*_COUNTED, *spare))
+    if odd := [name for name, value in network.named_parameters() if value.is_meta or not value.is_floating_point()]:
+        raise UsageError(f"{source}: the weights hold no floating-point numbers for {len(odd)} tensors of {what}, {odd[0]} first")
     return network.eval().requires_grad_(False).to(device)
 
 
@@ -57,3 +103,24 @@ def load_processor(kind: Any, folder: Path, *, source: object, what: str) -> Any
     """The tokenizer or processor of a class of transformers'; messages say `what` of `source` cannot be loaded, as a UsageError."""
     with readable(source, what):
         return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _library(kind: Any) -> str:
+    return kind.__module__.partition(".")[0]
+
+
+def _check_fit(report: Mapping[str, Any], source: str, what: str, spare: Sequence[str]) -> None:
+    """Raises UsageError where a loading report has tensors that are missing, left over (but for the spare) or of another shape."""
+    missing = sorted(report["missing_keys"])
+    left = sorted(key for key in report["unexpected_keys"] if not any(re.search(pattern, key) for pattern in spare))
+    shapes = sorted({key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]})
+    for prefix, (wrapper, inside) in _WRAPPERS.items():
+        if left and all(key.startswith(prefix) for key in left):
+            few = ", ".join(left[:3])
+            raise UsageError(
+                f"{source} of {what} were saved under {wrapper}: {len(left)} keys begin with {prefix} ({few}, ...); save {inside}"
+            )
+    faults = {f"lack {len(missing)} tensors of {what}": missing, f"hold {len(left)} tensors that {what} has no place for": left}
+    faults[f"have {len(shapes)} tensors of another shape than {what} by its config"] = shapes
+    if said := " and ".join(f"{fault}, {', '.join(keys[:3])} first" for fault, keys in faults.items() if keys):
+        raise UsageError(f"{source} {said}; {'they are of another network' if left or shapes else 'fetch them again'}")

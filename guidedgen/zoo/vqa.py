@@ -316,10 +316,10 @@ def _from_authors(folder: Path, checkpoint: Path, key: str) -> Any:
     with torch.random.fork_rng(devices=[]):  # it is initialised at random first
         network = BlipForQuestionAnswering(config)
     expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    wrong = [name for name, shape in expected.items() if name not in state or state[name].shape != shape]
+    wrong = [name for name in expected | state if name not in state or state[name].shape != expected.get(name)]
     if wrong:
         raise UsageError(f"{key}: checkpoint={checkpoint}: not of {folder}: {len(wrong)} tensors differ, {wrong[0]} first")
-    network.load_state_dict({name: state[name] for name in expected})
+    network.load_state_dict(state)
     return network.float()
 
 

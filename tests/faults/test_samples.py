@@ -122,6 +122,31 @@ def test_latents_that_are_not_finite_make_no_picture(job: Callable[..., jobs.Job
     assert all(ours[sample.image[7:]] == whole[sample.image[7:]] for sample in made.samples[1:])
 
 
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_a_picture_that_is_not_finite_is_no_picture(
+    job: Callable[..., jobs.Job], monkeypatch: pytest.MonkeyPatch, value: float, lasting: Lasting, tried: Callable[..., None]
+) -> None:
+    """An autoencoder that overflows at one pixel of the first sample, of finite latents."""
+    clean = job("study=clean", "dataset.limit=3")
+    experiment.run(clean)
+    made = job("dataset.limit=3")
+    decode = made.model.vae.decode
+
+    def overflowing(latents: Tensor) -> Any:
+        decoded = decode(latents)
+        decoded.sample[0, 1, 2, 3] = value
+        return decoded
+
+    monkeypatch.setattr(made.model.vae, "decode", overflowing)
+    metrics = experiment.run(made)
+    first = made.samples[0].name
+    assert metrics["failures"] == {first: "its picture is not finite"}
+    assert not (made.folder.path / "images" / f"{first}.png").exists()
+    ours, whole = lasting(made.folder.path), lasting(clean.folder.path)
+    assert all(ours[sample.image[7:]] == whole[sample.image[7:]] for sample in made.samples[1:])
+    tried("refused")
+
+
 def test_a_reward_that_is_not_finite_now_and_then_fails_nothing(job: Callable[..., jobs.Job]) -> None:
     """Methods leave such a particle out; the picture that comes out has a reward."""
     made = job(*GUIDED["code"], "dataset.limit=2")

@@ -1,5 +1,6 @@
 """Files of networks that are cut off, empty or of another form end in one line, whichever class reads them."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def test_weights_that_are_cut_off(another_clip_folder: Path, kept: int) -> None:
     file = another_clip_folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:kept])
     clip = HubClip(name="x", path=another_clip_folder)
-    with pytest.raises(UsageError, match="transformers cannot load it as a CLIP") as caught:
+    with pytest.raises(UsageError, match="clip: model.safetensors is cut off or damaged") as caught:
         clip.encode_text(["a cat"])
     assert "\n" not in str(caught.value)
 
@@ -79,15 +80,100 @@ def test_state_dicts_that_are_cut_off(another_clip_folder: Path, kept: int) -> N
     file = another_clip_folder / "pytorch_model.bin"
     torch.save(load_file(another_clip_folder / "model.safetensors"), file)
     file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(UsageError, match="transformers cannot load it as a CLIP"):
+    with pytest.raises(UsageError, match="clip: pytorch_model.bin is not a state dict of tensors"):
         HubClip(name="x", path=another_clip_folder, weights=file.name).encode_text(["a cat"])
 
 
 def test_weights_of_another_size(another_clip_folder: Path) -> None:
     config = (another_clip_folder / "config.json").read_text()
     (another_clip_folder / "config.json").write_text(config.replace('"hidden_size": 16', '"hidden_size": 32'))
-    with pytest.raises(UsageError, match="transformers cannot load it as a CLIP"):
+    with pytest.raises(
+        UsageError, match="the weights have 73 tensors of another shape than a CLIP by its config, text_model.embeddings"
+    ):
         HubClip(name="x", path=another_clip_folder).encode_text(["a cat"])
+
+
+def _in_pieces(folder: Path, state: dict[str, torch.Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    names = sorted(state)
+    pieces = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for piece, own in pieces.items():
+        save_file({name: state[name] for name in own}, folder / piece, {"format": "pt"})
+    weight_map = {name: piece for piece, own in pieces.items() for name in own}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "model.safetensors").unlink()
+
+
+def _rename(folder: Path, prefix: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "model.safetensors"
+    save_file({f"{prefix}{name}": value for name, value in load_file(file).items()}, file, {"format": "pt"})
+
+
+def _change(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "model.safetensors"
+    state = load_file(file)
+    save_file(state | change(state), file, {"format": "pt"})
+
+
+def _lose_a_piece(folder: Path) -> None:
+    from safetensors.torch import load_file
+
+    _in_pieces(folder, load_file(folder / "model.safetensors"))
+    (folder / "model-00002-of-00002.safetensors").unlink()
+
+
+WRONG_WEIGHTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "pointer": (
+        lambda folder: (folder / "model.safetensors").write_text(
+            "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+        ),
+        "model.safetensors is a pointer of Git LFS",
+    ),
+    "compiled": (lambda folder: _rename(folder, "_orig_mod."), "of a CLIP were saved under torch.compile: 78 keys"),
+    "parallel": (lambda folder: _rename(folder, "module."), "of a CLIP were saved under DataParallel: 78 keys"),
+    "others": (
+        lambda folder: _change(folder, lambda _: {"extra": torch.ones(2)}),
+        "hold 1 tensors that .* has no place for, extra first",
+    ),
+    "quantised": (
+        lambda folder: _change(folder, lambda state: {"text_projection.weight": state["text_projection.weight"].char()}),
+        "is quantised: text_projection.weight is of type I8",
+    ),
+    "piece": (_lose_a_piece, "model-00002-of-00002.safetensors, which model.safetensors.index.json names, is not there"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_WEIGHTS)
+def test_weights_that_would_be_used_in_part(
+    another_clip_folder: Path, wrong: str, tried: Callable[..., None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    break_it, message = WRONG_WEIGHTS[wrong]
+    break_it(another_clip_folder)
+    capfd.readouterr()
+    with pytest.raises(UsageError, match=message) as caught:
+        HubClip(name="x", path=another_clip_folder).network  # noqa: B018
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""
+    tried("refused")
+
+
+def test_numbers_of_positions_may_be_left_over_and_pieces_are_put_together(
+    another_clip_folder: Path, clip_folder: Path, tried: Callable[..., None]
+) -> None:
+    from safetensors.torch import load_file
+
+    state = load_file(another_clip_folder / "model.safetensors")
+    counted = {f"{part}_model.embeddings.position_ids": torch.arange(4)[None] for part in ("text", "vision")}
+    _in_pieces(another_clip_folder, state | counted)
+    loaded = HubClip(name="x", path=another_clip_folder).network.state_dict()
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[name], state[name]) for name in state)
+    tried("used")
 
 
 @pytest.mark.parametrize("text", ["{", "", "[]", None])
