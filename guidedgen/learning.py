@@ -34,7 +34,7 @@ def learn(job: Job, pose: Callable[[Sequence[int]], Problem]) -> None:
     method, folder = job.method, job.folder.path / FOLDER
     assert isinstance(method, Learner)
     if (folder / "learning.json").exists():
-        tuning.load(job.model, folder, "run")
+        tuning.load(job.model, folder, method.tuning.what, "run")
         return
     folder.mkdir(exist_ok=True)
     checkpoint, saved, curve = folder / "checkpoint.pt", {}, []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from guidedgen import images
 from guidedgen.cost import Ledger
-from guidedgen.models import tuning
-from guidedgen.models.words import Words
+from guidedgen.models.learned import Learned
+from guidedgen.models.words import Words, pattern, said
 from guidedgen.precision import run_in
 from guidedgen.process.formulas import classifier_free, eps_from_v
 from guidedgen.process.grid import NoiseSchedule, Point
@@ -59,7 +59,8 @@ class StableDiffusion:
 
     `path` is a folder, a repository of the hub, or "lab" for the bundled model. With `guidance_scale` 1 the empty prompt is never
     evaluated. A prompt longer than the text encoder reads is an error unless `truncate_prompts`, which cuts it as diffusers does.
-    `learned` is a folder of tuned parameters, see `guidedgen.models.tuning`.
+    `learned` is what was learned elsewhere: a folder or file, {path: ..., scale: ...}, or a list of these; see
+    `guidedgen.models.learned`.
     """
 
     path: str
@@ -70,7 +71,7 @@ class StableDiffusion:
     negative_prompt: str = ""
     truncate_prompts: bool = False
     batch_size: int = 8  # latent rows per network call; a guidance pair is one row here
-    learned: str | None = None
+    learned: str | Sequence[Any] | Mapping[str, Any] | None = None
     ledger: Ledger = dataclasses.field(default_factory=Ledger)
 
     def __post_init__(self) -> None:
@@ -81,8 +82,7 @@ class StableDiffusion:
         if not self.guidance_scale >= 0:
             raise BadValue("guidance_scale", self.guidance_scale, "must be at least 0 (1 is no guidance)")
         self._check_configs()
-        if self.learned is not None:
-            tuning.check_folder(self._learned, "model.learned")
+        self.additions.check(self.config, lambda: self.tokenizer)
 
     # What the folder says of itself
 
@@ -98,6 +98,15 @@ class StableDiffusion:
             return json.loads((self.folder / part / name).read_text())
         except (OSError, ValueError) as error:
             raise UsageError(f"model.path={self.path}: cannot read {part}/{name} ({error})") from error
+
+    def config(self, part: str) -> Mapping[str, Any]:
+        """What the folder says of a part of the model."""
+        return self._config(part, "scheduler_config.json") if part == "scheduler" else self._config(part)
+
+    @functools.cached_property
+    def additions(self) -> Learned:
+        """What `learned` names."""
+        return Learned(self.learned, "model.learned")
 
     def _check_configs(self) -> None:
         """Raises UsageError where the folder is of a kind of model that would be sampled wrongly."""
@@ -173,8 +182,7 @@ class StableDiffusion:
         from diffusers import UNet2DConditionModel
 
         network = self._network(UNet2DConditionModel.from_pretrained, "unet")
-        if self.learned is not None:
-            tuning.load_network(network, self._learned, "model.learned")
+        self.additions.into_unet(network)
         return network
 
     @functools.cached_property
@@ -182,14 +190,18 @@ class StableDiffusion:
         """The autoencoder."""
         from diffusers import AutoencoderKL
 
-        return self._network(AutoencoderKL.from_pretrained, "vae")
+        network = self._network(AutoencoderKL.from_pretrained, "vae")
+        self.additions.into_vae(network)
+        return network
 
     @functools.cached_property
     def text_encoder(self) -> CLIPTextModel:
         """The text encoder."""
         from transformers import CLIPTextModel
 
-        return self._network(CLIPTextModel.from_pretrained, "text_encoder")
+        network = self._network(CLIPTextModel.from_pretrained, "text_encoder")
+        self.additions.into_text_encoder(network)
+        return network
 
     @functools.cached_property
     def tokenizer(self) -> CLIPTokenizer:
@@ -199,15 +211,9 @@ class StableDiffusion:
     @functools.cached_property
     def words(self) -> Words:
         """What the text encoder has learned besides its vocabulary."""
-        words = Words(self.tokenizer, self.text_encoder)
-        if self.learned is not None:
-            tuning.load_words(words, self._learned, "model.learned")
-        return words
-
-    @property
-    def _learned(self) -> Path:
-        assert self.learned is not None
-        return Path(self.learned).expanduser()
+        vocabulary = Words(self.tokenizer, self.text_encoder, self.negative_prompt)
+        self.additions.into_words(vocabulary)
+        return vocabulary
 
     # Use
 
@@ -217,18 +223,29 @@ class StableDiffusion:
         """
         if self.truncate_prompts:
             return
-        room = self.max_tokens - 2 - reserved - (tuning.tokens(self._learned) if self.learned is not None else 0)
+        room = self.max_tokens - 2 - reserved
         prompts = list(dict.fromkeys([self.negative_prompt, *(task.prompt for task in tasks)]))
+        plain, learned = zip(*(self._without_learned(prompt) for prompt in prompts), strict=True)
         # Every word is a token or more: no need to load the tokenizer to refuse a very long prompt.
-        counts = [len(prompt.split()) for prompt in prompts]
+        counts = [len(prompt.split()) for prompt in plain]
         if max(counts) <= room:
-            counts = _token_counts(self.folder, tuple(prompts))
-        for prompt, tokens in zip(prompts, counts, strict=True):
+            counts = _token_counts(self.folder, plain)
+        for prompt, count, more in zip(prompts, counts, learned, strict=True):
+            tokens = count + more
             if tokens > room:
                 raise UsageError(
                     f"prompt of {tokens} tokens or more ({prompt[:40]!r}...): model={self.name} reads {room}; "
                     "shorten it or set model.truncate_prompts=true"
                 )
+
+    def _without_learned(self, prompt: str) -> tuple[str, int]:
+        """A prompt without its learned words, and how many tokens these are, those included that it is read with."""
+        known = self.additions.words
+        if not known:
+            return prompt, 0
+        there = said(known, prompt)
+        added = known.keys() - {*there, *said(known, self.negative_prompt)} if prompt != self.negative_prompt or not prompt else ()
+        return pattern(known).sub(" ", prompt), sum(known[name] for name in (*there, *added))
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Text embeddings: b l d, differentiable in learned words that require gradients."""
@@ -240,7 +257,7 @@ class StableDiffusion:
     def denoiser(self, tasks: Sequence[Task]) -> PromptedDenoiser:
         """The denoiser of these tasks."""
         cond = self.encode_prompts([self.words.spoken(task.prompt) for task in tasks])
-        uncond = self.encode_prompts([self.negative_prompt])
+        uncond = self.encode_prompts([self.words.spelt(self.negative_prompt)])
         return PromptedDenoiser(model=self, cond=cond, uncond=uncond.detach())
 
     def decode(self, x_0: Tensor) -> Tensor:
