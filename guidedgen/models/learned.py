@@ -123,10 +123,12 @@ class Learned:
         taken = {token.lower() for name, count in self._words.items() for token in words.tokens_of(name, count)}
         for name, embedding in found.items():
             if reason := words.not_new(name, tokenizer):
-                raise UsageError(f"{piece.source}: the word {name} of {piece.path.name}: {reason}")
+                raise UsageError(f"{piece.source}: the word {name!r} of {piece.path.name}: {reason}")
             own = {token.lower() for token in words.tokens_of(name, len(embedding))}
             if own & taken:
-                raise UsageError(f"{piece.source}: {piece.path.name} brings the word {name}, which another one has brought already")
+                raise UsageError(
+                    f"{piece.source}: {piece.path.name} brings the word {name!r}, which another one has brought already"
+                )
             taken |= own
             self._words[name] = len(embedding)
 

@@ -10,9 +10,11 @@ Adapters are kept in float32 also where the network is not: their updates are lo
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -86,8 +88,10 @@ def load_into_unet(adapter: Adapter, unet: UNet2DConditionModel, name: str, scal
     from diffusers.loaders import StableDiffusionLoraLoaderMixin
 
     if adapter.tensors["unet"]:
-        loader = StableDiffusionLoraLoaderMixin.load_lora_into_unet
-        loader(dict(adapter.state), None, unet, adapter_name=name, metadata=_copied(adapter.metadata))
+        with several():
+            StableDiffusionLoraLoaderMixin.load_lora_into_unet(
+                dict(adapter.state), None, unet, adapter_name=name, metadata=_copied(adapter.metadata)
+            )
         settle(unet, name, scale, adapter.tensors["unet"], source)
 
 
@@ -96,8 +100,10 @@ def load_into_text_encoder(adapter: Adapter, text_encoder: CLIPTextModel, name: 
     from diffusers.loaders import StableDiffusionLoraLoaderMixin
 
     if adapter.tensors["text_encoder"]:
-        loader = StableDiffusionLoraLoaderMixin.load_lora_into_text_encoder
-        loader(dict(adapter.state), None, text_encoder, adapter_name=name, metadata=_copied(adapter.metadata))
+        with several():
+            StableDiffusionLoraLoaderMixin.load_lora_into_text_encoder(
+                dict(adapter.state), None, text_encoder, adapter_name=name, metadata=_copied(adapter.metadata)
+            )
         settle(text_encoder, name, scale, adapter.tensors["text_encoder"], source)
 
 
@@ -129,15 +135,18 @@ def settle(network: nn.Module, name: str, scale: float, tensors: Mapping[str, Te
         raise UsageError(f"{source}: not used would be {first(left)}" if left else f"{source}: lacks {first(lacking)}")
 
 
-def has_adapters(network: nn.Module) -> bool:
-    """Whether something has been added to the network."""
-    return bool(getattr(network, "peft_config", None))
+@contextlib.contextmanager
+def several() -> Iterator[None]:
+    """PEFT warns of a second adapter, which is what is wanted here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")
+        yield
 
 
 def _metadata(header: Mapping[str, str], config: Mapping[str, Any] | None, source: str) -> dict[str, Any] | None:
     """What the file says of the adapter's shape and strength: keys of PEFT's LoraConfig, a network's name before each."""
     if config is not None:
-        return dict(config)
+        return _known(config)
     text = header.get("lora_adapter_metadata")
     if not text:
         return None
@@ -147,7 +156,15 @@ def _metadata(header: Mapping[str, str], config: Mapping[str, Any] | None, sourc
         raise UsageError(f"{source}: its lora_adapter_metadata is no JSON ({error})") from error
     if not isinstance(metadata, dict):
         raise UsageError(f"{source}: its lora_adapter_metadata is no mapping")
-    return metadata
+    return _known(metadata)
+
+
+def _known(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Without options that newer versions of PEFT write and this one does not know, where they are off."""
+    from peft import LoraConfig
+
+    names = {field.name for field in dataclasses.fields(LoraConfig)}
+    return {key: value for key, value in config.items() if value or key.rpartition(".")[2] in names}
 
 
 def _from_kohya(state: Mapping[str, Tensor], unet_config: Any, source: str) -> dict[str, Tensor]:
@@ -239,6 +256,8 @@ def _check_config(tensors: Mapping[str, Tensor], config: Mapping[str, Any], sour
     """Raises UsageError where PEFT does not understand the configuration, or it is of another rank than the tensors."""
     from peft import LoraConfig
 
+    if config.get("peft_type", "LORA") != "LORA":
+        raise UsageError(f"{source}: an adapter of PEFT's kind {config['peft_type']}; only LORA is supported")
     try:
         made = LoraConfig(**config)
         alphas = [made.lora_alpha, *made.alpha_pattern.values()]

@@ -104,7 +104,7 @@ def _adapter(model: StableDiffusion, *, rank: int, seed: int) -> Tunable:
     from peft.utils import get_peft_model_state_dict
 
     unet = model.unet
-    with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
+    with torch.random.fork_rng(devices=[]), lora.several():  # peft draws from the global generator
         torch.manual_seed(seed)
         unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=_PROJECTIONS, init_lora_weights="gaussian"), _TUNED)
     lora.settle(unet, _TUNED, scale=1.0)
