@@ -134,7 +134,7 @@ class Learned:
 
     @property
     def _width(self) -> int:
-        return self._networks["text_encoder"].get_input_embeddings().embedding_dim
+        return int(self._networks["text_encoder"].config.hidden_size)  # type: ignore[union-attr, arg-type]
 
     def _adapter(self, piece: _Piece, state: Mapping[str, Tensor], header: Mapping[str, str]) -> lora.Adapter:
         if importlib.util.find_spec("peft") is None:
@@ -182,12 +182,12 @@ class Learned:
 # What an option names
 
 
-def _entries(value: object, key: str) -> Iterator[tuple[str, float | None]]:
+def _entries(value: Any, key: str) -> Iterator[tuple[str, float | None]]:
     """Paths and scales."""
     if value is None:
         return
     many = not isinstance(value, (str, Mapping)) and isinstance(value, Sequence)
-    for entry in value if many else [value]:  # type: ignore[union-attr]
+    for entry in value if many else [value]:
         path, scale = (entry.get("path"), entry.get("scale")) if isinstance(entry, Mapping) else (entry, None)
         if not isinstance(path, str) or not path:
             raise UsageError(f"{key}={value}: expected a folder or file, {{path: ..., scale: ...}}, or a list of these")

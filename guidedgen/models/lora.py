@@ -63,7 +63,7 @@ def parse(
         raise UsageError(f"{source}: not a plain LoRA (DoRA or LyCORIS: {first(odd)}), which diffusers cannot use in full")
     if second := [name for name in state if name.startswith(("lora_te2_", "text_encoder_2."))]:
         raise UsageError(f"{source}: a LoRA of SDXL or another model of two text encoders ({first(second)}); this model has one")
-    check_numbers(dict(state), source)
+    check_numbers({name: value for name, value in state.items() if not name.endswith(".alpha")}, source)
     state = {name.replace(_PEFT, ""): value for name, value in state.items()}
     metadata = _metadata(header, config, source)
     try:
@@ -112,11 +112,11 @@ def settle(network: nn.Module, name: str, scale: float, tensors: Mapping[str, Te
 
     `tensors` are its numbers, all of which have to have their place; what was rounded to the network's type is set to them again.
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.tuners.lora import LoraLayer
 
     left, lacking = dict(tensors or {}), []
     for path, module in network.named_modules():
-        if not isinstance(module, BaseTunerLayer):
+        if not isinstance(module, LoraLayer):
             continue
         module.set_adapter(list(module.lora_A))  # all of them act
         if name not in module.lora_A:
@@ -260,8 +260,8 @@ def _check_config(tensors: Mapping[str, Tensor], config: Mapping[str, Any], sour
         raise UsageError(f"{source}: an adapter of PEFT's kind {config['peft_type']}; only LORA is supported")
     try:
         made = LoraConfig(**config)
-        alphas = [made.lora_alpha, *made.alpha_pattern.values()]
-        ranks = {made.r, *made.rank_pattern.values()}
+        alphas = [made.lora_alpha, *(made.alpha_pattern or {}).values()]
+        ranks = {made.r, *(made.rank_pattern or {}).values()}
         usable = all(isinstance(alpha, (int, float)) and 0 < alpha < float("inf") for alpha in alphas)
     except (TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{source}: PEFT does not understand its configuration ({' '.join(str(error).split())})") from error

@@ -15,7 +15,16 @@ from guidedgen.types import UsageError
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 _LFS = b"version https://git-lfs"
-_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "BOOL": torch.bool,
+}  # fmt: skip  others are no type of a weight
 
 
 def read_tensors(file: Path, source: str, *, values: bool = True) -> tuple[Any, dict[str, str]]:
@@ -36,7 +45,8 @@ def read_tensors(file: Path, source: str, *, values: bool = True) -> tuple[Any, 
     try:
         if file.suffix == ".safetensors":
             return _read_safetensors(file, values)
-        return torch.load(file, map_location="cpu", weights_only=True), {}
+        with torch.serialization.safe_globals([torch.nn.ParameterDict]):  # of the first textual inversions
+            return torch.load(file, map_location="cpu", weights_only=True), {}
     except torch.OutOfMemoryError:
         raise
     except pickle.UnpicklingError as error:
@@ -55,7 +65,7 @@ def _read_safetensors(file: Path, values: bool) -> tuple[dict[str, Tensor], dict
             if values or torch.Size(shape).numel() <= 1:
                 found[name] = opened.get_tensor(name)
             else:
-                found[name] = torch.empty(shape, dtype=_FLOATS.get(part.get_dtype(), torch.int8), device="meta")
+                found[name] = torch.empty(shape, dtype=_TYPES.get(part.get_dtype(), torch.int8), device="meta")
         return found, dict(opened.metadata() or {})
 
 

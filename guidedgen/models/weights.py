@@ -42,7 +42,7 @@ _SCHEDULE = (
 
 
 @functools.lru_cache(maxsize=8)
-def skeleton(part: str, config: str) -> nn.Module:
+def skeleton(part: str, config: str) -> Any:
     """A network of this configuration (JSON), without its weights."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel

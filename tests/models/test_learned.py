@@ -106,13 +106,25 @@ def kohya_names(pairs: Mapping[str, tuple[Tensor, Tensor]], prefix: str, alpha: 
     return found
 
 
-def old_names(pairs: Mapping[str, tuple[Tensor, Tensor]], prefix: str) -> Tensors:
-    """Those of diffusers in 2023: the attention's processor, and to_out without its number."""
+TEXT_OF_2023 = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
+
+
+def replaced(name: str, word: str) -> str:
+    return name.replace("lora_A", f"{word}.down").replace("lora_B", f"{word}.up")
+
+
+def renamed(tensors: Tensors, change: Callable[[str], str]) -> Tensors:
+    return {change(name): value for name, value in tensors.items()}
+
+
+def old_names(pairs: Mapping[str, tuple[Tensor, Tensor]], prefix: str, projections: Mapping[str, str] | None = None) -> Tensors:
+    """Those of diffusers in spring 2023: the attention's processor, and to_out without its number; text encoders' like UNets'."""
     found: Tensors = {}
     for name, pair in pairs.items():
         attention, _, projection = name.removesuffix(".0").rpartition(".")
         for half, value in zip(("down", "up"), pair, strict=True):
-            found[f"{prefix}{attention}.processor.{projection}_lora.{half}.weight"] = value
+            middle = f"processor.{projection}" if projections is None else projections[projection]
+            found[f"{prefix}{attention}.{middle}_lora.{half}.weight"] = value
     return found
 
 
@@ -155,6 +167,11 @@ def lora_file(kind: str, pipe: Any, folder: Path) -> Path:
         case "with other layers":
             more = halves(pipe.unet, ("ff.net.2", "proj_in", "conv1", "conv_in", "time_emb_proj"), rank=RANK + 1)
             return write(folder, peft_names(unet | more, "unet."))
+        case "text encoder of 2023":
+            return write(folder, old_names(unet, "unet.") | old_names(old_text, "text_encoder.", TEXT_OF_2023))
+        case "text encoder of autumn 2023":
+            text_names = renamed(peft_names(old_text, "text_encoder."), lambda name: replaced(name, "lora_linear_layer"))
+            return write(folder, renamed(peft_names(unet, "unet."), lambda name: replaced(name, "lora")) | text_names)
         case "tensors of torch":
             folder.mkdir()
             torch.save(peft_names(unet, "unet."), folder / "pytorch_lora_weights.bin")
@@ -173,7 +190,7 @@ def lora_file(kind: str, pipe: Any, folder: Path) -> Path:
 
 LORA_KINDS = [
     "plain", "alpha in its metadata", "rank-stabilised", "with its text encoder", "text encoder alone", "of 2023", "with other layers",
-    "text encoder of earlier transformers", "tensors of torch", "kohya", "kohya without alpha", "kohya with convolutions",
+    "text encoder of earlier transformers", "text encoder of 2023", "text encoder of autumn 2023", "tensors of torch", "kohya", "kohya without alpha", "kohya with convolutions",
 ]  # fmt: skip
 
 
@@ -228,6 +245,17 @@ def test_a_lora_of_one_network_alone_needs_no_prefix(
     mine = ours(source, str(plain))
     assert_same(mine, theirs(pipe))
     assert changed(source, mine) == [part == "text_encoder", True]
+    tried("used")
+
+
+def test_an_old_lora_of_the_unet_alone_acts_as_with_its_prefix(source: Path, tmp_path: Path, tried: Tried) -> None:
+    """What diffusers' first training scripts left, for unet.load_attn_procs."""
+    pipe = pipeline(source)
+    folder = tmp_path / "lora"
+    folder.mkdir()
+    torch.save(old_names(halves(pipe.unet, ATTENTION), ""), folder / "pytorch_lora_weights.bin")
+    pipe.load_lora_weights(lora_file("of 2023", pipe, tmp_path / "prefixed"))
+    assert_same(ours(source, str(folder)), theirs(pipe))
     tried("used")
 
 
@@ -289,6 +317,9 @@ def perturbed(source: Path, folder: Path, *, pieces: bool = False, safe: bool = 
     size = {"max_shard_size": "20KB"} if pieces else {}
     pipe.unet.save_pretrained(folder / "unet", safe_serialization=safe, **size)
     pipe.text_encoder.save_pretrained(folder / "text_encoder", **size)
+    if not safe:
+        (folder / "text_encoder" / "model.safetensors").unlink()
+        torch.save(pipe.text_encoder.state_dict(), folder / "text_encoder" / "pytorch_model.bin")
     pipe.vae.save_pretrained(folder / "vae")
     for name in ("scheduler", "tokenizer"):
         shutil.copytree(source / name, folder / name)
@@ -348,7 +379,9 @@ def test_a_word_is_read_as_in_diffusers(source: Path, tmp_path: Path, kind: str,
             save_file({"emb_params": embedding}, file)
         case "original":
             token = "zfx"
-            torch.save({"string_to_token": {"*": torch.tensor(265)}, "string_to_param": {"*": embedding}}, file)
+            torch.save(
+                {"string_to_token": {"*": torch.tensor(265)}, "string_to_param": torch.nn.ParameterDict({"*": embedding})}, file
+            )
         case "bare tensor":
             token = "zfx"
             torch.save(embedding, file)
@@ -399,10 +432,6 @@ def test_a_word_of_the_negative_prompt_is_said_there_and_nowhere_else(source: Pa
 
 
 # What is refused
-
-
-def renamed(tensors: Tensors, change: Callable[[str], str]) -> Tensors:
-    return {change(name): value for name, value in tensors.items()}
 
 
 def wrong_lora(kind: str, pipe: Any, folder: Path) -> None:
@@ -484,7 +513,7 @@ WRONG_LORA = {
     "kohya's of another network": "not used would be .*bricks", "kohya's and others": "and others", "kohya's alone alpha": "nothing.alpha",
     "kohya's alpha of 0": "above 0", "second text encoder": "SDXL", "second text encoder of diffusers": "SDXL",
     "transformer": "not used would be .*transformer", "DoRA": "dora_scale", "DoRA of PEFT": "lora_magnitude_vector|use_dora", "LoHa": "hada",
-    "LoKr": "lokr", "Tucker's": "lora_mid", "not finite": "not finite", "whole numbers": "int32|int8", "metadata of no JSON": "no JSON",
+    "LoKr": "lokr", "Tucker's": "lora_mid", "not finite": "not finite", "whole numbers": "int32", "metadata of no JSON": "no JSON",
     "metadata of a list": "no mapping", "unknown metadata": "use_magic", "another rank in its metadata": "rank 7",
     "text for alpha": "lora_alpha|does not understand", "no configuration of PEFT": "no mapping", "another kind of PEFT": "LOHA",
 }  # fmt: skip
@@ -568,6 +597,7 @@ WRONG_WORDS: dict[str, tuple[Tensors, str]] = {
     "an end": ({"<|endoftext|>": rand(1, 16)}, "knows this word"),
     "no name": ({"": rand(1, 16)}, "no word"),
     "a line's end": ({"a\nb": rand(1, 16)}, "no word"),
+    "emb_params and more": ({"emb_params": rand(1, 16), "step": rand(1, 16)}, "not used would be step"),
     "SDXL's": ({"clip_g": rand(1, 32), "clip_l": rand(1, 16)}, "SDXL"),
     "one of two of another width": ({"<a>": rand(1, 16), "<b>": rand(1, 8)}, "8 numbers"),
     "whole numbers": ({"<fx>": torch.ones(2, 16, dtype=torch.int32)}, "int"),
