@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
     from guidedgen.models.words import Words
 
-
 _FOREIGN = ("text_encoder_2", "text_encoder_3", "transformer", "prior", "controlnet", "image_encoder")
 _LORA, _PEFT, _EMBEDDINGS = "pytorch_lora_weights", "adapter_model", "learned_embeds"
 _NOT_WEIGHTS = re.compile(r"optimizer|scheduler|checkpoint|training_args|random_states|scaler")  # of a training that is under way
@@ -120,15 +119,14 @@ class Learned:
         return "words"
 
     def _check_words(self, found: Mapping[str, Tensor], piece: _Piece, tokenizer: CLIPTokenizer) -> None:
-        taken = {token.lower() for name, count in self._words.items() for token in words.tokens_of(name, count)}
+        # diffusers reads <word> and <word>_1 as one.
+        taken = {token.lower() for name, count in self._words.items() for token in words.tokens_of(name, max(2, count))}
         for name, embedding in found.items():
             if reason := words.not_new(name, tokenizer):
                 raise UsageError(f"{piece.source}: the word {name!r} of {piece.path.name}: {reason}")
-            own = {token.lower() for token in words.tokens_of(name, len(embedding))}
+            own = {token.lower() for token in words.tokens_of(name, max(2, len(embedding)))}
             if own & taken:
-                raise UsageError(
-                    f"{piece.source}: {piece.path.name} brings the word {name!r}, which another one has brought already"
-                )
+                raise UsageError(f"{piece.source}: {piece.path.name} brings the word {name!r}, which another has brought already")
             taken |= own
             self._words[name] = len(embedding)
 

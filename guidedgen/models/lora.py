@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 PARTS = ("unet", "text_encoder")
 _KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
-_MARKS = (".lora", "_lora", ".alpha", "dora_scale", "lokr_", "hada_", "oft_", "base_model.model.")
+_MARKS = (".lora_", ".lora.", "_lora.", ".alpha", ".dora_scale", ".lokr_", ".hada_", ".oft_", "base_model.model.")
 _HALVES = {"A.weight": "lora_A", "B.weight": "lora_B"}
 _PEFT = "base_model.model."
 
@@ -137,8 +137,8 @@ def settle(network: nn.Module, name: str, scale: float, tensors: Mapping[str, Te
 
 @contextlib.contextmanager
 def several() -> Iterator[None]:
-    """PEFT warns of a second adapter, which is what is wanted here."""
-    with warnings.catch_warnings():
+    """PEFT warns of a second adapter, which is what is wanted here, and draws numbers that are then written over."""
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", "Already found a `peft_config`")
         yield
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from guidedgen import images
 from guidedgen.cost import Ledger
 from guidedgen.models.learned import Learned
-from guidedgen.models.words import Words, pattern, said
+from guidedgen.models.words import Words, replaced, said
 from guidedgen.precision import run_in
 from guidedgen.process.formulas import classifier_free, eps_from_v
 from guidedgen.process.grid import NoiseSchedule, Point
@@ -245,7 +245,7 @@ class StableDiffusion:
             return prompt, 0
         there = said(known, prompt)
         added = known.keys() - {*there, *said(known, self.negative_prompt)} if prompt != self.negative_prompt or not prompt else ()
-        return pattern(known).sub(" ", prompt), sum(known[name] for name in (*there, *added))
+        return replaced(known, prompt, lambda _: " "), sum(known[name] for name in (*there, *added))
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Text embeddings: b l d, differentiable in learned words that require gradients."""

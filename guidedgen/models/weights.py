@@ -151,7 +151,7 @@ def replace(network: Any, part: str, path: Path, source: str) -> None:
             state = {name.removeprefix("text_model."): value for name, value in state.items()} if part == "text_encoder" else state
             network.load_state_dict({f"{prefix}{name}": state[name] for name in names})
             return
-        safe = any(path.glob("*.safetensors"))
+        safe = network_files(path, STEMS[part], source)[0].suffix == ".safetensors"
         other, report = type(network).from_pretrained(
             path, dtype=network.dtype, local_files_only=True, use_safetensors=safe, output_loading_info=True
         )

@@ -5,7 +5,7 @@ al. 2022, arXiv:2208.01618).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,15 +52,7 @@ class Words:
 
     def spelt(self, text: str) -> str:
         """The text with the learned words in it spelt as their tokens."""
-        if not self._embeddings:
-            return text
-        names = {name.lower(): name for name in self._embeddings}
-
-        def tokens(found: re.Match[str]) -> str:
-            name = names[found[0].lower()]
-            return " ".join(tokens_of(name, len(self._embeddings[name])))
-
-        return pattern(self._embeddings).sub(tokens, text)
+        return replaced(self._embeddings, text, lambda name: " ".join(tokens_of(name, len(self._embeddings[name]))))
 
     def encode(self, ids: Tensor) -> Tensor:
         """Token ids b l to text embeddings b l d, differentiable in the learned embeddings."""
@@ -84,15 +76,28 @@ def tokens_of(name: str, count: int) -> list[str]:
     return [name, *(f"{name}_{i}" for i in range(1, count))]
 
 
-def pattern(names: Iterable[str]) -> re.Pattern[str]:
-    """What finds these words in a text; of two that begin alike the longer one, in either case, as the tokenizer does."""
-    return re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)), re.IGNORECASE)
+def replaced(names: Iterable[str], text: str, by: Callable[[str], str]) -> str:
+    """The text with something else for each of these words in it.
+
+    They are found as the tokenizer finds them: in either case, and of two that begin alike the longer one.
+    """
+    order = sorted(names, key=len, reverse=True)
+    if not order:
+        return text
+    pattern = re.compile("|".join(f"({re.escape(name)})" for name in order), re.IGNORECASE)
+    return pattern.sub(lambda found: by(order[(found.lastindex or 1) - 1]), text)
 
 
 def said(names: Iterable[str], text: str) -> list[str]:
     """The words among these that are in the text, as often as they are in it."""
-    known = {name.lower(): name for name in names}
-    return [known[found.lower()] for found in pattern(known).findall(text)] if known else []
+    found: list[str] = []
+
+    def note(name: str) -> str:
+        found.append(name)
+        return name
+
+    replaced(names, text, note)
+    return found
 
 
 def not_new(name: str, tokenizer: CLIPTokenizer) -> str:

@@ -620,7 +620,7 @@ def test_words_diffusers_refuses_are_refused(source: Path, tmp_path: Path, tried
     tried("refused")
 
 
-@pytest.mark.parametrize(("one", "two"), [("<fx>", "<fx>"), ("<fx>", "<FX>"), ("<fx>", "<fx>_1")])
+@pytest.mark.parametrize(("one", "two"), [("<fx>", "<fx>"), ("<fx>", "<FX>"), ("<fx>", "<fx>_1"), ("<fx>_1", "<fx>")])
 @pytest.mark.parametrize("together", [True, False])
 def test_a_word_that_two_files_bring_is_refused(
     source: Path, tmp_path: Path, one: str, two: str, together: bool, tried: Tried

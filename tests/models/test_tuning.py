@@ -177,6 +177,12 @@ def test_an_adapter_is_learned_beside_those_that_the_model_has(folders: dict[str
         tuning.check(tuned_by("attention"), sd)
 
 
+def test_a_word_of_the_negative_prompt_is_not_learned(folders: dict[str, Path], tried: Any) -> None:
+    with pytest.raises(UsageError, match="method.token=<new>: model.negative_prompt holds this word"):
+        tuning.check(tuned_by("token"), model(folders["epsilon"], negative_prompt="bad <NEW>"))
+    tried("refused")
+
+
 def test_an_adapter_s_file_says_its_strength_as_diffusers_reads_it(folders: dict[str, Path], tmp_path: Path) -> None:
     from diffusers import StableDiffusionPipeline
 
