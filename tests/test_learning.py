@@ -1,6 +1,8 @@
 """Runs that first learn something their samples share: what they leave, that they resume, and that other runs can use it."""
 
+import io
 import json
+import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
-from guidedgen import config, experiment, jobs
+from guidedgen import config, experiment, jobs, learning
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.methods.adjoint_tuning import AdjointTuning
+from guidedgen.models import tuning
 from guidedgen.types import Stopped, UsageError
 
 pytestmark = pytest.mark.skipif(not (WEIGHTS / "generator" / "model_index.json").exists(), reason="the lab's weights are missing")
@@ -109,7 +112,7 @@ def test_an_interrupted_run_learns_on_where_it_was(job: Job, monkeypatch: pytest
     assert {**first, "seconds": 0} == {**again, "seconds": 0}
 
 
-def test_what_is_learned_is_not_learned_twice(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_learned_is_not_learned_twice(job: Job, monkeypatch: pytest.MonkeyPatch, tried: Any) -> None:
     """A run stopped among its samples takes the folder's parameters, and its samples come out the same."""
     made = job(*TUNING)
     experiment.run(made)
@@ -119,6 +122,64 @@ def test_what_is_learned_is_not_learned_twice(job: Job, monkeypatch: pytest.Monk
     monkeypatch.setattr(AdjointTuning, "learn", lambda *_: pytest.fail("it learns again"))
     experiment.run(job(*TUNING))
     assert pictures(made.folder.path) == before
+
+    for file in ("DONE", "records.jsonl", "learned/pytorch_lora_weights.safetensors"):
+        (made.folder.path / file).unlink()
+    with pytest.raises(UsageError, match="learned: has no pytorch_lora_weights.safetensors.*run.fresh=true"):
+        experiment.run(job(*TUNING))  # it is not sampled untuned
+    assert not (made.folder.path / "DONE").exists() and not made.folder.records()
+    tried("refused")
+
+
+SAVED = {"state": {"done": 1, "free": [], "optimizer": {}}, "curve": [], "seconds": 1.0}
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:-100],
+        lambda content: b"",
+        lambda content: b"hello",
+        lambda content: pickle.dumps(print, 2),
+        lambda content: stored([]),
+        lambda content: stored({"curve": []}),
+        lambda content: stored(SAVED),
+    ],
+    ids=["half", "end cut off", "empty", "text", "code", "a list", "a part", "another run's"],
+)
+def test_a_damaged_checkpoint_is_told_and_learning_begins_anew(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tried: Any, spoil: Callable[[bytes], bytes]
+) -> None:
+    updates = []
+
+    def watched(self, pose, count, free, saved, save, observe) -> None:
+        updates.append(dict(saved))
+        state = {"done": 1, "free": [value.detach() for value in free], "optimizer": {"param_groups": []}}
+        save(state)
+
+    monkeypatch.setattr(AdjointTuning, "learn", watched)
+    made = job(*TUNING)
+    folder = made.folder.path / "learned"
+    folder.mkdir(parents=True)
+    with monkeypatch.context() as patch:  # stopped right after its first checkpoint
+        patch.setattr(tuning.Tunable, "freeze", lambda _: (_ for _ in ()).throw(Stopped("SIGTERM")))
+        with pytest.raises(Stopped):
+            learning.learn(made, lambda places: pytest.fail("it draws"))
+    checkpoint = folder / "checkpoint.pt"
+    checkpoint.write_bytes(spoil(checkpoint.read_bytes()))
+    capsys.readouterr()
+    learning.learn(job(*TUNING), lambda places: pytest.fail("it draws"))
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert str(checkpoint) in line and line.endswith("learning begins anew")
+    assert updates == [{}, {}] and not checkpoint.exists() and (folder / "pytorch_lora_weights.safetensors").exists()
+    tried("used")
+
+
+def stored(value: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
 
 
 def test_without_updates_it_is_the_unguided_run(job: Job) -> None:

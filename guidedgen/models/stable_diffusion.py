@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from guidedgen import images
 from guidedgen.cost import Ledger
-from guidedgen.models import tuning
 from guidedgen.models.folder import Folder, open_folder
-from guidedgen.models.words import Words
+from guidedgen.models.learned import Learned
+from guidedgen.models.words import Words, replaced, said
 from guidedgen.precision import run_in
 from guidedgen.process.formulas import classifier_free, eps_from_v
 from guidedgen.process.grid import NoiseSchedule, Point
@@ -42,7 +42,8 @@ class StableDiffusion:
 
     `path` is a folder, a repository of the hub, or "lab" for the bundled model. With `guidance_scale` 1 the empty prompt is never
     evaluated. A prompt longer than the text encoder reads is an error unless `truncate_prompts`, which cuts it as diffusers does.
-    `learned` is a folder of tuned parameters, see `guidedgen.models.tuning`.
+    `learned` is what was learned elsewhere: a folder or file, {path: ..., scale: ...}, or a list of these; see
+    `guidedgen.models.learned`.
     """
 
     path: str
@@ -53,7 +54,7 @@ class StableDiffusion:
     negative_prompt: str = ""
     truncate_prompts: bool = False
     batch_size: int = 8  # latent rows per network call; a guidance pair is one row here
-    learned: str | None = None
+    learned: str | Sequence[Any] | Mapping[str, Any] | None = None
     ledger: Ledger = dataclasses.field(default_factory=Ledger)
 
     def __post_init__(self) -> None:
@@ -66,8 +67,7 @@ class StableDiffusion:
         if not self.guidance_scale >= 0:
             raise BadValue("guidance_scale", self.guidance_scale, "must be at least 0 (1 is no guidance)")
         _ = self._opened  # refused before anything is loaded
-        if self.learned is not None:
-            tuning.check_folder(self._learned, "model.learned")
+        self.additions.check(self.config, lambda: self.tokenizer)
 
     # What the folder says of itself
 
@@ -79,6 +79,15 @@ class StableDiffusion:
     def folder(self) -> Path:
         """Where the files are on this machine."""
         return self._opened.path
+
+    def config(self, part: str) -> Mapping[str, Any]:
+        """What the folder says of a part of the model."""
+        return self._opened.configs[part]
+
+    @functools.cached_property
+    def additions(self) -> Learned:
+        """What `learned` names."""
+        return Learned(self.learned, "model.learned")
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -133,8 +142,7 @@ class StableDiffusion:
         from diffusers import UNet2DConditionModel
 
         network = self._network(UNet2DConditionModel, "unet")
-        if self.learned is not None:
-            tuning.load_network(network, self._learned, "model.learned")
+        self.additions.into_unet(network)
         return network
 
     @functools.cached_property
@@ -142,14 +150,18 @@ class StableDiffusion:
         """The autoencoder."""
         from diffusers import AutoencoderKL
 
-        return self._network(AutoencoderKL, "vae")
+        network = self._network(AutoencoderKL, "vae")
+        self.additions.into_vae(network)
+        return network
 
     @functools.cached_property
     def text_encoder(self) -> CLIPTextModel:
         """The text encoder."""
         from transformers import CLIPTextModel
 
-        return self._network(CLIPTextModel, "text_encoder", spare=_SPARE)
+        network = self._network(CLIPTextModel, "text_encoder", spare=_SPARE)
+        self.additions.into_text_encoder(network)
+        return network
 
     @functools.cached_property
     def tokenizer(self) -> CLIPTokenizer:
@@ -159,15 +171,9 @@ class StableDiffusion:
     @functools.cached_property
     def words(self) -> Words:
         """What the text encoder has learned besides its vocabulary."""
-        words = Words(self.tokenizer, self.text_encoder)
-        if self.learned is not None:
-            tuning.load_words(words, self._learned, "model.learned")
-        return words
-
-    @property
-    def _learned(self) -> Path:
-        assert self.learned is not None
-        return Path(self.learned).expanduser()
+        vocabulary = Words(self.tokenizer, self.text_encoder, self.negative_prompt)
+        self.additions.into_words(vocabulary)
+        return vocabulary
 
     # Use
 
@@ -177,18 +183,29 @@ class StableDiffusion:
         """
         if self.truncate_prompts:
             return
-        room = self.max_tokens - 2 - reserved - (tuning.tokens(self._learned) if self.learned is not None else 0)
+        room = self.max_tokens - 2 - reserved
         prompts = list(dict.fromkeys([self.negative_prompt, *(task.prompt for task in tasks)]))
+        plain, learned = zip(*(self._without_learned(prompt) for prompt in prompts), strict=True)
         # Every word is a token or more: no need to load the tokenizer to refuse a very long prompt.
-        counts = [len(prompt.split()) for prompt in prompts]
+        counts = [len(prompt.split()) for prompt in plain]
         if max(counts) <= room:
-            counts = _token_counts(self._opened, tuple(prompts))
-        for prompt, tokens in zip(prompts, counts, strict=True):
+            counts = _token_counts(self._opened, plain)
+        for prompt, count, more in zip(prompts, counts, learned, strict=True):
+            tokens = count + more
             if tokens > room:
                 raise UsageError(
                     f"prompt of {tokens} tokens or more ({prompt[:40]!r}...): model={self.name} reads {room}; "
                     "shorten it or set model.truncate_prompts=true"
                 )
+
+    def _without_learned(self, prompt: str) -> tuple[str, int]:
+        """A prompt without its learned words, and how many tokens these are, those included that it is read with."""
+        known = self.additions.words
+        if not known:
+            return prompt, 0
+        there = said(known, prompt)
+        added = known.keys() - {*there, *said(known, self.negative_prompt)} if prompt != self.negative_prompt or not prompt else ()
+        return replaced(known, prompt, lambda _: " "), sum(known[name] for name in (*there, *added))
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Text embeddings: b l d, differentiable in learned words that require gradients."""
@@ -200,7 +217,7 @@ class StableDiffusion:
     def denoiser(self, tasks: Sequence[Task]) -> PromptedDenoiser:
         """The denoiser of these tasks."""
         cond = self.encode_prompts([self.words.spoken(task.prompt) for task in tasks])
-        uncond = self.encode_prompts([self.negative_prompt])
+        uncond = self.encode_prompts([self.words.spelt(self.negative_prompt)])
         return PromptedDenoiser(model=self, cond=cond, uncond=uncond.detach())
 
     def decode(self, x_0: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""Parameters of a model that can be tuned, and the folders they are kept in, as diffusers itself loads them.
+"""Parameters of a model that can be tuned, and the folders they are kept in, as diffusers itself loads them (see
+guidedgen.models.learned).
 
 weights, attention   unet/ of a diffusers folder: UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
 adapter              pytorch_lora_weights.safetensors (low-rank adapters, Hu et al. 2021, arXiv:2106.09685, by peft):
@@ -9,27 +10,26 @@ token                learned_embeds.safetensors (textual inversion, Gal et al. 2
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from guidedgen.models import lora, words
+from guidedgen.models.learned import Learned
 from guidedgen.types import Tuning, UsageError
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
-
     from guidedgen.models.stable_diffusion import StableDiffusion
-    from guidedgen.models.words import Words
 
 _UNET, _ADAPTER, _WORDS = "unet", "pytorch_lora_weights.safetensors", "learned_embeds.safetensors"
+_FILES = {"weights": _UNET, "attention": _UNET, "adapter": _ADAPTER, "token": _WORDS}
+_TUNED = "default"  # the adapter's name, which diffusers' own training gives it too
 _PROJECTIONS = ["to_q", "to_k", "to_v", "to_out.0"]  # of attention
 
 
@@ -67,20 +67,24 @@ def check(tuning: Tuning, model: StableDiffusion) -> None:
         raise UsageError(f"dtype={dtype}: tuning the network's own weights needs dtype=float32; method.what=adapter needs bfloat16")
     if dtype == "float16":
         raise UsageError(f"dtype={dtype}: method.what={what} needs dtype=bfloat16 or float32")
+    if what in ("weights", "attention") and model.additions.adapts_unet:
+        raise UsageError(f"method.what={what}: not on a model with a LoRA (model.learned), but method.what=adapter")
     if what == "token":
         _check_words(tuning, model)
 
 
 def _check_words(tuning: Tuning, model: StableDiffusion) -> None:
-    def length(text: str) -> int:
-        return len(model.tokenizer(text, add_special_tokens=False).input_ids)
-
-    if length(tuning.token) == 1:
-        raise UsageError(f"method.token={tuning.token}: the model knows this word; choose a new one, as in <effect>")
-    if tuning.initial is not None and length(tuning.initial) != 1:
-        raise UsageError(
-            f"method.initial={tuning.initial}: {length(tuning.initial)} tokens; it has to be one word that the model knows"
-        )
+    if reason := words.not_new(tuning.token, model.tokenizer):
+        raise UsageError(f"method.token={tuning.token}: {reason}")
+    brought = {token.lower() for name, count in model.additions.words.items() for token in words.tokens_of(name, count)}
+    if brought & {token.lower() for token in words.tokens_of(tuning.token, tuning.num_vectors)}:
+        raise UsageError(f"method.token={tuning.token}: model.learned brings this word; choose a new one")
+    if words.said([tuning.token], model.negative_prompt):  # nowhere else would it be read
+        raise UsageError(f"method.token={tuning.token}: model.negative_prompt holds this word; choose a new one")
+    if tuning.initial is not None:
+        count = len(model.tokenizer(tuning.initial, add_special_tokens=False).input_ids)
+        if count != 1:
+            raise UsageError(f"method.initial={tuning.initial}: {count} tokens; it has to be one word that the model knows")
 
 
 def _weights(model: StableDiffusion, *, attention_only: bool) -> Tunable:
@@ -93,20 +97,31 @@ def _weights(model: StableDiffusion, *, attention_only: bool) -> Tunable:
 
 
 def _adapter(model: StableDiffusion, *, rank: int, seed: int) -> Tunable:
-    """Low-rank adapters of the projections of all attention layers; they begin as the identity."""
+    """Low-rank adapters of the projections of all attention layers; they begin as the identity.
+
+    They are in float32 whatever the network is in: in bfloat16 most of their updates would be rounded away.
+    """
     from diffusers import StableDiffusionPipeline
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
 
     unet = model.unet
-    with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
+    with torch.random.fork_rng(devices=[]), lora.several():  # peft draws from the global generator
         torch.manual_seed(seed)
-        unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=_PROJECTIONS, init_lora_weights="gaussian"))
+        unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=_PROJECTIONS, init_lora_weights="gaussian"), _TUNED)
+    lora.settle(unet, _TUNED, scale=1.0)
 
     def save(folder: Path) -> None:
-        StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(unet))
+        StableDiffusionPipeline.save_lora_weights(
+            folder,
+            unet_lora_layers=get_peft_model_state_dict(unet, adapter_name=_TUNED),
+            unet_lora_adapter_metadata=unet.peft_config[_TUNED].to_dict(),
+        )
 
-    return Tunable(free=[value for value in unet.parameters() if value.requires_grad], save=save)
+    free = [value for name, value in unet.named_parameters() if ".lora_" in name and f".{_TUNED}." in name]
+    for value in free:
+        value.requires_grad_()
+    return Tunable(free=free, save=save)
 
 
 def _word(model: StableDiffusion, *, name: str, vectors: int, initial: str | None) -> Tunable:
@@ -129,48 +144,13 @@ def _word(model: StableDiffusion, *, name: str, vectors: int, initial: str | Non
     return Tunable(free=[embedding], save=save)
 
 
-def check_folder(folder: Path, key: str) -> None:
-    """Raises UsageError unless the folder holds something that `load` reads."""
-    if not any((folder / name).exists() for name in (_UNET, _ADAPTER, _WORDS)):
-        raise UsageError(f"{key}={folder}: holds none of {_UNET}/, {_ADAPTER} and {_WORDS}")
-
-
-def tokens(folder: Path) -> int:
-    """How many tokens the folder's words add to a prompt."""
-    if not (folder / _WORDS).exists():
-        return 0
-    with safe_open(folder / _WORDS, framework="pt") as file:
-        return sum(file.get_slice(name).get_shape()[0] for name in file.keys())  # noqa: SIM118  it is no dictionary
-
-
-def load(model: StableDiffusion, folder: Path, key: str) -> None:
-    """Puts what the folder holds into a model. Raises UsageError where it does not fit."""
-    load_network(model.unet, folder, key)
-    load_words(model.words, folder, key)
-
-
-def load_network(unet: UNet2DConditionModel, folder: Path, key: str) -> None:
-    """Puts the folder's weights or adapters into the network. Raises UsageError where they do not fit."""
-    with _fitting(folder, key):
-        if (folder / _UNET).exists():
-            (file,) = (folder / _UNET).glob("*.safetensors")
-            unet.load_state_dict(load_file(file))
-        if (folder / _ADAPTER).exists():
-            unet.load_lora_adapter(load_file(folder / _ADAPTER), prefix="unet")
-            unet.requires_grad_(False)
-
-
-def load_words(words: Words, folder: Path, key: str) -> None:
-    """Adds the folder's words. Raises UsageError where they do not fit."""
-    with _fitting(folder, key):
-        if (folder / _WORDS).exists():
-            for name, embedding in load_file(folder / _WORDS).items():
-                words.add(name, embedding)
-
-
-@contextlib.contextmanager
-def _fitting(folder: Path, key: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise UsageError(f"{key}={folder}: cannot be loaded into this model ({str(error).splitlines()[0]})") from error
+def load(model: StableDiffusion, folder: Path, what: str, key: str) -> None:
+    """Puts into a model what a tuning of this kind has saved. Raises UsageError where it is not there, or does not fit."""
+    if not (folder / _FILES[what]).exists():
+        raise UsageError(
+            f"{key}={folder}: has no {_FILES[what]}, which method.what={what} leaves there; run.fresh=true learns it again"
+        )
+    learned = Learned(str(folder / _FILES[what]), key)
+    learned.check(model.config, lambda: model.tokenizer)
+    learned.into_unet(model.unet)
+    learned.into_words(model.words)

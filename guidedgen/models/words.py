@@ -1,11 +1,19 @@
-"""Words that a model has learned: embeddings of new tokens, read by its text encoder beside those it has."""
+"""Words that a model has learned: embeddings of new tokens, read by its text encoder beside those it has (textual inversion, Gal et
+al. 2022, arXiv:2208.01618).
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from guidedgen.models.tensors import check_numbers, first
+from guidedgen.types import UsageError
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -15,18 +23,21 @@ class Words:
     """New words of a tokenizer and a text encoder, which itself is left as it is.
 
     A word of k vectors is k tokens, named as diffusers names them: <word>, <word>_1, ... A prompt that does not hold a learned
-    word gets it at its beginning, where all that follows is read with it.
+    word gets it at its beginning, where all that follows is read with it; not so words that `negative_prompt` holds, which are
+    meant to be said there alone.
     """
 
-    def __init__(self, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel) -> None:
-        self._tokenizer, self._text_encoder = tokenizer, text_encoder
+    def __init__(self, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, negative_prompt: str = "") -> None:
+        self._tokenizer, self._text_encoder, self._negative_prompt = tokenizer, text_encoder, negative_prompt
         self._embeddings: dict[str, Tensor] = {}
 
     def add(self, name: str, embedding: Tensor) -> None:
-        """A word and its embedding, k d; a word of this name is replaced."""
+        """A word and its embedding, k d; a word of this name is replaced. Raises ValueError: of another width, or not new."""
         if embedding.ndim != 2 or embedding.shape[1] != self._table.shape[1]:
             raise ValueError(f"{name}: expected k {self._table.shape[1]} numbers, got {tuple(embedding.shape)}")
-        self._tokenizer.add_tokens(_tokens(name, len(embedding)))
+        if name not in self._embeddings and (reason := not_new(name, self._tokenizer)):
+            raise ValueError(f"{name}: {reason}")
+        self._tokenizer.add_tokens(tokens_of(name, len(embedding)))
         self._embeddings[name] = embedding
 
     @property
@@ -36,14 +47,22 @@ class Words:
 
     def spoken(self, prompt: str) -> str:
         """The prompt with every learned word in it, spelt as its tokens."""
-        for name, embedding in self._embeddings.items():
-            prompt = prompt if name in prompt else f"{name} {prompt}"
-            prompt = prompt.replace(name, " ".join(_tokens(name, len(embedding))))
-        return prompt
+        there = {*said(self._embeddings, prompt), *said(self._embeddings, self._negative_prompt)}
+        return self.spelt(" ".join([*(name for name in reversed(self._embeddings) if name not in there), prompt]))
+
+    def spelt(self, text: str) -> str:
+        """The text with the learned words in it spelt as their tokens."""
+        return replaced(self._embeddings, text, lambda name: " ".join(tokens_of(name, len(self._embeddings[name]))))
 
     def encode(self, ids: Tensor) -> Tensor:
         """Token ids b l to text embeddings b l d, differentiable in the learned embeddings."""
-        table = torch.cat([self._table, *(value.to(self._table) for value in self._embeddings.values())])
+        table = self._table
+        if self._embeddings:
+            tokens = [token for name, value in self._embeddings.items() for token in tokens_of(name, len(value))]
+            rows = self._tokenizer.convert_tokens_to_ids(tokens)  # the table may be longer or shorter than the vocabulary
+            room = table.new_zeros(max(0, max(rows) + 1 - len(table)), table.shape[1])
+            learned = torch.cat([value.to(table) for value in self._embeddings.values()])
+            table = torch.cat([table, room]).index_copy(0, torch.tensor(rows, device=table.device), learned)
         (name,) = (name for name, value in self._text_encoder.named_parameters() if value is self._table)
         return torch.func.functional_call(self._text_encoder, {name: table}, (ids,)).last_hidden_state
 
@@ -52,5 +71,81 @@ class Words:
         return self._text_encoder.get_input_embeddings().weight
 
 
-def _tokens(name: str, count: int) -> list[str]:
+def tokens_of(name: str, count: int) -> list[str]:
+    """The tokens that a word of so many vectors is."""
     return [name, *(f"{name}_{i}" for i in range(1, count))]
+
+
+def replaced(names: Iterable[str], text: str, by: Callable[[str], str]) -> str:
+    """The text with something else for each of these words in it.
+
+    They are found as the tokenizer finds them: in either case, and of two that begin alike the longer one.
+    """
+    order = sorted(names, key=len, reverse=True)
+    if not order:
+        return text
+    pattern = re.compile("|".join(f"({re.escape(name)})" for name in order), re.IGNORECASE)
+    return pattern.sub(lambda found: by(order[(found.lastindex or 1) - 1]), text)
+
+
+def said(names: Iterable[str], text: str) -> list[str]:
+    """The words among these that are in the text, as often as they are in it."""
+    found: list[str] = []
+
+    def note(name: str) -> str:
+        found.append(name)
+        return name
+
+    replaced(names, text, note)
+    return found
+
+
+def not_new(name: str, tokenizer: CLIPTokenizer) -> str:
+    """Why this cannot be a new word; empty where it can. What the vocabulary has is never looked up as something new."""
+    vocabulary, plain = tokenizer.get_vocab(), name.lower()
+    if not name.strip() or not name.isprintable():
+        return "no word"
+    if {name, plain, f"{plain}</w>"} & vocabulary.keys() or len(tokenizer(name, add_special_tokens=False).input_ids) < 2:
+        return "the model knows this word, or has it as a piece of words; choose a new one, as in <effect>"
+    if f"{name}_1" in vocabulary:
+        return f"the model knows {name}_1, which its second vector would be called"
+    return ""
+
+
+def parse(state: Any, file: Path, width: int, source: str) -> dict[str, Tensor]:
+    """The words in a file, each with its embedding k d: diffusers' (by name), AUTOMATIC1111's and the original repository's
+    (string_to_param, or emb_params; where these name no word, it is the file's name).
+
+    Raises UsageError where it holds something else, or embeddings of another width than the text encoder's.
+    """
+    if isinstance(state, Tensor):
+        state = {file.stem: state}
+    if isinstance(state, Mapping) and isinstance(state.get("string_to_param"), (Mapping, torch.nn.ParameterDict)):
+        name = state.get("name")
+        own = dict(state["string_to_param"].items())
+        if len(own) > 1:
+            raise UsageError(f"{source}: {file.name} has parameters for {len(own)} strings; one is needed")
+        state = {
+            (name if isinstance(name, str) and name else file.stem) if key == "*" else key: value for key, value in own.items()
+        }
+    elif isinstance(state, Mapping) and set(state) == {"emb_params"}:
+        state = {file.stem: state["emb_params"]}
+    elif isinstance(state, Mapping) and "emb_params" in state:
+        raise UsageError(f"{source}: not used would be {first(name for name in state if name != 'emb_params')}")
+    if isinstance(state, Mapping) and {"clip_g", "clip_l"} & state.keys():
+        raise UsageError(f"{source}: {file.name} is a textual inversion of SDXL (clip_g, clip_l), which has two text encoders")
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UsageError(f"{source}: {file.name} is neither a UNet, a LoRA nor a textual inversion")
+    if not state:
+        raise UsageError(f"{source}: {file.name} holds no tensors")
+    odd = {str(name): tuple(value.shape) for name, value in state.items() if value.ndim not in (1, 2) or not value.numel()}
+    if odd or not all(isinstance(name, str) for name in state):
+        raise UsageError(
+            f"{source}: {file.name} is neither a UNet, a LoRA nor a textual inversion (it holds {first(odd or state)})"
+        )
+    words = {name: value.detach() if value.ndim == 2 else value.detach()[None] for name, value in state.items()}
+    for name, value in words.items():
+        if value.shape[1] != width:
+            raise UsageError(f"{source}: {name} has embeddings of {value.shape[1]} numbers; this text encoder's have {width}")
+    check_numbers(words, source)
+    return words

@@ -1,0 +1,277 @@
+"""Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) from elsewhere, put into the UNet and the text encoder by diffusers.
+
+Names that are understood: diffusers' (unet. and text_encoder. before a module's name, of 2023 and of today), those of one network
+alone (as its save_lora_adapter writes them), PEFT's (base_model.model.), and kohya's, which most files of Civitai have
+(lora_unet_, lora_te_). The strength is alpha / rank: alpha is told by kohya's tensors, by diffusers' metadata or by PEFT's config;
+without one it is the rank.
+
+Adapters are kept in float32 also where the network is not: their updates are lost below that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from guidedgen.models.tensors import check_numbers, first
+from guidedgen.types import UsageError
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+PARTS = ("unet", "text_encoder")
+_KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
+_MARKS = (".lora_", ".lora.", "_lora.", ".alpha", ".dora_scale", ".lokr_", ".hada_", ".oft_", "base_model.model.")
+_HALVES = {"A.weight": "lora_A", "B.weight": "lora_B"}
+_PEFT = "base_model.model."
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """What diffusers' loaders take, and the same by network in PEFT's names: `<module>.lora_A.weight`, `<module>.lora_B.weight`."""
+
+    state: Mapping[str, Tensor]
+    metadata: Mapping[str, Any] | None
+    tensors: Mapping[str, Mapping[str, Tensor]]
+
+
+def is_adapter(names: Mapping[str, Any]) -> bool:
+    """Whether names in a file are those of an adapter, of whatever kind."""
+    return any(name.startswith(_KOHYA) or any(mark in name for mark in _MARKS) for name in names)
+
+
+def parse(
+    state: Mapping[str, Tensor],
+    header: Mapping[str, str],
+    config: Mapping[str, Any] | None,
+    networks: Mapping[str, nn.Module],
+    source: str,
+) -> Adapter:
+    """An adapter for networks that may be on the device "meta", as its tensors may.
+
+    `header` is the file's metadata, `config` PEFT's adapter_config.json. Raises UsageError where not all of it can be used.
+    """
+    if odd := [name for name in state if any(mark in name for mark in ("dora_scale", "lokr_", "hada_", "oft_", "lora_mid"))]:
+        raise UsageError(f"{source}: not a plain LoRA (DoRA or LyCORIS: {first(odd)}), which diffusers cannot use in full")
+    if second := [name for name in state if name.startswith(("lora_te2_", "text_encoder_2."))]:
+        raise UsageError(f"{source}: a LoRA of SDXL or another model of two text encoders ({first(second)}); this model has one")
+    check_numbers({name: value for name, value in state.items() if not name.endswith(".alpha")}, source)
+    state = {name.replace(_PEFT, ""): value for name, value in state.items()}
+    metadata = _metadata(header, config, source)
+    try:
+        if any(name.startswith(_KOHYA) for name in state):
+            state = _from_kohya(state, networks["unet"].config, source)
+        else:
+            state, metadata = _prefixed(state, metadata, networks)
+        tensors = {part: _peft_names(part, _of(part, state), networks[part]) for part in PARTS}
+    except (ValueError, KeyError, IndexError) as error:  # of diffusers' converters
+        raise UsageError(f"{source}: diffusers does not know these names ({' '.join(str(error).split())[:200]})") from error
+    if strange := [name for name in state if not name.startswith(tuple(f"{part}." for part in PARTS))]:
+        raise UsageError(f"{source}: not used would be {first(strange)}")
+    for part in PARTS:
+        _check_shapes(part, tensors[part], networks[part], source)
+        if metadata is not None and tensors[part]:
+            _check_config(tensors[part], _of(part, metadata), source)
+    return Adapter(state=state, metadata=metadata, tensors=tensors)
+
+
+def load_into_unet(adapter: Adapter, unet: UNet2DConditionModel, name: str, scale: float, source: str) -> None:
+    """Adds the part that is the UNet's, under this name, to the adapters that it has."""
+    from diffusers.loaders import StableDiffusionLoraLoaderMixin
+
+    if adapter.tensors["unet"]:
+        with several():
+            StableDiffusionLoraLoaderMixin.load_lora_into_unet(
+                dict(adapter.state), None, unet, adapter_name=name, metadata=_copied(adapter.metadata)
+            )
+        settle(unet, name, scale, adapter.tensors["unet"], source)
+
+
+def load_into_text_encoder(adapter: Adapter, text_encoder: CLIPTextModel, name: str, scale: float, source: str) -> None:
+    """Adds the part that is the text encoder's, under this name, to the adapters that it has."""
+    from diffusers.loaders import StableDiffusionLoraLoaderMixin
+
+    if adapter.tensors["text_encoder"]:
+        with several():
+            StableDiffusionLoraLoaderMixin.load_lora_into_text_encoder(
+                dict(adapter.state), None, text_encoder, adapter_name=name, metadata=_copied(adapter.metadata)
+            )
+        settle(text_encoder, name, scale, adapter.tensors["text_encoder"], source)
+
+
+def settle(network: nn.Module, name: str, scale: float, tensors: Mapping[str, Tensor] | None = None, source: str = "") -> None:
+    """Makes the adapter of this name one of those that act, in float32 at least, `scale` times as strong as it says itself.
+
+    `tensors` are its numbers, all of which have to have their place; what was rounded to the network's type is set to them again.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    left, lacking = dict(tensors or {}), []
+    for path, module in network.named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        module.set_adapter(list(module.lora_A))  # all of them act
+        if name not in module.lora_A:
+            continue
+        module.set_scale(name, scale)
+        for half in _HALVES.values():
+            layer = getattr(module, half)[name]
+            layer.to(torch.promote_types(layer.weight.dtype, torch.float32))
+            value = left.pop(f"{path}.{half}.weight", None)
+            if value is not None:
+                layer.weight.data.copy_(value)
+            elif tensors is not None:
+                lacking.append(f"{path}.{half}")
+    network.requires_grad_(False)
+    if left or lacking:
+        raise UsageError(f"{source}: not used would be {first(left)}" if left else f"{source}: lacks {first(lacking)}")
+
+
+@contextlib.contextmanager
+def several() -> Iterator[None]:
+    """PEFT warns of a second adapter, which is what is wanted here, and draws numbers that are then written over."""
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")
+        yield
+
+
+def _metadata(header: Mapping[str, str], config: Mapping[str, Any] | None, source: str) -> dict[str, Any] | None:
+    """What the file says of the adapter's shape and strength: keys of PEFT's LoraConfig, a network's name before each."""
+    if config is not None:
+        return _known(config)
+    text = header.get("lora_adapter_metadata")
+    if not text:
+        return None
+    try:
+        metadata = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{source}: its lora_adapter_metadata is no JSON ({error})") from error
+    if not isinstance(metadata, dict):
+        raise UsageError(f"{source}: its lora_adapter_metadata is no mapping")
+    return _known(metadata)
+
+
+def _known(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Without options that newer versions of PEFT write and this one does not know, where they are off."""
+    from peft import LoraConfig
+
+    names = {field.name for field in dataclasses.fields(LoraConfig)}
+    return {key: value for key, value in config.items() if value or key.rpartition(".")[2] in names}
+
+
+def _from_kohya(state: Mapping[str, Tensor], unet_config: Any, source: str) -> dict[str, Tensor]:
+    """In diffusers' names, with alpha / rank multiplied into the outer half.
+
+    diffusers (0.42) gives all modules the alpha that most of them have; here each keeps its own.
+    """
+    from diffusers.loaders import StableDiffusionLoraLoaderMixin
+
+    if strange := [name for name in state if not name.startswith(_KOHYA)]:
+        raise UsageError(f"{source}: kohya's names and others ({first(strange)}) in one file")
+    plain = {name: value for name, value in state.items() if not name.endswith(".alpha")}
+    for name in state.keys() - plain.keys():
+        module = name.removesuffix(".alpha")
+        down, up = (plain.get(f"{module}.lora_{half}.weight") for half in ("down", "up"))
+        alpha = state[name]
+        if down is None or up is None or alpha.numel() != 1 or not down.ndim:
+            raise UsageError(f"{source}: {name} belongs to no lora_down and lora_up")
+        if not (strength := float(alpha)) > 0:
+            raise UsageError(f"{source}: {name} is {strength:g}; a strength above 0 is needed")
+        plain[f"{module}.lora_up.weight"] = up.float() * (strength / len(down))
+    converted, _ = StableDiffusionLoraLoaderMixin.lora_state_dict(plain, unet_config=unet_config)
+    return converted
+
+
+def _prefixed(
+    state: Mapping[str, Tensor], metadata: dict[str, Any] | None, networks: Mapping[str, nn.Module]
+) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """With the network's name before each key, where no key has one: that of the network whose modules they name."""
+    prefixes = tuple(f"{part}." for part in PARTS)
+    if any(name.startswith(prefixes) for name in state):
+        if metadata is not None and not any(key.startswith(prefixes) for key in metadata):
+            metadata = {f"{prefix}{key}": value for prefix in prefixes for key, value in metadata.items()}
+        return dict(state), metadata
+    modules = dict(networks["text_encoder"].named_modules())
+    tops = {name.removeprefix("text_model.").split(".")[0] for name in state}
+    part = "text_encoder" if tops <= {name.split(".")[0] for name in modules} else "unet"
+    return (
+        {f"{part}.{name}": value for name, value in state.items()},
+        None if metadata is None else {f"{part}.{key}": value for key, value in metadata.items()},
+    )
+
+
+def _of(part: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a network, without its name."""
+    return {name.removeprefix(f"{part}."): value for name, value in values.items() if name.startswith(f"{part}.")}
+
+
+def _peft_names(part: str, state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """As diffusers renames them when it loads them."""
+    from diffusers.utils import state_dict_utils as names
+
+    if not state:
+        return {}
+    if part == "unet":
+        return state if "lora_A" in next(iter(state)) else names.convert_unet_state_dict_to_peft(state)
+    converted = names.convert_state_dict_to_peft(names.convert_state_dict_to_diffusers(state))
+    if not hasattr(network, "text_model"):
+        converted = {name.removeprefix("text_model."): value for name, value in converted.items()}
+    return converted
+
+
+def _check_shapes(part: str, tensors: Mapping[str, Tensor], network: nn.Module, source: str) -> None:
+    """Raises UsageError unless these are two halves of the same rank for modules of the network."""
+    weights = {name.removesuffix(".weight"): tuple(value.shape) for name, value in network.named_parameters()}
+    halves: dict[str, dict[str, tuple[int, ...]]] = {}
+    strange = []
+    for name, value in tensors.items():
+        module, _, half = name.partition(".lora_")
+        if half in _HALVES and len(weights.get(module, ())) in (2, 4) and "embedding" not in module.rpartition(".")[2]:
+            halves.setdefault(module, {})[half] = tuple(value.shape)
+        else:
+            strange.append(name)
+    if strange:
+        raise UsageError(f"{source}: not used would be {first(strange)}: the {part} has no such modules, or LoRA no such tensors")
+    for module, found in halves.items():
+        if len(found) < 2:
+            raise UsageError(f"{source}: {module} of the {part} has only one of the two halves of a LoRA")
+        out, *rest = weights[module]
+        inner, outer = found["A.weight"], found["B.weight"]
+        rank = inner[0] if inner else 0
+        if not rank or inner != (rank, *rest) or outer != (out, rank, *(1 for _ in rest[1:])):
+            raise UsageError(
+                f"{source}: halves of shapes {inner} and {outer} do not fit {module} of this {part}, {weights[module]}"
+            )
+
+
+def _check_config(tensors: Mapping[str, Tensor], config: Mapping[str, Any], source: str) -> None:
+    """Raises UsageError where PEFT does not understand the configuration, or it is of another rank than the tensors."""
+    from peft import LoraConfig
+
+    if config.get("peft_type", "LORA") != "LORA":
+        raise UsageError(f"{source}: an adapter of PEFT's kind {config['peft_type']}; only LORA is supported")
+    try:
+        made = LoraConfig(**config)
+        alphas = [made.lora_alpha, *(made.alpha_pattern or {}).values()]
+        ranks = {made.r, *(made.rank_pattern or {}).values()}
+        usable = all(isinstance(alpha, (int, float)) and 0 < alpha < float("inf") for alpha in alphas)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"{source}: PEFT does not understand its configuration ({' '.join(str(error).split())})") from error
+    if made.use_dora:
+        raise UsageError(f"{source}: not a plain LoRA (use_dora), which diffusers cannot use in full")
+    if not usable:
+        raise UsageError(f"{source}: lora_alpha={alphas[0]}: a strength above 0 is needed")
+    if odd := {len(value) for name, value in tensors.items() if name.endswith(".lora_A.weight")} - ranks:
+        raise UsageError(f"{source}: its configuration says rank {made.r}, and its tensors are of rank {first(sorted(odd))}")
+
+
+def _copied(metadata: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if metadata is None else dict(metadata)
