@@ -65,7 +65,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "scheduler": {"prediction_type": "epsilon"},
     "index": {},
 }
-_MOST, _DEEPEST = 10**6, 10**3  # no network is wider or deeper; what says so would take for ever to build
+_MOST, _DEEPEST = 10**5, 10**3  # no network is wider or deeper; one that says so would take for ever to build
 
 
 def _whole(value: Any, most: int = _MOST) -> bool:
@@ -76,34 +76,43 @@ def _wholes(value: Any) -> bool:
     return isinstance(value, list) and 1 <= len(value) <= _DEEPEST and all(map(_whole, value))
 
 
+def _layers(value: Any) -> bool:
+    return all(map(_layers, value)) if isinstance(value, list) and value else _whole(value, _DEEPEST)
+
+
 def _real(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 _Rule = tuple[str, Callable[[Any], bool]]
+_COUNT: _Rule = ("a whole number, at least 0", lambda value: (value == 0 and type(value) is int) or _whole(value))
 _NUMBER: _Rule = ("a whole number above 0", _whole)
 _NUMBERS: _Rule = ("a list of whole numbers above 0", _wholes)
 _EITHER: _Rule = ("whole numbers above 0", lambda value: _whole(value) or _wholes(value))
-_LAYERS: _Rule = (f"a whole number from 1 to {_DEEPEST}", lambda value: _whole(value, _DEEPEST))
+_LAYERS: _Rule = (f"whole numbers from 1 to {_DEEPEST}", _layers)
 _NAMES: _Rule = ("a list of names", lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value))
 _REAL: _Rule = ("a number above 0", _real)
+_STEPS: _Rule = ("a whole number above 1", lambda value: _whole(value) and value > 1)
 _SHARE: _Rule = ("a number between 0 and 1", lambda value: _real(value) and value < 1)
 # What a key has to be where there is one. Whatever else is wrong with a config shows as the network is built of it.
 _RULES: Mapping[str, Mapping[str, _Rule]] = {
     "unet": {
         "sample_size": _NUMBER, "in_channels": _NUMBER, "out_channels": _NUMBER, "cross_attention_dim": _EITHER,
         "block_out_channels": _NUMBERS, "attention_head_dim": _EITHER, "down_block_types": _NAMES, "up_block_types": _NAMES,
-        "layers_per_block": ("whole numbers above 0", lambda value: _whole(value, _DEEPEST) or _wholes(value)),
+        "mid_block_scale_factor": _REAL, "resnet_out_scale_factor": _REAL, "norm_eps": _REAL, "freq_shift": _COUNT,
+        "conv_in_kernel": _NUMBER, "conv_out_kernel": _NUMBER, "downsample_padding": _COUNT, "norm_num_groups": _NUMBER,
+        "layers_per_block": _LAYERS, "transformer_layers_per_block": _LAYERS,
     },
     "vae": {
         "in_channels": _NUMBER, "out_channels": _NUMBER, "latent_channels": _NUMBER, "block_out_channels": _NUMBERS,
         "layers_per_block": _LAYERS, "down_block_types": _NAMES, "up_block_types": _NAMES, "scaling_factor": _REAL,
+        "norm_num_groups": _NUMBER,
     },
     "text_encoder": {
         "vocab_size": _NUMBER, "hidden_size": _NUMBER, "intermediate_size": _NUMBER, "num_hidden_layers": _LAYERS,
-        "num_attention_heads": _NUMBER, "max_position_embeddings": _NUMBER,
+        "eos_token_id": _COUNT, "num_attention_heads": _NUMBER, "max_position_embeddings": _NUMBER,
     },
-    "scheduler": {"beta_start": _SHARE, "beta_end": _SHARE, "num_train_timesteps": _NUMBER},
+    "scheduler": {"beta_start": _SHARE, "beta_end": _SHARE, "num_train_timesteps": _STEPS},
     "index": {},
 }  # fmt: skip
 _REQUIRED = {"unet": ("sample_size",), "scheduler": ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")}
