@@ -25,7 +25,8 @@ from guidedgen.precision import run_in
 from guidedgen.process.formulas import classifier_free, eps_from_v
 from guidedgen.process.grid import NoiseSchedule, Point
 from guidedgen.types import BadValue, Task, UsageError
-from guidedgen.zoo.files import locate, locate_lab
+from guidedgen.zoo.files import locate_lab
+from guidedgen.zoo.needed import Needed
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -36,16 +37,12 @@ _WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model",
 # No variants (fp16, non_ema) and no safety checker: they double the download and are not read.
 _FILES = (
     *(f"{part}/config.json" for part in _PARTS),
-    *(f"{part}/{_WEIGHTS[part]}.safetensors" for part in _PARTS),
-    *(f"{part}/{_WEIGHTS[part]}-0*.safetensors" for part in _PARTS),  # in pieces, with their index
-    *(f"{part}/{_WEIGHTS[part]}.safetensors.index.json" for part in _PARTS),
     "scheduler/*.json",
     "tokenizer/*",
     "model_index.json",
 )
 _REQUIRED = (
     *(f"{part}/config.json" for part in _PARTS),
-    *(f"{part}/{_WEIGHTS[part]}*.safetensors" for part in _PARTS),
     "tokenizer/*",
     "scheduler/scheduler_config.json",
 )
@@ -91,7 +88,15 @@ class StableDiffusion:
         """Where the files are on this machine. Raises UsageError where they cannot be had."""
         if self.path == "lab":
             return locate_lab("generator/model_index.json", key="model.path=lab", part="generator").parent
-        return locate(self.path, key="model.path", files=_FILES, required=_REQUIRED)
+        [needed] = self.reads(path=self.path)
+        return needed.locate()
+
+    @staticmethod
+    def reads(*, path: str, **_: object) -> tuple[Needed, ...]:
+        """What is read of the hub or of a folder: nothing of the bundled model."""
+        weights = tuple((f"{part}/{_WEIGHTS[part]}.safetensors",) for part in _PARTS)
+        needed = Needed(name=path, key="model.path", files=_FILES, required=_REQUIRED, weights=weights)
+        return () if path == "lab" else (needed,)
 
     def _config(self, part: str, name: str = "config.json") -> dict[str, Any]:
         try:
