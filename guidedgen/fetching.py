@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -152,13 +153,14 @@ def distinct(readers: Iterable[Reader]) -> list[Part]:
     return list(found.values())
 
 
-def _mark_missing(cfg: DictConfig) -> None:
+def _mark_missing(cfg: DictConfig, prefix: str = "") -> None:
     """Gives each value that the user is to give, which is ??? so far, the text <its.key>."""
-    for key in list(command_line.keys(cfg)):
-        parent, _, name = key.rpartition(".")
-        node = OmegaConf.select(cfg, parent) if parent else cfg
-        if OmegaConf.is_missing(node, name):
-            node[name] = f"<{key}>"
+    for name in map(str, cfg):
+        child = cfg._get_node(name)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
+            _mark_missing(child, f"{prefix}{name}.")
+        elif OmegaConf.is_missing(cfg, name):
+            cfg[name] = f"<{prefix}{name}>"
 
 
 def _readers(node: Any, allow: Sequence[str]) -> Iterator[Reader]:
@@ -214,19 +216,21 @@ def _of_place(name: str) -> Needed:
     place = None if folder.is_dir() else hub.parse(name, "fetch")
     if place is None:
         files: Iterable[str] = [path.name for path in folder.iterdir()]
+    elif not hub.offline():
+        files = hub.listing(place, name=name, key="fetch").files or _file(place, name)
     elif there := hub.cached(place):
         files = [path.name for path in there.iterdir()]
-    elif hub.offline():
-        raise UsageError(f"{name}: not on this machine and the hub is offline (HF_HUB_OFFLINE)")
     else:
-        files = hub.listing(place, name=name, key="fetch").files or _file(place, name)
+        raise UsageError(f"{name}: not on this machine and the hub is offline (HF_HUB_OFFLINE)")
     if "model_index.json" in files:
         return StableDiffusion.reads(path=name)[0]
     if place is not None and list(files) == [place.folder.rpartition("/")[2]]:
         above = dataclasses.replace(place, folder=place.folder.rpartition("/")[0])
         return Needed(name=str(above), key="fetch", weights=(tuple(files),))
     if "config.json" in files:
-        return network(name, key="fetch", files=PROCESSOR)
+        return network(
+            name, key="fetch", files=[file for file in files if "/" not in file and any(fnmatch(file, kind) for kind in PROCESSOR)]
+        )
     if any(file in files for file in OPEN_CLIP):
         return Needed(name=name, key="fetch", weights=(OPEN_CLIP,))
     raise UsageError(f"{name}: holds no model that can be read: neither model_index.json nor config.json, nor weights")

@@ -172,6 +172,8 @@ def main() -> None:
             bring(readers, parts)
     except (UsageError, OSError) as error:
         refuse(error, 1)
+    except KeyboardInterrupt:
+        refuse("stopped; the same command goes on from there", 130)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import glob
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -130,12 +131,14 @@ def bring(place: Place, listed: Listing, stages: Sequence[Sequence[str]], *, nam
     """
     from huggingface_hub import hf_hub_download, snapshot_download
 
-    with refusing(place, name=name, key=key):
+    with refusing(place, name=name, key=key), _quietly():
         there = cached(dataclasses.replace(place, revision=listed.commit))
         for file in (file for stage in stages for file in stage):
             if there is not None and (there / file).exists() and differs(there / file, listed.files[file]):
                 hf_hub_download(place.repository, place.within(file), revision=listed.commit, force_download=True)
         for stage in filter(None, stages):
+            for file in stage:
+                _bring_large(place, file, listed)
             patterns = [glob.escape(place.within(file)) for file in stage]
             snapshot = snapshot_download(place.repository, revision=place.revision, allow_patterns=patterns)
     folder = Path(snapshot) / place.folder
@@ -144,6 +147,55 @@ def bring(place: Place, listed: Listing, stages: Sequence[Sequence[str]], *, nam
             _drop(folder / file)
             raise UsageError(f"{key}={name}: {file} did not arrive as {endpoint()} has it; the same command tries again")
     return folder
+
+
+def _bring_large(place: Place, file: str, listed: Listing) -> None:
+    """Downloads a file to where the cache keeps it under its SHA-256, if the hub lists that: then the client has but to link it.
+
+    The client's own downloads begin anew when they have been interrupted; this one goes on, in a later process too.
+    """
+    from huggingface_hub import constants, hf_hub_url
+    from huggingface_hub.file_download import http_get, repo_folder_name
+    from huggingface_hub.utils import WeakFileLock, build_hf_headers
+
+    entry, folder = listed.files[file], repo_folder_name(repo_id=place.repository, repo_type="model")
+    if entry.sha256 is None:
+        return
+    blob = Path(constants.HF_HUB_CACHE, folder, "blobs", entry.sha256)
+    lock = Path(constants.HF_HUB_CACHE, ".locks", folder, f"{entry.sha256}.lock")  # the client's own
+    partial = blob.with_name(f"{blob.name}.incomplete")
+    for path in (blob, lock):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(lock):
+        if blob.exists():
+            return
+        if partial.exists() and partial.stat().st_size > entry.size:
+            partial.unlink()
+        with partial.open("ab") as stream:
+            url = hf_hub_url(place.repository, place.within(file), revision=listed.commit)
+            headers, have = build_hf_headers(), stream.tell()
+            http_get(url, stream, resume_size=have, headers=headers, expected_size=entry.size, displayed_filename=file)
+        if _digest(partial) != entry.sha256:
+            partial.unlink()
+            raise OSError(f"{file} arrived with another checksum")
+        partial.replace(blob)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """The hub's client says nothing of attempts that it repeats, and draws bars on a terminal alone."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
+
+    verbosity, bars = logging.get_verbosity(), not are_progress_bars_disabled()
+    logging.set_verbosity_error()
+    if bars and not sys.stderr.isatty():
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars and not sys.stderr.isatty():
+            enable_progress_bars()
 
 
 def differs(path: Path, listed: File) -> bool:
