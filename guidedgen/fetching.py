@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +20,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from guidedgen import command_line, config
 from guidedgen.datasets import downloads
-from guidedgen.models.stable_diffusion import StableDiffusion
 from guidedgen.types import UsageError
 from guidedgen.zoo import hub, web
 from guidedgen.zoo.needed import DOWNLOADS, OPEN_CLIP, PROCESSOR, Kept, Needed, Part, Survey, network
@@ -195,8 +195,9 @@ def _parts(target: Any, node: dict[str, Any]) -> Sequence[Part]:
         raise UsageError(f"{node.get('key', node['_target_'])}: {error}") from error
 
 
+@functools.cache
 def _everything() -> list[Part]:
-    """All that conf/zoo/hub.yaml and the models name."""
+    """All that conf/zoo/hub.yaml and the models name. Not to be changed."""
     found = []
     for model in config.groups([config.CONF])["model"]:
         cfg = command_line.checked_options([f"model={model}", "zoo=hub", "reward=aesthetic_v1"])
@@ -223,14 +224,15 @@ def _of_place(name: str) -> Needed:
     else:
         raise UsageError(f"{name}: not on this machine and the hub is offline (HF_HUB_OFFLINE)")
     if "model_index.json" in files:
+        from guidedgen.models.stable_diffusion import StableDiffusion
+
         return StableDiffusion.reads(path=name)[0]
     if place is not None and list(files) == [place.folder.rpartition("/")[2]]:
         above = dataclasses.replace(place, folder=place.folder.rpartition("/")[0])
         return Needed(name=str(above), key="fetch", weights=(tuple(files),))
     if "config.json" in files:
-        return network(
-            name, key="fetch", files=[file for file in files if "/" not in file and any(fnmatch(file, kind) for kind in PROCESSOR)]
-        )
+        kinds = [file for file in files if "/" not in file and any(fnmatch(file, kind) for kind in PROCESSOR)]
+        return network(name, key="fetch", files=kinds)
     if any(file in files for file in OPEN_CLIP):
         return Needed(name=name, key="fetch", weights=(OPEN_CLIP,))
     raise UsageError(f"{name}: holds no model that can be read: neither model_index.json nor config.json, nor weights")

@@ -36,24 +36,12 @@ def test_fetch_without_names_shows_how(tmp_path: Path) -> None:
     assert "--all" in done.stderr
 
 
-def test_fetch_leaves_what_is_there(tmp_path: Path) -> None:
-    """A file that was fetched before is named and not fetched again."""
-    from guidedgen.zoo.files import DOWNLOADS
-
-    name, _, _ = DOWNLOADS["inception"]
-    file = tmp_path / "hub" / "checkpoints" / name
-    file.parent.mkdir(parents=True)
-    file.write_bytes(b"weights")
-    done = script("fetch.py", "inception", TORCH_HOME=str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == f"inception: {file}"
-
-
 def test_the_files_to_fetch_are_pinned_by_their_hash(shared: Path) -> None:
-    from guidedgen.zoo.files import DOWNLOADS
+    from guidedgen.zoo.needed import DOWNLOADS
 
-    name, _, digest = DOWNLOADS["aesthetic"]
-    assert hashlib.sha256((shared / "data" / "aesthetic" / name).read_bytes()).hexdigest() == digest
+    for name in ("aesthetic", "aesthetic_v1_l14", "aesthetic_v1_b32"):
+        content = (shared / "data" / "aesthetic" / DOWNLOADS[name].file).read_bytes()
+        assert (hashlib.sha256(content).hexdigest(), len(content)) == (DOWNLOADS[name].sha256, DOWNLOADS[name].size)
 
 
 def test_evaluate_says_in_one_line_what_is_no_run(tmp_path: Path) -> None:

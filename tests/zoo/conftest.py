@@ -75,15 +75,16 @@ def random_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 class Hub:
     """A hub on the loopback, as far as huggingface_hub asks one: revisions, trees, and files with their checksums and ranges.
 
-    `repositories` has the files of each by their paths. Of `gated` ones files are refused. `cut` has how many bytes of a file arrive
-    at a time before the connection ends; `served` has what is sent of a file in place of its content. `asked` is what files were
-    asked for, and from which byte.
+    `repositories` has the files of each by their paths. Of `gated` ones files are refused. `cut` has from which byte on nothing of a file
+    arrives, `part` how many bytes arrive before a connection ends; `served` has what is sent of a file in place of its content.
+    `asked` is what files were asked for, and from which byte.
     """
 
     def __init__(self) -> None:
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.gated: set[str] = set()
         self.cut: dict[str, int] = {}
+        self.part: dict[str, int] = {}
         self.served: dict[str, bytes] = {}
         self.asked: list[tuple[str, int]] = []
         self.endpoint = ""
@@ -144,7 +145,8 @@ class Hub:
                 if self.command == "GET":
                     if file:
                         hub.asked.append((file, start))
-                    self.wfile.write(body[: hub.cut.get(file, len(body))])
+                    end = min(hub.part.get(file, len(body)), max(0, hub.cut.get(file, len(body) + start) - start))
+                    self.wfile.write(body[:end])
 
             do_HEAD = do_GET  # noqa: N815
 
