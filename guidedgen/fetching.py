@@ -136,7 +136,7 @@ def of_name(name: str) -> list[Reader]:
         raise UsageError(f"{name}: is no name of the hub (org/name), nor of guidedgen's{hint}")
     place = hub.parse(name, "fetch")
     parts = [part for part in _everything() if isinstance(part, Needed) and _is(part, place)]
-    return [Reader([part]) for part in parts or [Unknown(name)]]
+    return [Reader([part]) for part in parts] or [Reader([Unknown(name)])]
 
 
 def of_data(name: str) -> list[Reader]:
@@ -198,7 +198,7 @@ def _parts(target: Any, node: dict[str, Any]) -> Sequence[Part]:
 @functools.cache
 def _everything() -> list[Part]:
     """All that conf/zoo/hub.yaml and the models name. Not to be changed."""
-    found = []
+    found: list[Reader] = []
     for model in config.groups([config.CONF])["model"]:
         cfg = command_line.checked_options([f"model={model}", "zoo=hub", "reward=aesthetic_v1"])
         found += of_config(cfg, ("model", "zoo", "reward"))

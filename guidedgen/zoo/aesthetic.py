@@ -20,7 +20,7 @@ from guidedgen.types import UsageError
 from guidedgen.zoo.files import locate_file, locate_lab, read_state
 from guidedgen.zoo.needed import DOWNLOADS, Kept, Needed
 
-FILE, _, SHA256, _ = DOWNLOADS["aesthetic"]
+FILE, SHA256 = DOWNLOADS["aesthetic"].file, DOWNLOADS["aesthetic"].sha256
 
 
 class LaionHead:
@@ -44,7 +44,8 @@ class LaionHead:
         self.name = name
         self.device = torch.device(device)
         [part] = self.reads(path=path, filename=filename, key=key)
-        if isinstance(part, Kept):
+        if path is None:
+            assert isinstance(part, Kept)
             path, sha256 = part.locate(key=key), DOWNLOADS[part.name].sha256
         self.file = locate_file(path, filename, key=key, sha256=sha256)
         self._key = key

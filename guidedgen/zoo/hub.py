@@ -156,7 +156,7 @@ def _bring_large(place: Place, file: str, listed: Listing) -> None:
     """
     from huggingface_hub import constants, hf_hub_url
     from huggingface_hub.file_download import http_get, repo_folder_name
-    from huggingface_hub.utils import WeakFileLock, build_hf_headers
+    from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]
 
     entry, folder = listed.files[file], repo_folder_name(repo_id=place.repository, repo_type="model")
     if entry.sha256 is None:
@@ -184,7 +184,8 @@ def _bring_large(place: Place, file: str, listed: Listing) -> None:
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """The hub's client says nothing of attempts that it repeats, and draws bars on a terminal alone."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
+    from huggingface_hub.utils import logging
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     verbosity, bars = logging.get_verbosity(), not are_progress_bars_disabled()
     logging.set_verbosity_error()

@@ -212,20 +212,20 @@ class Needed:
         if folder := self.cached():
             files = self._read(folder)
             whole = [file for file in files if not hub.damaged(file)]
-            missing = [(file.name, file.stat().st_size) for file in files if file not in whole]
+            missing = [(file.relative_to(folder).as_posix(), file.stat().st_size) for file in files if file not in whole]
             return Survey(where=folder, files=len(whole), size=sum(file.stat().st_size for file in whole), missing=missing)
         place = hub.parse(self.name, self.key)
         if hub.offline():
             return Survey(missing=[("all of it (the hub is offline)", None)])
         listed = hub.listing(place, name=self.name, key=self.key)
         there = hub.cached(dataclasses.replace(place, revision=listed.commit))
-        files, size, missing = 0, 0, []
+        number, size, missing = 0, 0, []
         for file in (file for stage in self.select(listed) for file in stage):
             if there is not None and (there / file).exists() and not hub.differs(there / file, listed.files[file]):
-                files, size = files + 1, size + listed.files[file].size
+                number, size = number + 1, size + listed.files[file].size
             else:
                 missing.append((file, listed.files[file].size))
-        return Survey(files=files, size=size, missing=missing)
+        return Survey(files=number, size=size, missing=missing)
 
     def _read(self, folder: Path) -> list[Path]:
         """The files of a whole folder that are read."""

@@ -49,7 +49,7 @@ def download(url: str, path: Path, *, sha256: str | None = None) -> None:
 
 def _bring(url: str, partial: Path, sha256: str | None) -> str:
     """Downloads what is left of a file; returns what is wrong with the whole, or an empty string."""
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
     checked = sha256 is not None or _md5_of(url) is not None
     start = partial.stat().st_size if checked and partial.exists() else 0

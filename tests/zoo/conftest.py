@@ -75,13 +75,14 @@ def random_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 class Hub:
     """A hub on the loopback, as far as huggingface_hub asks one: revisions, trees, and files with their checksums and ranges.
 
-    `repositories` has the files of each by their paths. Of `gated` ones files are refused. `cut` has from which byte on nothing of a file
+    `repositories` has the files of each by their paths, at one of `commits`. Of `gated` ones files are refused. `cut` has from which byte on nothing of a file
     arrives, `part` how many bytes arrive before a connection ends; `served` has what is sent of a file in place of its content.
     `asked` is what files were asked for, and from which byte.
     """
 
     def __init__(self) -> None:
         self.repositories: dict[str, dict[str, bytes]] = {}
+        self.commits: dict[str, str] = {}
         self.gated: set[str] = set()
         self.cut: dict[str, int] = {}
         self.part: dict[str, int] = {}
@@ -89,9 +90,8 @@ class Hub:
         self.asked: list[tuple[str, int]] = []
         self.endpoint = ""
 
-    @staticmethod
-    def commit(repository: str) -> str:
-        return hashlib.sha1(repository.encode()).hexdigest()
+    def commit(self, repository: str) -> str:
+        return self.commits.get(repository, hashlib.sha1(repository.encode()).hexdigest())
 
     def answer(self, path: str, start: int) -> tuple[int, bytes, dict[str, str]]:
         parts = urllib.parse.unquote(path.partition("?")[0]).strip("/").split("/")

@@ -1,5 +1,6 @@
 """scripts/fetch.py brings what runs read, all of it and no more: tried on a hub on the loopback, with the tests' tiny networks."""
 
+import hashlib
 import importlib.util
 import shutil
 import sys
@@ -231,6 +232,39 @@ def test_open_clips_weights_by_any_of_their_names(fetch: Any, online: Any, offli
     assert OpenClip(name="x", architecture="ViT-L-14", path="org/laion").file.name == name
 
 
+def test_all_is_what_the_default_run_on_sd15_reads(
+    fetch: Any, online: Any, offline: Any, clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Tiny networks under the published names and commits; then that run is made ready without the network, and its networks load."""
+    from guidedgen.jobs import prepare
+    from guidedgen.lab.networks import WEIGHTS, AestheticHead
+
+    torch.save(AestheticHead(24).state_dict(), tmp_path / "head.pth")
+    files = {"aesthetic": (tmp_path / "head.pth").read_bytes(), "inception": b"weights"}
+    online.repositories["org/web"] = files
+    for name, content in files.items():
+        digest, url = hashlib.sha256(content).hexdigest(), f"{online.endpoint}/org/web/resolve/main/{name}"
+        monkeypatch.setitem(DOWNLOADS, name, DOWNLOADS[name]._replace(url=url, sha256=digest, size=len(content)))
+    for part in fetching.distinct(fetching.of_command(["model=sd15"])):
+        if isinstance(part, Needed):
+            place = hub.parse(part.name, part.key)
+            online.commits[place.repository] = place.revision
+            tiny = WEIGHTS / "generator" if part.key == "model.path" else clip_folder
+            online.repositories[place.repository] = contents(tiny) | {"README.md": b"", "flax_model.msgpack": b""}
+    code, _, err = fetch("--all")
+    assert (code, err) == (0, "") and len(online.repositories) == 5
+    assert not any("README" in file or "flax" in file for file in asked(online))
+    offline()
+    online.asked.clear()
+    assert fetch("--all", "--check")[0] == 0
+    cfg = command_line.composed(["model=sd15", f"outputs={tmp_path}", "tracker=none", "dataset.limit=1", "scheduler.num_steps=2"])
+    job = prepare(cfg)
+    job.model.load()
+    tasks = [sample.task for sample in job.samples]
+    assert job.reward(torch.rand(1, 3, 64, 64), tasks).shape == job.scorers["clip_score"](torch.rand(1, 3, 64, 64), tasks).shape
+    assert not online.asked
+
+
 def test_the_safety_checker_in_a_models_folder(fetch: Any, online: Any, offline: Any):
     online.repositories["org/sd"] = {
         "safety_checker/config.json": b"{}", "safety_checker/pytorch_model.bin": b"w", "unet/config.json": b"{}", "config.json": b"",
@@ -395,7 +429,7 @@ def file(online: Any, monkeypatch: pytest.MonkeyPatch) -> Kept:
     content = bytes(range(256)) * 40
     online.repositories["org/web"] = {"head.pth": content}
     url = f"{online.endpoint}/org/web/resolve/main/head.pth"
-    digest = needed.hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256(content).hexdigest()
     monkeypatch.setitem(DOWNLOADS, "head", Download("head.pth", url, digest, len(content)))
     return Kept("head")
 
@@ -441,7 +475,6 @@ def test_without_a_checksum_google_s_is_taken_or_all_comes_again(
     file: Kept, online: Any, md5: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     import base64
-    import hashlib
 
     content = online.repositories["org/web"]["head.pth"]
     answer = online.answer
