@@ -21,8 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from guidedgen import command_line, config
 from guidedgen.datasets import downloads
 from guidedgen.types import UsageError
-from guidedgen.zoo import hub, web
-from guidedgen.zoo.needed import DOWNLOADS, OPEN_CLIP, PROCESSOR, Kept, Needed, Part, Survey, network
+from guidedgen.zoo import hub
+from guidedgen.zoo.needed import DOWNLOADS, OPEN_CLIP, PROCESSOR, Kept, Needed, Part, Survey, fetch_url, network
 
 # What a run builds. The zoo is not: it has networks of rewards and metrics that the run may not have.
 _NODES = ("model", "method", "dataset", "reward", "metrics.scorers", "metrics.distances", "metrics.per_class")
@@ -52,10 +52,7 @@ class Prompts:
         source, folder = downloads.SOURCES[self.name], downloads.kept(self.name)
         for file, digest in source.files.items():
             if not self._there(file):
-                try:
-                    web.download(f"{source.url}/{file}", folder / file, sha256=digest)
-                except OSError as error:
-                    raise UsageError(f"data {self.name}: cannot be had from {source.url}/{file} ({error})") from error
+                fetch_url(f"data {self.name}", f"{source.url}/{file}", folder / file, sha256=digest)
         return folder
 
 

@@ -26,7 +26,7 @@ from guidedgen.types import UsageError
 from guidedgen.vision_language import QFormer
 from guidedgen.zoo import web
 from guidedgen.zoo.files import locate_lab, read_config, read_state
-from guidedgen.zoo.needed import BERT_WORDS, TOKENIZER, Needed, Survey, kept_file, network
+from guidedgen.zoo.needed import BERT_WORDS, TOKENIZER, Needed, Survey, fetch_url, kept_file, network
 from guidedgen.zoo.pretrained import load_pretrained, load_processor
 
 HEAD = "blip2-caption-head.safetensors"  # of HubBlip2, in torch.hub's cache
@@ -157,13 +157,13 @@ class MadeHead:
         return Survey(missing=[(HEAD if there else f"{HEAD}, of {LAVIS}", 0 if there else web.size(LAVIS))])
 
     def bring(self) -> Path:
-        """Makes it; the checkpoint is downloaded where needed, and then not kept. Raises UsageError or OSError."""
+        """Makes it; the checkpoint is downloaded where needed, and then not kept. Raises UsageError."""
         from safetensors.torch import save_file
 
         path, checkpoint = kept_file(HEAD), kept_file(LAVIS.rpartition("/")[2])
         own = checkpoint.exists()
         if not own:
-            web.download(LAVIS, checkpoint)
+            fetch_url(self.name, LAVIS, checkpoint)
         state = convert_head(read_state(checkpoint, key=self.name), str(checkpoint))
         partial = path.with_suffix(".partial")
         save_file(state, partial)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guidedgen.types import UsageError
-from guidedgen.zoo.needed import Needed, digest
+from guidedgen.zoo.needed import Needed, again, digest
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +91,7 @@ def read_state(path: Path, *, key: str, device: torch.device | str = "cpu") -> d
         state = torch.load(path, map_location=device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, SafetensorError) as error:  # OSError: cut off in its middle
         raise UsageError(
-            f"{key}={path}: not a state dict of tensors ({type(error).__name__}); pickled objects are refused"
+            f"{key}={path}: not a state dict of tensors ({type(error).__name__}); pickled objects are refused{again(path)}"
         ) from error
     if isinstance(state, dict):
         state = next((state[holder] for holder in ("state_dict", "model") if isinstance(state.get(holder), dict)), state)

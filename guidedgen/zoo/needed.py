@@ -107,7 +107,7 @@ class Part(Protocol):
         """What of it is there, and undamaged. Raises UsageError where that cannot be said, as where there is no such thing."""
 
     def bring(self) -> Path:
-        """Brings what is missing, and checks it. Raises UsageError or OSError."""
+        """Brings what is missing, and checks it. Raises UsageError."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,8 +128,8 @@ class Kept:
         return Survey(missing=[(self.path.name, DOWNLOADS[self.name].size)])
 
     def bring(self) -> Path:
-        """Downloads it. Raises OSError."""
-        web.download(DOWNLOADS[self.name].url, self.path, sha256=DOWNLOADS[self.name].sha256)
+        """Downloads it. Raises UsageError."""
+        fetch_url(self.name, DOWNLOADS[self.name].url, self.path, sha256=DOWNLOADS[self.name].sha256)
         return self.path
 
     def locate(self, *, key: str) -> Path:
@@ -295,6 +295,20 @@ def network(
     names = TRANSFORMERS if weights is None else (weights,)
     wanted = ("config.json", *files)
     return Needed(name=str(name_or_path), key=key, files=wanted, required=("config.json",), one_of=tuple(one_of), weights=(names,))
+
+
+def fetch_url(name: str, url: str, path: Path, *, sha256: str | None = None) -> None:
+    """As `web.download`, of what is called `name`. Raises UsageError where it cannot be had."""
+    try:
+        web.download(url, path, sha256=sha256)
+    except OSError as error:
+        raise UsageError(f"{name}: cannot be had from {url} ({error})") from error
+
+
+def again(path: Path) -> str:
+    """How to fetch a broken file again, if it is one of DOWNLOADS where fetching puts it; else nothing."""
+    names = [name for name in DOWNLOADS if Kept(name).path == path]
+    return f"; fetch it again with: python scripts/fetch.py {names[0]}" if names else ""
 
 
 def digest(path: Path) -> str:

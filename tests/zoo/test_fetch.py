@@ -503,3 +503,23 @@ def test_the_folder_of_the_user_is_told_as_it_is(fetch: Any, online: Any, clip_f
     code, _, err = fetch(str(tmp_path / "mine"))
     assert (code, err.count("\n")) == (1, 1) and "has no model.safetensors and no pytorch_model.bin" in err
     tried("refused")
+
+
+def test_a_broken_file_says_how_it_is_fetched_again(fetch: Any, file: Kept, tried: Any):
+    from guidedgen.zoo.files import read_state
+
+    file.path.parent.mkdir(parents=True)
+    file.path.write_bytes(b"cut off")
+    with pytest.raises(UsageError, match=r"not a state dict.*; fetch it again with: python scripts/fetch\.py head$"):
+        read_state(file.path, key="k")
+    tried("refused")
+
+
+def test_ctrl_c_is_one_line(fetch: Any, org: Any, monkeypatch: pytest.MonkeyPatch, tried: Any):
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("guidedgen.zoo.hub.bring", stop)
+    code, _, err = fetch("org/clip")
+    assert (code, err) == (130, "fetch: stopped; the same command goes on from there\n")
+    tried("refused")
