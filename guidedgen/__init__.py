@@ -27,6 +27,7 @@ Rooms, and who may import whom (held by tests/test_layers.py):
     usage                          what --help shows                                           <- config
     jobs                           a config to a checked job                                   <- all of these
     sweeps                         the runs of a sweep, and what each is worth                 <- config, command_line, jobs
+    fetching                       what commands read that is not here, and bringing it       <- config, command_line, models, zoo
     status                         what they have come to                                      <- store, sweeps
     learning                       what a method learns before its samples are drawn           <- problem, models, jobs
     sampling                       a job's samples, and those that fail                        <- problem, jobs, store

@@ -1,152 +1,55 @@
-"""Fetches weights and benchmark data, so that runs need no network.
+"""Fetches what runs read, so that they need no network: models, networks with their configs and tokenizers, prompts. Of each no
+more than is read, and nothing that is there. Sizes are printed first; what is interrupted goes on where it stopped.
 
-python scripts/fetch.py stable-diffusion-v1-5/stable-diffusion-v1-5    a model of the hub, safetensors where it has them
-python scripts/fetch.py aesthetic inception vgg16                      files that live elsewhere, checked by SHA-256
-python scripts/fetch.py pickscore t2i_compbench                        what a reward or metrics=t2i_compbench needs with zoo=hub
-python scripts/fetch.py --all                                          what model=sd15 needs with the default reward and metrics
-python scripts/fetch.py data t2i_compbench hpdv2 drawbench             prompts of benchmarks, checked by SHA-256
+python scripts/fetch.py experiment=codex/pickscore           all that python run.py -m experiment=codex/pickscore reads, every row
+python scripts/fetch.py model=sd21 reward=blip2,hps          any overrides of run.py; --config-dir as there
+python scripts/fetch.py --all                                model=sd15 with the default reward and metrics
+python scripts/fetch.py --check experiment=codex/aesthetic   what of it is there and what is missing (then the exit code is 1)
+python scripts/fetch.py pickscore t2i_compbench sd14         what a reward, metrics or a model reads of the hub
+python scripts/fetch.py org/name org/name/folder@revision    a model of the hub
+python scripts/fetch.py aesthetic inception vgg16            single files that live elsewhere, checked by SHA-256
+python scripts/fetch.py data t2i_compbench hpdv2             prompts of benchmarks, checked by SHA-256
 """
 
 import argparse
-import hashlib
-import http.client
-import os
+import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from guidedgen import fetching
 from guidedgen.datasets import downloads
 from guidedgen.datasets.tasks import check_choice
 from guidedgen.types import BadValue, UsageError
-from guidedgen.zoo import files
+from guidedgen.zoo.needed import Part, Survey
 
-SD15 = (
-    "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "openai/clip-vit-large-patch14",
-    "openai/clip-vit-base-patch32",
-    "openai/clip-vit-large-patch14-336",
-    "aesthetic",
-    "inception",
-)
-# Rewards besides the default one, and what conf/zoo/hub.yaml has for them; `aesthetic` alone is a file.
-REWARDS = {
-    "clip_text": ("openai/clip-vit-large-patch14",),
-    "clip_image": (
-        "laion/CLIP-ViT-B-32-laion2B-s34B-b79K",
-        "laion/CLIP-ViT-L-14-laion2B-s32B-b82K",
-        "laion/CLIP-ViT-g-14-laion2B-s12B-b42K",
-    ),
-    "pickscore": ("yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"),
-    "hps": ("xswu/HPSv2",),
-    "classifier": ("google/vit-base-patch16-224",),
-    "evasion": ("CompVis/stable-diffusion-safety-checker",),
-    "style_gram_clip": ("openai/clip-vit-base-patch16",),
-    "style_gram_vgg16": ("vgg16",),
-    "style_clip_rn50": ("timm/resnet50_clip.openai",),
-    "blip2": ("Salesforce/blip2-itm-vit-g", "blip2-caption-head"),
-    "vqa": ("Salesforce/blip-vqa-capfilt-large",),
-}
-METRICS = {
-    "t2i_compbench": ("Salesforce/blip-vqa-capfilt-large", "openai/clip-vit-base-patch32", "google/owlv2-base-patch16-ensemble"),
-}
-# BLIP-2's first stage as its authors published it, without a checksum: salesforce/LAVIS,
-# lavis/configs/models/blip2/blip2_pretrain.yaml. A file of this name in torch.hub's cache is not fetched again.
-LAVIS = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/blip2_pretrained.pth"
-# Repositories whose main branch has no safetensors: their weights are read as tensors only (torch.load, weights_only).
-PICKLED = {
-    "openai/clip-vit-base-patch16": "pytorch_model.bin",
-    "openai/clip-vit-base-patch32": "pytorch_model.bin",
-    "openai/clip-vit-large-patch14-336": "pytorch_model.bin",
-}
-# Repositories of which only these files are used: the rest are gigabytes.
-ONLY = {
-    "laion/CLIP-ViT-B-32-laion2B-s34B-b79K": ("open_clip_model.safetensors",),
-    "laion/CLIP-ViT-L-14-laion2B-s32B-b82K": ("open_clip_model.safetensors",),
-    "laion/CLIP-ViT-g-14-laion2B-s12B-b42K": ("open_clip_model.safetensors",),
-    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": files.TOKENIZER,
-    "timm/resnet50_clip.openai": ("open_clip_model.safetensors",),
-    "xswu/HPSv2": ("HPS_v2.1_compressed.pt",),
-}
+SHOWN = 5  # names of missing files
+UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
-def fetch(name: str) -> Path:
-    """Brings one model or file and returns where it is. Raises UsageError where it cannot be had."""
-    if name in files.DOWNLOADS:
-        import torch
-
-        _, url, digest = files.DOWNLOADS[name]
-        path = files.download_path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=digest)
-        return path
-    if name == "blip2-caption-head":
-        return caption_head()
-    if name in ONLY:
-        return files.locate(name, key="fetch", files=ONLY[name], required=ONLY[name][:1])
-    if name in PICKLED:
-        files.locate_file(name, PICKLED[name], key="fetch")
-    return files.locate(name, key="fetch")
-
-
-def caption_head() -> Path:
-    """Makes the captioning head that transformers' BLIP-2 lacks of the authors' checkpoint, which is fetched where needed."""
-    import torch
-    from safetensors.torch import save_file
-
-    from guidedgen.zoo import blip2
-
-    path = files.kept_file(blip2.HEAD)
-    if not path.exists():
-        checkpoint = files.kept_file(LAVIS.rpartition("/")[2])
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        if not checkpoint.exists():
-            torch.hub.download_url_to_file(LAVIS, str(checkpoint))
-        state = files.read_state(checkpoint, key="fetch")
-        partial = path.with_suffix(".partial")
-        save_file(blip2.convert_head(state, str(checkpoint)), partial)
-        partial.replace(path)
-    return path
-
-
-def fetch_data(name: str) -> Path:
-    """Brings the files of a benchmark that are not there as released; returns their folder. Raises UsageError where it cannot."""
-    folder = downloads.kept(name)
-    folder.mkdir(parents=True, exist_ok=True)
-    for file, digest in downloads.SOURCES[name].files.items():
-        path = folder / file
-        if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == digest:
-            continue
-        import torch
-
-        url = f"{downloads.SOURCES[name].url}/{file}"
-        try:  # it writes beside the file and renames: what was there stays until all of the new one is, with the right checksum
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=False)
-        except (OSError, RuntimeError, http.client.HTTPException) as error:
-            raise UsageError(f"data {name}: cannot be had from {url} ({error})") from error
-    return folder
-
-
-def choose(names: Sequence[str], *, everything: bool) -> tuple[Callable[[str], Path], list[str]]:
-    """What brings the names of a command line, and all that it has to bring. Raises UsageError where the names are wrong."""
+def choose(arguments: argparse.Namespace) -> list[fetching.Reader]:
+    """What a command line asks for. Raises UsageError where a name is wrong."""
+    names: list[str] = arguments.names
     if "data" in names:
-        if everything or names[0] != "data" or "data" in names[1:]:
+        if arguments.all or names[0] != "data" or "data" in names[1:]:
             raise UsageError("data: comes first and alone, as in python scripts/fetch.py data hpdv2; weights need another command")
-        for name in names[1:]:
-            check_data(name)
         if not names[1:]:
             raise UsageError(f"data: names of benchmarks are needed; choose from {', '.join(downloads.SOURCES)}")
-        return fetch_data, list(dict.fromkeys(names[1:]))
-    parts = REWARDS | METRICS
-    wanted = [*(SD15 if everything else ()), *(part for name in names for part in parts.get(name, (name,)))]
-    if not wanted:
-        raise UsageError("nothing to fetch: give names, or --all")
-    for name in wanted:
-        check_name(name)
-    return fetch, list(dict.fromkeys(wanted))
+        for name in names[1:]:
+            check_data(name)
+        return [reader for name in names[1:] for reader in fetching.of_data(name)]
+    overrides = [name for name in names if "=" in name or name.startswith("~")]
+    if not names and not arguments.all:
+        raise UsageError("nothing to fetch: give an experiment, overrides of run.py or names, or --all")
+    readers = [reader for name in names if name not in overrides for reader in fetching.of_name(name)]
+    if overrides:
+        readers += fetching.of_command(overrides, arguments.config_dir)
+    if arguments.all:
+        readers += fetching.of_command(["model=sd15"])
+    return readers
 
 
 def check_data(name: str) -> None:
@@ -156,37 +59,121 @@ def check_data(name: str) -> None:
         raise UsageError(f"data {name}: {error.rule}") from error
 
 
-def check_name(name: str) -> None:
-    """Raises UsageError unless it is a name that `fetch` knows, a folder or what could be a name of the hub."""
-    if name in files.DOWNLOADS or os.path.isdir(os.path.expanduser(name)):
+def in_words(size: int | None) -> str:
+    """A number of bytes, as in "3.4 GB"."""
+    if size is None:
+        return "size unknown"
+    unit = 0
+    while size >= 1000 ** (unit + 1) and unit < len(UNITS) - 1:
+        unit += 1
+    return f"{size} bytes" if unit == 0 else f"{size / 1000**unit:.1f} {UNITS[unit]}"
+
+
+def total(surveys: Sequence[Survey]) -> int | None:
+    """The bytes of all that is missing; None where those of a part are not known."""
+    sizes = [size for survey in surveys for _, size in survey.missing]
+    return None if None in sizes else sum(size or 0 for size in sizes)
+
+
+def tell(part: Part, survey: Survey) -> None:
+    """Prints what of a part is there."""
+    there = f"{survey.files} file{'s' * (survey.files != 1)}, {in_words(survey.size)}" if survey.size else f"{survey.files} files"
+    if not survey.missing:
+        print(f"{part.name}: here ({there})")
         return
-    try:
-        files.check_name(name, "fetch")
-    except UsageError as error:
-        raise UsageError(f"{name}: is no name of the hub (org/name); python scripts/fetch.py --help has the other names") from error
+    named = [name if size is None else f"{name} ({in_words(size)})" for name, size in survey.missing]
+    if len(named) > SHOWN:
+        named[SHOWN - 1 :] = [f"{len(named) - SHOWN + 1} more"]
+    whole = "" if len(named) == 1 or total([survey]) is None else f" {in_words(total([survey]))}:"
+    print(f"{part.name}: missing{whole} {', '.join(named)}" + (f"; here {there}" if survey.files else ""))
+
+
+def survey(parts: Sequence[Part]) -> tuple[dict[str, tuple[Part, Survey]], dict[str, str]]:
+    """What of the parts is there, and why that cannot be said of others; by their names."""
+    found, failed = {}, {}
+    for part in parts:
+        try:
+            found[part.name] = part, part.survey()
+        except (UsageError, OSError) as error:
+            failed[part.name] = why(part, error)
+    return found, failed
+
+
+def why(part: Part, error: Exception) -> str:
+    return f"{error}" if isinstance(error, UsageError) else f"{part.name}: cannot be had ({error})"
+
+
+def fail(failed: dict[str, str]) -> NoReturn:
+    (_, first), *others = failed.items()
+    refuse(first + (f"; nor could be had: {', '.join(name for name, _ in others)}" if others else ""), 1)
+
+
+def check(readers: Sequence[fetching.Reader], parts: Sequence[Part], command: str) -> None:
+    """Lists what is there and what is missing, which ends the process with exit code 1."""
+    found, failed = survey(parts)
+    for part, surveyed in found.values():
+        tell(part, surveyed)
+    if failed:
+        fail(failed)
+    if lacking := [surveyed for _, surveyed in found.values() if surveyed.missing]:
+        refuse(f"{in_words(total(lacking))} missing in {len(lacking)} of {len(parts)}; fetch it with: {command}", 1)
+    verify(readers)
+
+
+def bring(readers: Sequence[fetching.Reader], parts: Sequence[Part]) -> None:
+    """Brings what is missing, and says where all is. What cannot be had does not keep the rest from being brought."""
+    found, failed = survey(parts)
+    missing = [(part, surveyed) for part, surveyed in found.values() if surveyed.missing]
+    if any(not isinstance(part, fetching.Prompts) for part, _ in missing):
+        for part, surveyed in missing:
+            tell(part, surveyed)
+        print(f"{in_words(total([surveyed for _, surveyed in missing]))} to bring", flush=True)
+    for part, surveyed in found.values():
+        try:
+            print(f"{part.name}: {part.bring() if surveyed.missing else surveyed.where}", flush=True)
+        except (UsageError, OSError) as error:
+            failed[part.name] = why(part, error)
+    if failed:
+        fail(failed)
+    verify(readers)
+
+
+def verify(readers: Sequence[fetching.Reader]) -> None:
+    """Raises UsageError where what is there is not what a run needs."""
+    for reader in readers:
+        reader.check()
 
 
 def refuse(message: object, code: int) -> NoReturn:
-    print(f"fetch: {message}", file=sys.stderr)
+    sys.stdout.flush()
+    print(f"fetch: {' '.join(str(message).split())}", file=sys.stderr)
     sys.exit(code)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = ", ".join([*files.DOWNLOADS, *REWARDS, *METRICS])
-    parser.add_argument("names", nargs="*", help=f"org/name of the hub, or one of: {known}")
-    parser.add_argument("--all", action="store_true")
-    arguments = parser.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("names", nargs="*", metavar="what", help="overrides of run.py, names, or data and names")
+    parser.add_argument("--all", action="store_true", help="what model=sd15 reads")
+    parser.add_argument("--check", action="store_true", help="bring nothing; say what is missing")
+    parser.add_argument("--config-dir", type=lambda given: Path(given).absolute(), help="a folder of further options")
+    arguments = parser.parse_intermixed_args()
     try:
-        bring, names = choose(arguments.names, everything=arguments.all)
+        readers = choose(arguments)
     except UsageError as error:
         refuse(error, 2)
+    parts = fetching.distinct(readers)
+    if not parts:
+        print("all that it reads comes with guidedgen, or is yours (model=sd15 reads Stable Diffusion and its networks)")
     try:
-        for name in names:
-            print(f"{name}: {bring(name)}")
-    # torch.hub: RuntimeError for a wrong hash, OSError for the network; UsageError: the hub does not have it, or cannot be reached
-    except (UsageError, OSError, RuntimeError) as error:
+        if arguments.check:
+            command = shlex.join(["python", "scripts/fetch.py", *(name for name in sys.argv[1:] if name != "--check")])
+            check(readers, parts, command)
+        else:
+            bring(readers, parts)
+    except (UsageError, OSError) as error:
         refuse(error, 1)
+    except KeyboardInterrupt:
+        refuse("stopped; the same command goes on from there", 130)
 
 
 if __name__ == "__main__":

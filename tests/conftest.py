@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from guidedgen.datasets import downloads
-from guidedgen.zoo import files
+from guidedgen.zoo import needed
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads slow a shared machine down several times
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores are shared by tests
@@ -40,7 +40,7 @@ def released() -> Callable[[str, str], Path]:
 @pytest.fixture(scope="session")
 def released_head() -> Callable[[str], Path]:
     """The file of one of LAION's aesthetic heads. It is not part of the repository."""
-    return lambda file: _fetched(files.kept_file(file), "aesthetic aesthetic_v1")
+    return lambda file: _fetched(needed.kept_file(file), "aesthetic aesthetic_v1_l14 aesthetic_v1_b32")
 
 
 def _fetched(path: Path, names: str) -> Path:

@@ -303,15 +303,15 @@ def test_a_changed_file_is_not_kept(
         ("--all data hpdv2", "data: comes first and alone"),
         ("aesthetic data hpdv2", "data: comes first and alone"),
         ("data hpdv2 data", "data: comes first and alone"),
-        ("aesthetic no/such/name", "no/such/name: is no name of the hub"),
-        ("", "nothing to fetch: give names, or --all\n"),
+        ("aesthetic ./no/such/name", "fetch=./no/such/name: no such path, and not a hub name"),
+        ("", "nothing to fetch: give an experiment, overrides of run.py or names, or --all\n"),
     ],
 )
 def test_a_wrong_command_fetches_nothing(
     fetch: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, arguments: str, told: str
 ) -> None:
-    for bring in ("fetch", "fetch_data"):
-        monkeypatch.setattr(fetch, bring, lambda name: pytest.fail(f"fetched {name}"))
+    for act in ("bring", "check"):
+        monkeypatch.setattr(fetch, act, lambda *found: pytest.fail(f"fetched {found}"))
     monkeypatch.setattr(sys, "argv", ["fetch.py", *arguments.split()])
     with pytest.raises(SystemExit) as stopped:
         fetch.main()

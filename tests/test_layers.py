@@ -46,6 +46,7 @@ ALLOWED = {
     "jobs": {"types", "images", "process", "models", "datasets", "metrics", "shards", "store", "tracker", "config", "evaluate"},
     "sweeps": {"types", "config", "command_line", "jobs"},
     "status": {"types", "store", "sweeps"},
+    "fetching": {"types", "config", "command_line", "datasets", "models", "zoo"},
     "learning": {"types", "problem", "models", "store", "report", "jobs"},
     "sampling": {"types", "images", "noise", "cost", "process", "problem", "store", "jobs", "report"},
     "judging": {"types", "config", "store", "jobs", "evaluate", "learning", "report", "sampling"},
@@ -73,7 +74,7 @@ PACKAGES = {
     "spacy": {"metrics"},
     "wandb": {"tracker"},
     "hydra": {"config", "command_line", "sweeps", "experiment"},
-    "omegaconf": {"config", "command_line", "jobs", "sweeps", "judging", "rejudging", "experiment", "pages"},
+    "omegaconf": {"config", "command_line", "fetching", "jobs", "sweeps", "judging", "rejudging", "experiment", "pages"},
     "peft": {"models"},
     "rich": {"report", "status", "lab"},
 }

@@ -1,11 +1,9 @@
 """The thin mains: what they print and how they fail."""
 
-import hashlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,26 +33,6 @@ def test_fetch_without_names_shows_how(tmp_path: Path) -> None:
     done = script("fetch.py")
     assert done.returncode == 2
     assert "--all" in done.stderr
-
-
-def test_fetch_leaves_what_is_there(tmp_path: Path) -> None:
-    """A file that was fetched before is named and not fetched again."""
-    from guidedgen.zoo.files import DOWNLOADS
-
-    name, _, _ = DOWNLOADS["inception"]
-    file = tmp_path / "hub" / "checkpoints" / name
-    file.parent.mkdir(parents=True)
-    file.write_bytes(b"weights")
-    done = script("fetch.py", "inception", TORCH_HOME=str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == f"inception: {file}"
-
-
-def test_the_files_to_fetch_are_pinned_by_their_hash(released_head: Callable[[str], Path]) -> None:
-    from guidedgen.zoo.files import DOWNLOADS
-
-    name, _, digest = DOWNLOADS["aesthetic"]
-    assert hashlib.sha256(released_head(name).read_bytes()).hexdigest() == digest
 
 
 def test_evaluate_says_in_one_line_what_is_no_run(tmp_path: Path) -> None:

@@ -15,15 +15,16 @@ from guidedgen.types import BadValue, UsageError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """Released files: the folder they are in on the web, and the SHA-256 of each by its name."""
+    """Released files: the folder they are in on the web, at a commit, and the SHA-256 of each by its name."""
 
     url: str
     files: Mapping[str, str]
 
 
+_GITHUB = "https://raw.githubusercontent.com"
 SOURCES = {
     "t2i_compbench": Source(
-        url="https://raw.githubusercontent.com/Karine-Huang/T2I-CompBench/main/examples/dataset",
+        url=f"{_GITHUB}/Karine-Huang/T2I-CompBench/1b7094991a57f3c22abdd4f6e8ba6c1a15517073/examples/dataset",
         files={
             "color_val.txt": "1634259756dbc77d13093d907d414480080ec9790a8c97ad09efaea7b2534f2d",
             "shape_val.txt": "37e1a276906c7ea9516cbd7ac8501be896006c0c17ca7344f260562834455bae",
@@ -39,19 +40,19 @@ SOURCES = {
         },
     ),
     "hpdv2": Source(
-        url="https://raw.githubusercontent.com/mihirp1998/AlignProp/main/assets",
+        url=f"{_GITHUB}/mihirp1998/AlignProp/b22918afd53f254f2ba66eb1233d94121aade5fc/assets",
         files={"hps_v2_all_eval.txt": "1af515e74b71687531d6a4e83489b10c7214a8d5c4da04621c45bf76fe739049"},
     ),
     "drawbench": Source(
-        url="https://raw.githubusercontent.com/tinnerhrhe/EvoSearch-codes/main/FLUX",
+        url=f"{_GITHUB}/tinnerhrhe/EvoSearch-codes/f2b6ba7d21237ae975c521d3fe086f65ba84b43c/FLUX",
         files={"DrawBench_Prompts.csv": "b7de16c8be6a345e3562f657a55300194695200b12a727ff6291059d31d215d5"},
     ),
     "parti_prompts": Source(
-        url="https://raw.githubusercontent.com/google-research/parti/main",
+        url=f"{_GITHUB}/google-research/parti/5a657978134374ce28973948331b319adef164bd",
         files={"PartiPrompts.tsv": "fab29e41bb512a169b56acab4cf2a41dcb675e285df2efcde6640c7dd3c440eb"},
     ),
     "geneval": Source(
-        url="https://raw.githubusercontent.com/djghosh13/geneval/main/prompts",
+        url=f"{_GITHUB}/djghosh13/geneval/af4902f24d3ca90ebbb446dd9891a59e0f82725f/prompts",
         files={"evaluation_metadata.jsonl": "5c48e0813e812e3c373fa5c8ed07a8f0a483be30272b4427b0559c8048e67c13"},
     ),
 }

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from guidedgen.process.grid import NoiseSchedule
 from guidedgen.types import UsageError
-from guidedgen.zoo.files import locate, locate_lab
+from guidedgen.zoo.files import locate_lab
+from guidedgen.zoo.needed import Needed
 from guidedgen.zoo.pretrained import load_processor
 from guidedgen.zoo.weights import check_weights, choose, is_pointer, variants
 
@@ -308,24 +309,32 @@ def _texts(value: Any) -> list[str]:
     return [str(one) for one in value] if isinstance(value, list) else []
 
 
+def needed(path: str, *, weights: bool = True) -> Needed:
+    """What is read of a folder or of a repository of the hub; without the weights, what tells whether it is supported."""
+    names = [tuple(f"{part}/{file}" for file in files) for part, files in WEIGHTS.items()]
+    return Needed(
+        name=path, key="model.path", files=(*CONFIGS.values(), "scheduler/*.json", "tokenizer/*"), required=tuple(CONFIGS.values()),
+        one_of=_VOCABULARY, weights=tuple(names) if weights else (),
+    )  # fmt: skip
+
+
 def open_folder(path: str) -> Folder:
     """The folder of `model.path`: a folder, a repository of the hub, or "lab".
 
     Of a repository that is not on this machine, the configs are fetched and checked first, and then the weights. Raises UsageError
     where it cannot be had, or is not supported.
     """
-    source, key = f"model.path={path}", "model.path"
+    source = f"model.path={path}"
     if path == "lab":
         folder = Folder(path=locate_lab(f"generator/{CONFIGS['index']}", key=source, part="generator").parent, source=source)
-        folder.check()
-        folder.check_weights()
-        return folder
-    _check_path(path, source)
-    small = (*CONFIGS.values(), "scheduler/*.json", "tokenizer/*")
-    folder = Folder(path=locate(path, key=key, files=small, required=tuple(CONFIGS.values()), one_of=_VOCABULARY), source=source)
+    else:
+        _check_path(path, source)
+        small = needed(path, weights=False)
+        folder = Folder(path=small.locate(), source=source)
+        if small.local is None:
+            folder.check()
+            folder = Folder(path=needed(path).locate(), source=source)  # of a newer commit, it may be
     folder.check()
-    if not Path(path).expanduser().is_dir():
-        folder = _with_weights(folder, path, small)
     folder.check_weights()
     return folder
 
@@ -339,28 +348,3 @@ def _check_path(path: str, source: str) -> None:
         given.is_dir()
     except (OSError, RuntimeError, ValueError) as error:  # too long; no such user; a NUL
         raise UsageError(f"{source[:200]}: no such path ({getattr(error, 'strerror', None) or error})") from error
-
-
-def _with_weights(folder: Folder, name: str, small: tuple[str, ...]) -> Folder:
-    """The same snapshot of a hub repository with its weights, safetensors where it has them."""
-    refused: UsageError | None = None
-    for kind in range(2):
-        lacking = {part: names[kind] for part, names in WEIGHTS.items() if folder.weights(part) is None}
-        if not lacking:
-            return folder
-        globs = {part: (f"{part}/{file}", f"{part}/{file}.index.json", f"{part}/{_pieces(file)}") for part, file in lacking.items()}
-        try:
-            locate(
-                name, key="model.path", files=(*small, *(pattern for row in globs.values() for pattern in row)),
-                required=[f"{part}/{file.replace('.', '*.', 1)}" for part, file in lacking.items()], revision=folder.path.name,
-            )  # fmt: skip
-        except UsageError as error:
-            refused = refused or error
-    if refused is not None and any(folder.weights(part) is None for part in WEIGHTS):
-        raise refused
-    return folder
-
-
-def _pieces(file: str) -> str:
-    stem, _, suffix = file.rpartition(".")
-    return f"{stem}-0*.{suffix}"

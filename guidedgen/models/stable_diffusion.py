@@ -17,13 +17,14 @@ from torch import Tensor
 
 from guidedgen import images
 from guidedgen.cost import Ledger
-from guidedgen.models.folder import Folder, open_folder
+from guidedgen.models.folder import Folder, needed, open_folder
 from guidedgen.models.learned import Learned
 from guidedgen.models.words import Words, replaced, said
 from guidedgen.precision import run_in
 from guidedgen.process.formulas import classifier_free, eps_from_v
 from guidedgen.process.grid import NoiseSchedule, Point
 from guidedgen.types import BadValue, Task, UsageError
+from guidedgen.zoo.needed import Needed
 from guidedgen.zoo.pretrained import load_pretrained
 
 if TYPE_CHECKING:
@@ -79,6 +80,11 @@ class StableDiffusion:
     def folder(self) -> Path:
         """Where the files are on this machine."""
         return self._opened.path
+
+    @staticmethod
+    def reads(*, path: str, **_: object) -> tuple[Needed, ...]:
+        """What is read of the hub or of a folder: nothing of the bundled model."""
+        return () if path == "lab" else (needed(path),)
 
     def config(self, part: str) -> Mapping[str, Any]:
         """What the folder says of a part of the model."""

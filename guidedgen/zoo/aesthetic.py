@@ -17,17 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from guidedgen.types import UsageError
-from guidedgen.zoo.files import DOWNLOADS, locate_download, locate_file, locate_lab, read_state
+from guidedgen.zoo.files import locate_file, locate_lab, read_state
+from guidedgen.zoo.needed import DOWNLOADS, Kept, Needed
 
-FILE, _, SHA256 = DOWNLOADS["aesthetic"]
+FILE, SHA256 = DOWNLOADS["aesthetic"].file, DOWNLOADS["aesthetic"].sha256
 
 
 class LaionHead:
     """A LAION head, v2 or v1 by what the file holds. `dim` is the width of the embedding it takes.
 
-    `path` is the file, a folder or a hub repository that holds `filename`, or None for what `scripts/fetch.py aesthetic` brings.
-    Raises UsageError where it is missing, has another
-    SHA-256 than the one given, or holds another architecture (as ava+logos-l14-reluMSE.pth does); numbers are read at first use.
+    `path` is the file, a folder or a hub repository that holds `filename`, or None for what `scripts/fetch.py` brings
+    of that name. Raises UsageError where it is missing, has another SHA-256 than the one given, or holds another architecture (as
+    ava+logos-l14-reluMSE.pth does); numbers are read at first use.
     """
 
     def __init__(
@@ -42,11 +43,25 @@ class LaionHead:
     ) -> None:
         self.name = name
         self.device = torch.device(device)
+        [part] = self.reads(path=path, filename=filename, key=key)
         if path is None:
-            path, sha256 = locate_download("aesthetic", key=key), SHA256
+            assert isinstance(part, Kept)
+            path, sha256 = part.locate(key=key), DOWNLOADS[part.name].sha256
         self.file = locate_file(path, filename, key=key, sha256=sha256)
         self._key = key
         self.dim: int = _build(self._read("meta"), f"{key}={path}")[1]
+
+    @staticmethod
+    def reads(
+        *, path: str | Path | None = None, filename: str = FILE, key: str = "head.path", **_: object
+    ) -> tuple[Kept | Needed, ...]:
+        """What is read: the file. Raises UsageError where `path` is None and `filename` none that is brought."""
+        if path is not None:
+            return (Needed(name=str(path), key=key, weights=((filename,),)),)
+        names = {download.file: name for name, download in DOWNLOADS.items()}
+        if filename not in names:
+            raise UsageError(f"{key}: {filename} is nothing that scripts/fetch.py brings; give its path")
+        return (Kept(names[filename]),)
 
     def _read(self, device: str) -> dict[str, Tensor]:
         return read_state(self.file, key=self._key, device=device)

@@ -24,10 +24,15 @@ from torch import Tensor
 from guidedgen import images as pictures
 from guidedgen.types import UsageError
 from guidedgen.vision_language import QFormer
-from guidedgen.zoo.files import BERT_WORDS, TOKENIZER, kept_file, locate_lab, locate_network, read_config, read_state
+from guidedgen.zoo import web
+from guidedgen.zoo.files import locate_lab, read_config, read_state
+from guidedgen.zoo.needed import BERT_WORDS, TOKENIZER, Needed, Survey, fetch_url, kept_file, network
 from guidedgen.zoo.pretrained import load_pretrained, load_processor
 
 HEAD = "blip2-caption-head.safetensors"  # of HubBlip2, in torch.hub's cache
+# BLIP-2's first stage as its authors published it, without a checksum: salesforce/LAVIS,
+# lavis/configs/models/blip2/blip2_pretrain.yaml. A file of this name in torch.hub's cache is not fetched again.
+LAVIS = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/blip2_pretrained.pth"
 LENGTH = 32  # tokens of a text at most, as LAVIS' blip2_pretrain.yaml has it
 _CLS = "Qformer.cls.predictions."
 _PARTS = {  # of vision_language.CaptionHead, and what LAVIS calls them
@@ -43,7 +48,7 @@ class HubBlip2:
     """A Blip2ForImageTextRetrieval in transformers' format, with its captioning head: types.Matcher.
 
     `path` is a folder or a hub name; `head` the file of the captioning head, or None for the one that `scripts/fetch.py blip2`
-    makes. `name`, `weights`, `revision` and `key` as for `zoo.clip.HubClip`. Texts are cut to 32 tokens. Raises UsageError where
+    makes. `name`, `weights` and `key` as for `zoo.clip.HubClip`. Texts are cut to 32 tokens. Raises UsageError where
     something is missing, or the folder holds another kind of model.
     """
 
@@ -54,20 +59,29 @@ class HubBlip2:
         path: str | Path,
         head: str | Path | None = None,
         device: torch.device | str = "cpu",
-        weights: str = "model.safetensors",
-        revision: str = "main",
+        weights: str | None = None,
         key: str = "blip2.path",
     ) -> None:
         self.name = name
         self.device = torch.device(device)
-        self.folder = locate_network(path, key=key, files=TOKENIZER, weights=weights, one_of=BERT_WORDS, revision=revision)
+        needed, *_ = self.reads(path=path, weights=weights, head=head, key=key)
+        assert isinstance(needed, Needed)
+        self.folder = needed.locate()
         read_config(self.folder, source=f"{key}={path}", kind="blip-2")
         self._key = key
         self.head = kept_file(HEAD) if head is None else Path(head).expanduser()
         if not self.head.is_file():
             how = "make it with: python scripts/fetch.py blip2" if head is None else "no such file"
             raise UsageError(f"{key}: the captioning head {self.head} is missing; {how}")
-        self._safetensors = weights.endswith(".safetensors")
+        self._safetensors = needed.found(self.folder).endswith(".safetensors")
+
+    @staticmethod
+    def reads(
+        *, path: str | Path, head: str | Path | None = None, weights: str | None = None, key: str = "blip2.path", **_: object
+    ) -> tuple[Needed | MadeHead, ...]:
+        """What is read: the network with its tokenizer, and the captioning head unless that is a file of the user's."""
+        needed = network(path, key=key, files=TOKENIZER, weights=weights, one_of=BERT_WORDS)
+        return (needed, MadeHead()) if head is None else (needed,)
 
     @property
     def network(self) -> QFormer:
@@ -124,6 +138,39 @@ class LabBlip2:
         tokenizer = networks.load_tokenizer()
         ids, mask = (tensor.to(self.device) for tensor in referees.tokenise(tokenizer, texts))
         return _losses(self.network, pictures.to_model(pixels), ids, mask, referees.special(tokenizer)["[DEC]"])
+
+
+class MadeHead:
+    """The captioning head that transformers' BLIP-2 lacks, made of the authors' checkpoint."""
+
+    name = "blip2-caption-head"
+
+    def survey(self) -> Survey:
+        """Whether it is there, and can be read."""
+        path = kept_file(HEAD)
+        try:
+            if path.is_file() and read_state(path, key=self.name).keys() == _PARTS.keys():
+                return Survey(where=path, files=1, size=path.stat().st_size)
+        except UsageError:  # which is no head
+            pass
+        there = kept_file(LAVIS.rpartition("/")[2]).exists()
+        return Survey(missing=[(HEAD if there else f"{HEAD}, of {LAVIS}", 0 if there else web.size(LAVIS))])
+
+    def bring(self) -> Path:
+        """Makes it; the checkpoint is downloaded where needed, and then not kept. Raises UsageError."""
+        from safetensors.torch import save_file
+
+        path, checkpoint = kept_file(HEAD), kept_file(LAVIS.rpartition("/")[2])
+        own = checkpoint.exists()
+        if not own:
+            fetch_url(self.name, LAVIS, checkpoint)
+        state = convert_head(read_state(checkpoint, key=self.name), str(checkpoint))
+        partial = path.with_suffix(".partial")
+        save_file(state, partial)
+        partial.replace(path)
+        if not own:
+            checkpoint.unlink()
+        return path
 
 
 def as_captions_are(text: str) -> str:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from guidedgen import images as pictures
 from guidedgen.types import UsageError
-from guidedgen.zoo.files import locate_lab, locate_network, read_config
+from guidedgen.zoo.files import locate_lab, read_config
 from guidedgen.zoo.inception import load_lab_classifier
+from guidedgen.zoo.needed import Needed, network
 from guidedgen.zoo.pretrained import load_pretrained, load_processor
 
 if TYPE_CHECKING:
@@ -41,20 +42,25 @@ class HubClassifier:
         name: str,
         path: str | Path,
         device: torch.device | str = "cpu",
-        weights: str = "model.safetensors",
-        revision: str = "main",
+        weights: str | None = None,
         key: str = "classifier.path",
     ) -> None:
         self.name = name
         self.device = torch.device(device)
-        self.folder = locate_network(path, key=key, files=_PROCESSORS, weights=weights, revision=revision)
+        [needed] = self.reads(path=path, weights=weights, key=key)
+        self.folder = needed.locate()
         if not any((self.folder / file).exists() for file in _PROCESSORS):
             raise UsageError(f"{key}={path}: has no {_PROCESSORS[0]}, which says how images are prepared")
         labels = read_config(self.folder, source=f"{key}={path}").get("id2label")
         if not isinstance(labels, dict) or not labels or not all(index.isdecimal() for index in labels):
             raise UsageError(f"{key}={path}: its config names no labels (id2label); an image classifier is needed")
         self.labels: dict[int, str] = {int(index): str(label) for index, label in labels.items()}
-        self._safetensors = weights.endswith(".safetensors")
+        self._safetensors = needed.found(self.folder).endswith(".safetensors")
+
+    @staticmethod
+    def reads(*, path: str | Path, weights: str | None = None, key: str = "classifier.path", **_: object) -> tuple[Needed, ...]:
+        """What is read: the network, and how images are prepared."""
+        return (network(path, key=key, files=_PROCESSORS, weights=weights),)
 
     @functools.cached_property
     def _names(self) -> dict[str, list[int]]:

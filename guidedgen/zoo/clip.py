@@ -17,7 +17,8 @@ from torch import Tensor
 
 from guidedgen import images as pictures
 from guidedgen.types import UsageError
-from guidedgen.zoo.files import CLIP_WORDS, TOKENIZER, locate, locate_lab, locate_network, read_config
+from guidedgen.zoo.files import locate_lab, read_config
+from guidedgen.zoo.needed import CLIP_WORDS, TOKENIZER, Needed, network
 from guidedgen.zoo.pretrained import load_pretrained, load_processor
 
 if TYPE_CHECKING:
@@ -28,11 +29,11 @@ if TYPE_CHECKING:
 class HubClip:
     """A CLIP in transformers' format: types.Clip.
 
-    `name` labels the network in reports; `path` is a folder or a hub name; `key` is its config key, for messages. `weights` names
-    the file that is read (its shards count as well): "pytorch_model.bin", for repositories that have nothing else, is read with
-    torch's `weights_only` unpickler. `tokenizer` is the folder or hub name that its tokenizer is from, where that is not its own;
-    nothing but the tokenizer's files is fetched from there. Raises UsageError where something is missing or the folder holds
-    another kind of model.
+    `name` labels the network in reports; `path` is a folder or a hub name (see `zoo.hub`); `key` is its config key, for
+    messages. `weights` names the file that is read, its shards count as well; None: model.safetensors, or pytorch_model.bin where
+    there is no other, by torch's `weights_only` unpickler. `tokenizer` is the folder or hub name that its tokenizer is from, where
+    that is not its own; nothing but the tokenizer's files is fetched from there. Raises UsageError where something is missing or
+    the folder holds another kind of model.
     """
 
     def __init__(
@@ -41,22 +42,33 @@ class HubClip:
         name: str,
         path: str | Path,
         device: torch.device | str = "cpu",
-        weights: str = "model.safetensors",
+        weights: str | None = None,
         tokenizer: str | Path | None = None,
-        revision: str = "main",
         key: str = "clip.path",
     ) -> None:
         self.name = name
         self.device = torch.device(device)
-        words = CLIP_WORDS if tokenizer is None else ()
-        files = ("*.json", "*.txt")
-        self.folder = locate_network(path, key=key, files=files, weights=weights, one_of=words, revision=revision)
-        self._safetensors, self._key = weights.endswith(".safetensors"), key
+        own, *others = self.reads(path=path, weights=weights, tokenizer=tokenizer, key=key)
+        self.folder = own.locate()
+        self._safetensors, self._key = own.found(self.folder).endswith(".safetensors"), key
         config = read_config(self.folder, source=f"{key}={path}", kind="clip")
         self.dim: int = config.get("projection_dim", 512)  # CLIPConfig's default, which a config may leave out
-        self._words = self.folder
-        if tokenizer is not None:
-            self._words = locate(tokenizer, key=f"{key}: tokenizer", files=TOKENIZER, one_of=CLIP_WORDS)
+        self._words = others[0].locate() if others else self.folder
+
+    @staticmethod
+    def reads(
+        *,
+        path: str | Path,
+        weights: str | None = None,
+        tokenizer: str | Path | None = None,
+        key: str = "clip.path",
+        **_: object,
+    ) -> tuple[Needed, ...]:
+        """What is read: the network, and the tokenizer where that is another's."""
+        if tokenizer is None:
+            return (network(path, key=key, files=TOKENIZER, weights=weights, one_of=CLIP_WORDS),)
+        words = Needed(name=str(tokenizer), key=f"{key}: tokenizer", files=TOKENIZER, one_of=CLIP_WORDS)
+        return network(path, key=key, weights=weights), words
 
     @property
     def network(self) -> CLIPModel:

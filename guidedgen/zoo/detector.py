@@ -15,7 +15,8 @@ from torch import Tensor
 
 from guidedgen import images as pictures
 from guidedgen.types import BadValue, Box, Detection, UsageError
-from guidedgen.zoo.files import CLIP_WORDS, locate_network, read_config
+from guidedgen.zoo.files import read_config
+from guidedgen.zoo.needed import CLIP_WORDS, TOKENIZER, Needed, network
 from guidedgen.zoo.pretrained import load_pretrained, load_processor
 
 if TYPE_CHECKING:
@@ -41,18 +42,23 @@ class Owlv2:
         path: str | Path,
         threshold: float = 0.1,
         device: torch.device | str = "cpu",
-        weights: str = "model.safetensors",
-        revision: str = "main",
+        weights: str | None = None,
         key: str = "detector.path",
     ) -> None:
         if not 0 <= threshold < 1:
             raise BadValue("threshold", threshold, "must be a confidence, at least 0 and below 1")
         self.name, self.threshold = name, threshold
         self.device = torch.device(device)
-        files = ("*.json", "*.txt")
-        self.folder = locate_network(path, key=key, files=files, weights=weights, one_of=CLIP_WORDS, revision=revision)
-        self._safetensors = weights.endswith(".safetensors")
+        [needed] = self.reads(path=path, weights=weights, key=key)
+        self.folder = needed.locate()
+        self._safetensors = needed.found(self.folder).endswith(".safetensors")
         read_config(self.folder, source=f"{key}={path}", kind="owlv2")
+
+    @staticmethod
+    def reads(*, path: str | Path, weights: str | None = None, key: str = "detector.path", **_: object) -> tuple[Needed, ...]:
+        """What is read: the network, its tokenizer, and how images are prepared."""
+        files = ("preprocessor_config.json", "processor_config.json", *TOKENIZER)
+        return (network(path, key=key, files=files, weights=weights, one_of=CLIP_WORDS),)
 
     @property
     def network(self) -> Owlv2ForObjectDetection:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from guidedgen import images as pictures
 from guidedgen.types import UsageError
 from guidedgen.zoo.clip import HubClip, LabClip
-from guidedgen.zoo.files import DOWNLOADS, locate_download, locate_file, locate_lab, read_config, read_state
+from guidedgen.zoo.files import locate_file, locate_lab, read_config, read_state
 from guidedgen.zoo.inception import load_lab_classifier
+from guidedgen.zoo.needed import DOWNLOADS, Kept, Needed
 
 FILE = DOWNLOADS["vgg16"][0]  # torchvision's VGG16_Weights.IMAGENET1K_V1
 _VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)  # channels; 0: 2 x 2 maximum
@@ -63,10 +64,15 @@ class Vgg16:
 
     def __init__(self, *, path: str | Path | None = None, device: torch.device | str = "cpu", key: str = "features.path") -> None:
         if path is None:
-            path = locate_download("vgg16", key=key)
+            path = Kept("vgg16").locate(key=key)
         self.device = torch.device(device)
         self.file = locate_file(path, FILE, key=key)
         self._key = key
+
+    @staticmethod
+    def reads(*, path: str | Path | None = None, key: str = "features.path", **_: object) -> tuple[Kept | Needed, ...]:
+        """What is read: the file."""
+        return (Kept("vgg16") if path is None else Needed(name=str(path), key=key, weights=((FILE,),)),)
 
     @property
     def network(self) -> nn.Sequential:

@@ -14,7 +14,8 @@ from torch import Tensor
 from guidedgen import images as pictures
 from guidedgen.types import BadValue, UsageError
 from guidedgen.zoo.classifier import HubClassifier, LabClassifier
-from guidedgen.zoo.files import locate, read_config, read_state
+from guidedgen.zoo.files import read_config, read_state
+from guidedgen.zoo.needed import TRANSFORMERS, Needed
 from guidedgen.zoo.pretrained import readable
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class SafetyChecker:
     0.01 less where one of three further concepts is above its own. The margin is how far the nearest one is above, and it is
     above 0 just where diffusers' class says so, rounding included. The 0.01 are a constant to its gradient.
 
-    `weights` names the file that is read: safetensors, or a state dict by torch's `weights_only` unpickler. Raises UsageError where
+    `path` is its folder or its place on the hub, as in a model's `safety_checker/`. `weights` names the file that is read; None:
+    model.safetensors, or pytorch_model.bin where there is no other, by torch's `weights_only` unpickler. Raises UsageError where
     something is missing.
     """
 
@@ -43,15 +45,21 @@ class SafetyChecker:
         *,
         path: str | Path,
         device: torch.device | str = "cpu",
-        weights: str = "model.safetensors",
-        revision: str = "main",
+        weights: str | None = None,
         key: str = "filter.path",
     ) -> None:
         self.device = torch.device(device)
-        files = ("config.json", weights)
-        self.file = locate(path, key=key, files=files, required=files, revision=revision) / weights
-        read_config(self.file.parent, source=f"{key}={path}")
+        [needed] = self.reads(path=path, weights=weights, key=key)
+        folder = needed.locate()
+        self.file = folder / needed.found(folder)
+        read_config(folder, source=f"{key}={path}")
         self._key = key
+
+    @staticmethod
+    def reads(*, path: str | Path, weights: str | None = None, key: str = "filter.path", **_: object) -> tuple[Needed, ...]:
+        """What is read: config and weights."""
+        files, names = ("config.json",), TRANSFORMERS if weights is None else (weights,)
+        return (Needed(name=str(path), key=key, files=files, required=files, weights=(names,)),)
 
     def margin(self, images: Tensor) -> Tensor:
         """b 3 H W in [0, 1] -> b, above 0 where flagged, differentiable."""

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from guidedgen import images as pictures
 from guidedgen.types import Clip, UsageError
-from guidedgen.zoo.files import DOWNLOADS, locate_download, locate_file, locate_lab, read_state
+from guidedgen.zoo.files import locate_file, locate_lab, read_state
+from guidedgen.zoo.needed import DOWNLOADS, Kept, Needed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,10 +46,15 @@ class Inception:
         if importlib.util.find_spec("torch_fidelity") is None:
             raise UsageError(f"{key}: Inception features need torch-fidelity; install it with: pip install torch-fidelity")
         if path is None:
-            path = locate_download("inception", key=key)
+            path = Kept("inception").locate(key=key)
         self.device = torch.device(device)
         self.file = locate_file(path, FILE, key=key, sha256=sha256)
         self._key = key
+
+    @staticmethod
+    def reads(*, path: str | Path | None = None, key: str = "features.path", **_: object) -> tuple[Kept | Needed, ...]:
+        """What is read: the file."""
+        return (Kept("inception") if path is None else Needed(name=str(path), key=key, weights=((FILE,),)),)
 
     @property
     def network(self) -> nn.Module:

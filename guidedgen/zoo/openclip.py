@@ -16,7 +16,8 @@ from torch import Tensor
 
 from guidedgen import images as pictures
 from guidedgen.types import UsageError
-from guidedgen.zoo.files import locate_file, read_state
+from guidedgen.zoo.files import read_state
+from guidedgen.zoo.needed import OPEN_CLIP, Needed
 
 if TYPE_CHECKING:
     import open_clip
@@ -29,9 +30,9 @@ class OpenClip:
     """A CLIP that open_clip describes: types.Clip, with the tokenizer that comes with open_clip.
 
     `architecture` is a name of open_clip's, or a JSON file that describes a model as those of open_clip do. OpenAI's weights need a
-    name that ends in "-quickgelu". `path` is the file of weights, or a folder or hub repository that holds `filename`: a state
-    dict of tensors, alone or under "state_dict". Images are prepared on tensors, so that gradients reach the pixels, by CLIP's mean
-    and deviation at the network's size, bicubic and antialiased:
+    name that ends in "-quickgelu". `path` is the file of weights, or a folder or hub repository that holds `filename` (None: a
+    name that open_clip's have, safetensors first): a state dict of tensors, alone or under "state_dict". Images are prepared on
+    tensors, so that gradients reach the pixels, by CLIP's mean and deviation at the network's size, bicubic and antialiased:
 
         crop    the shorter side fits, the middle is kept (OpenAI, open_clip, whose middle may be a pixel off where the rest is odd)
         pad     the longer side fits, the rest is black, nothing is clamped (tgxs002/HPSv2, hpsv2/src/open_clip/transform.py)
@@ -45,10 +46,9 @@ class OpenClip:
         name: str,
         architecture: str,
         path: str | Path,
-        filename: str = "open_clip_model.safetensors",
+        filename: str | None = None,
         fit: Literal["crop", "pad"] = "crop",
         device: torch.device | str = "cpu",
-        revision: str = "main",
         key: str = "clip.path",
     ) -> None:
         self.name = name
@@ -58,8 +58,14 @@ class OpenClip:
         description = _describe(architecture, key)
         self.dim: int = description["embed_dim"]
         self.size: int = description["vision_cfg"].get("image_size", 224)
-        self.file = locate_file(path, filename, key=key, revision=revision)
+        [needed] = self.reads(path=path, filename=filename, key=key)
+        self.file = needed.locate_weights()
         self._key = key
+
+    @staticmethod
+    def reads(*, path: str | Path, filename: str | None = None, key: str = "clip.path", **_: object) -> tuple[Needed, ...]:
+        """What is read: the weights."""
+        return (Needed(name=str(path), key=key, weights=(OPEN_CLIP if filename is None else (filename,),)),)
 
     @property
     def network(self) -> open_clip.model.CLIP:

@@ -19,7 +19,8 @@ from guidedgen import images as pictures
 from guidedgen import vision_language
 from guidedgen.precision import run_in
 from guidedgen.types import BadValue, UsageError
-from guidedgen.zoo.files import BERT_WORDS, SAFE, TOKENIZER, locate, locate_lab, locate_network, read_config, read_state
+from guidedgen.zoo.files import locate_lab, read_config, read_state
+from guidedgen.zoo.needed import BERT_WORDS, PROCESSOR, TOKENIZER, Needed, network
 from guidedgen.zoo.pretrained import load_pretrained, load_processor, readable
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class BlipVqa:
     `checkpoint` names the authors' own file (model_base_vqa_capfilt_large.pth), of which the published ones were made: they are
     for 384 px, and their positions are interpolated to `size`, where the benchmark has 480. Images are squashed to a square,
     bicubic, on tensors, so that gradients reach the pixels. Questions are cut to 35 tokens, and begin with [ENC] as the authors'
-    do and transformers' do not (huggingface/transformers#22732). `name`, `weights`, `revision` and `key` as for
+    do and transformers' do not (huggingface/transformers#22732). `name`, `weights` and `key` as for
     `zoo.clip.HubClip`. Raises UsageError where something is missing, or the folder holds another kind of model.
     """
 
@@ -50,26 +51,38 @@ class BlipVqa:
         checkpoint: str | Path | None = None,
         size: int = 480,
         device: torch.device | str = "cpu",
-        weights: str = "model.safetensors",
-        revision: str = "main",
+        weights: str | None = None,
         key: str = "vqa.path",
     ) -> None:
         self.name = name
         self.device = torch.device(device)
         self.checkpoint = None if checkpoint is None else Path(checkpoint).expanduser()
-        if self.checkpoint is None:
-            self.folder = locate_network(path, key=key, files=TOKENIZER, weights=weights, one_of=BERT_WORDS, revision=revision)
-        elif self.checkpoint.is_file():
-            files = ("config.json", *TOKENIZER)
-            self.folder = locate(path, key=key, files=files, required=files[:1], one_of=BERT_WORDS, revision=revision)
-        else:
+        if self.checkpoint is not None and not self.checkpoint.is_file():
             raise UsageError(f"{key}: checkpoint={checkpoint}: no such file")
+        [needed] = self.reads(path=path, checkpoint=checkpoint, weights=weights, key=key)
+        self.folder = needed.locate()
         config = read_config(self.folder, source=f"{key}={path}", kind="blip")
         patch = (config.get("vision_config") or {}).get("patch_size", 16)
         if size < patch or size % patch:
             raise BadValue("size", size, f"must be a multiple of the patches' {patch} px")
         self.size = size
-        self._safetensors, self._key = weights.endswith(".safetensors"), key
+        self._safetensors = checkpoint is None and needed.found(self.folder).endswith(".safetensors")
+        self._key = key
+
+    @staticmethod
+    def reads(
+        *,
+        path: str | Path,
+        checkpoint: str | Path | None = None,
+        weights: str | None = None,
+        key: str = "vqa.path",
+        **_: object,
+    ) -> tuple[Needed, ...]:
+        """What is read: the tokenizer, and the network or, of one whose weights are in `checkpoint`, its config."""
+        if checkpoint is None:
+            return (network(path, key=key, files=TOKENIZER, weights=weights, one_of=BERT_WORDS),)
+        files = ("config.json", *TOKENIZER)
+        return (Needed(name=str(path), key=key, files=files, required=files[:1], one_of=BERT_WORDS),)
 
     @property
     def described(self) -> str:
@@ -129,16 +142,20 @@ class ImageTextToText:
         name: str | None = None,
         device: torch.device | str = "cpu",
         dtype: Literal["float32", "float16", "bfloat16"] = "float32",
-        weights: str = "model.safetensors",
-        revision: str = "main",
+        weights: str | None = None,
         key: str = "vqa.path",
     ) -> None:
         self.name = Path(path).name if name is None else name
         self.device, self.dtype = torch.device(device), dtype
-        files = (*SAFE[1:], "*.model", "*.jinja")
-        self.folder = locate_network(path, key=key, files=files, weights=weights, revision=revision)
+        [needed] = self.reads(path=path, weights=weights, key=key)
+        self.folder = needed.locate()
         read_config(self.folder, source=f"{key}={path}")
-        self._safetensors, self._key = weights.endswith(".safetensors"), key
+        self._safetensors, self._key = needed.found(self.folder).endswith(".safetensors"), key
+
+    @staticmethod
+    def reads(*, path: str | Path, weights: str | None = None, key: str = "vqa.path", **_: object) -> tuple[Needed, ...]:
+        """What is read: the network, and whatever its processor may be made of."""
+        return (network(path, key=key, files=PROCESSOR, weights=weights),)
 
     @property
     def network(self) -> Any:

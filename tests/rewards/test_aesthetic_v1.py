@@ -94,8 +94,8 @@ def test_the_released_heads(released_head, tasks, noise):
     predictors, expected = {}, 0
     for name, dim in (("l14", 768), ("b32", 512)):
         head = node["predictors"][name]["head"]
-        file = released_head(head["path"].rpartition("/")[2])
-        predictors[name] = Aesthetic(clip=Fixed(name, dim), head=LaionHead(path=file, sha256=head["sha256"], name=head["name"]))
+        file = released_head(head["filename"])
+        predictors[name] = Aesthetic(clip=Fixed(name, dim), head=LaionHead(path=file, name=head["name"]))
         state = torch.load(file, map_location="cpu", weights_only=True)
         score = F.linear(Fixed(name, dim).encode_image(torch.zeros(1, 3, 2, 2)), state["weight"], state["bias"])
         expected = expected + node["weights"][name] * score

@@ -451,7 +451,7 @@ def test_aesthetic_v1(folder: Path):
     for name, letter, dim in (("l14", "l_14", 768), ("b32", "b_32", 512)):
         file = folder / f"sa_0_4_vit_{letter}_linear.pth"
         save(randomly({"weight": (1, dim), "bias": (1,)}), file)
-        options |= {f"reward.predictors.{name}.head.path": file, f"reward.predictors.{name}.head.sha256": "null"}
+        options |= {f"reward.predictors.{name}.head.path": file}
     reward = build("aesthetic_v1", options)
     parts = reward.predictors
     assert {name: millions(part.clip.network) for name, part in parts.items()} == {"l14": 427.62, "b32": 151.28}

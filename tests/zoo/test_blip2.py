@@ -1,6 +1,5 @@
 """BLIP-2's two losses on transformers' own classes at tiny size, against their definitions."""
 
-import importlib.util
 import json
 import math
 import re
@@ -13,10 +12,10 @@ import torch.nn.functional as F
 from guidedgen import images as pictures
 from guidedgen.types import UsageError
 from guidedgen.vision_language import QFormer, caption_mask
-from guidedgen.zoo import blip2, files
+from guidedgen.zoo import blip2
 from guidedgen.zoo.blip2 import HubBlip2
+from guidedgen.zoo.needed import kept_file
 
-ROOT = Path(__file__).resolve().parents[2]
 SIDE, QUERIES, WIDTH = 24, 5, 16
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "blue", "circle", "square", "and", "photo")
 DEC = len(WORDS)  # the start of captions, after BERT's words
@@ -238,15 +237,14 @@ def test_the_head_is_made_of_the_authors_checkpoint(folder: Path, tmp_path: Path
     from safetensors.torch import load_file
     from transformers import Blip2ForImageTextRetrieval
 
-    spec = importlib.util.spec_from_file_location("fetch", ROOT / "scripts" / "fetch.py")
-    fetch = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(fetch)
     state = checkpoint_of(Blip2ForImageTextRetrieval.from_pretrained(folder))
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     torch.save({"model": state, "epoch": 3}, tmp_path / "checkpoints" / "blip2_pretrained.pth")
-    made = fetch.fetch("blip2-caption-head")
-    assert made == files.kept_file(blip2.HEAD) == HubBlip2(name="x", path=folder).head
+    assert blip2.MadeHead().survey().missing
+    made = blip2.MadeHead().bring()
+    assert blip2.MadeHead().survey().where == made
+    assert made == kept_file(blip2.HEAD) == HubBlip2(name="x", path=folder).head
     ours, first = load_file(made), load_file(folder / blip2.HEAD)
     assert ours.keys() == first.keys() and all(torch.equal(ours[name], first[name]) for name in ours)
 

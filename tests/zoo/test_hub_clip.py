@@ -111,7 +111,7 @@ def test_range_is_checked(clip: HubClip):
         clip.encode_image(2 * picture(32, 32) - 1)
 
 
-def test_pickled_weights_only_by_name(another_clip_folder: Path):
+def test_pickled_weights_where_there_are_no_others(another_clip_folder: Path):
     from safetensors.torch import load_file
 
     whole = HubClip(name="tiny", path=another_clip_folder).encode_text(["cat"])
@@ -119,10 +119,11 @@ def test_pickled_weights_only_by_name(another_clip_folder: Path):
     state = load_file(another_clip_folder / "model.safetensors")
     (another_clip_folder / "model.safetensors").unlink()
     torch.save(state, another_clip_folder / "pytorch_model.bin")
-    with pytest.raises(UsageError, match=r"has no model\*\.safetensors"):
-        HubClip(name="tiny", path=another_clip_folder)
-    named = HubClip(name="tiny", path=another_clip_folder, weights="pytorch_model.bin")
-    torch.testing.assert_close(named.encode_text(["cat"]), whole)
+    with pytest.raises(UsageError, match=r"has no model\.safetensors"):
+        HubClip(name="tiny", path=another_clip_folder, weights="model.safetensors")
+    for weights in (None, "pytorch_model.bin"):
+        found = HubClip(name="tiny", path=another_clip_folder, weights=weights)
+        torch.testing.assert_close(found.encode_text(["cat"]), whole)
 
 
 def test_other_models_and_lacking_weights_are_refused(another_clip_folder: Path):

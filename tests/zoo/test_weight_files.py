@@ -1,16 +1,12 @@
 """Weights are found in a folder, in the hub's cache, and on a hub; what is missing ends in one line."""
 
-import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +14,7 @@ import torch
 from guidedgen.types import UsageError
 from guidedgen.zoo.clip import HubClip
 from guidedgen.zoo.files import locate, locate_file, read_state
+from guidedgen.zoo.hub import commit_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,54 +63,11 @@ def run(*calls: str, **environment: str) -> list[str]:
 
 
 @pytest.fixture
-def hub(clip_folder: Path) -> Iterator[SimpleNamespace]:
-    """A hub on the loopback that holds org/name: the tiny CLIP and a pickle; `asked` are the files that were asked for."""
-    files = {path.name: path.read_bytes() for path in clip_folder.iterdir()} | {"pytorch_model.bin": b"a pickle"}
-    asked: set[str] = set()
-
-    class Handler(BaseHTTPRequestHandler):
-        def answer(self) -> tuple[int, bytes, dict[str, str]]:
-            path = self.path.partition("?")[0]
-            tree = [{"type": "file", "path": n, "size": len(b), "oid": hashlib.sha1(b).hexdigest()} for n, b in files.items()]
-            listings = {
-                "/api/models/org/name/revision/main": {
-                    "id": "org/name",
-                    "sha": COMMIT,
-                    "siblings": [{"rfilename": n} for n in files],
-                },
-                f"/api/models/org/name/tree/{COMMIT}": tree,
-            }
-            if path in listings:
-                return 200, json.dumps(listings[path]).encode(), {"Content-Type": "application/json"}
-            _, _, rest = path.partition("/org/name/resolve/")
-            name = rest.partition("/")[2]
-            if name in files:
-                asked.add(name)
-                return 200, files[name], {"ETag": f'"{hashlib.sha1(files[name]).hexdigest()}"', "X-Repo-Commit": COMMIT}
-            code = "EntryNotFound" if "/org/name/" in path else "RepoNotFound"
-            return 404, b"{}", {"X-Error-Code": code}
-
-        def do_GET(self) -> None:
-            status, body, headers = self.answer()
-            self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(body))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        do_HEAD = do_GET  # noqa: N815
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield SimpleNamespace(endpoint=f"http://127.0.0.1:{server.server_port}", asked=asked)
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def org(online: Any, clip_folder: Path) -> Any:
+    """The hub of this process, which holds org/name: the tiny CLIP and a pickle."""
+    files = {path.name: path.read_bytes() for path in clip_folder.iterdir()}
+    online.repositories["org/name"] = files | {"pytorch_model.bin": b"a pickle", "onnx/model.safetensors": b"another"}
+    return online
 
 
 def refusal(call, *args, **kwargs) -> str:
@@ -142,9 +96,13 @@ def test_clip_from_the_cache_is_the_clip_of_the_folder(cache: Path, clip_folder:
 
 
 def test_missing_offline_is_one_line_with_the_way_out(cache: Path):
-    for call in (lambda: locate("org/name", key="model.path"), lambda: locate_file("org/name", "x.pth", key="model.path")):
+    for call, file in (
+        (lambda: locate("org/name", key="model.path"), ""),
+        (lambda: locate_file("org/name", "x.pth", key="model.path"), "/x.pth"),
+    ):
         assert refusal(call) == (
             "model.path=org/name: not on this machine and the hub is offline; fetch it with: python scripts/fetch.py org/name"
+            + file
         )
 
 
@@ -153,7 +111,7 @@ def test_incomplete_cache_is_as_good_as_missing(cache: Path, clip_folder: Path):
     assert "python scripts/fetch.py org/name" in refusal(locate, "org/name", key="k", required=("model*.safetensors",))
 
 
-@pytest.mark.parametrize("name", ["/nowhere/model", "./model", "a/b/c", "two words"])
+@pytest.mark.parametrize("name", ["/nowhere/model", "./model", "a/b/..", "a/b@", "two words", "~/a"])
 def test_neither_a_path_nor_a_name(cache: Path, name: str):
     assert refusal(locate, name, key="model.path").startswith(f"model.path={name}: no such path")
 
@@ -165,49 +123,62 @@ def test_incomplete_folder_and_file_for_folder(tmp_path: Path):
     assert "is a file" in refusal(locate, tmp_path / "file", key="k")
 
 
-def test_download_takes_only_what_is_needed_and_stays(hub: SimpleNamespace, tmp_path: Path):
-    call = "locate('org/name', key='model.path', files=('*.json', 'model.safetensors'))"
-    [snapshot] = run(call, HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path))
-    assert Path(snapshot).parts[-4:] == ("hub", "models--org--name", "snapshots", COMMIT)
-    assert hub.asked == {"config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"}
-    hub.asked.clear()
-    assert run(call, HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path), TRANSFORMERS_OFFLINE="1") == [snapshot]
-    assert not hub.asked
+def names(hub: Any) -> set[str]:
+    return {file for file, _ in hub.asked}
 
 
-def test_clip_from_a_hub_is_located_when_built_and_not_loaded(hub: SimpleNamespace, tmp_path: Path, clip_folder: Path):
-    folder, loaded = run(
-        "__import__('guidedgen.zoo.clip', fromlist=['HubClip']).HubClip(name='tiny', path='org/name').folder",
-        "'transformers' in __import__('sys').modules",
-        HF_ENDPOINT=hub.endpoint,
-        HF_HOME=str(tmp_path),
-    )
-    assert {path.name for path in Path(folder).iterdir()} == {path.name for path in clip_folder.iterdir()}
-    assert "pytorch_model.bin" not in hub.asked and loaded == "False"
+def test_download_takes_only_what_is_needed_and_stays(org: Any, monkeypatch: pytest.MonkeyPatch):
+    wanted = ("*.json", "model.safetensors")
+    snapshot = locate("org/name", key="model.path", files=wanted)
+    assert snapshot.parts[-4:] == ("hub", "models--org--name", "snapshots", org.commit("org/name"))
+    assert names(org) == {"config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"}
+    org.asked.clear()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert locate("org/name", key="model.path", files=wanted) == snapshot
+    assert not org.asked
 
 
-def test_an_incomplete_cache_is_completed(hub: SimpleNamespace, tmp_path: Path, clip_folder: Path):
-    snapshot = fill(tmp_path / "hub", clip_folder)
+def test_clip_from_a_hub_is_located_when_built(org: Any, clip_folder: Path):
+    folder = HubClip(name="tiny", path="org/name").folder
+    assert {path.name for path in folder.iterdir()} == {path.name for path in clip_folder.iterdir()}
+    assert names(org) == {path.name for path in clip_folder.iterdir()}
+
+
+def test_nothing_heavy_is_imported_to_locate():
+    [loaded] = run("[name for name in ('torch', 'transformers', 'diffusers') if name in __import__('sys').modules]")
+    assert loaded == "[]"
+
+
+def test_an_incomplete_cache_is_completed(org: Any, clip_folder: Path):
+    snapshot = locate("org/name", key="k", files=("config.json", "model.safetensors"), required=("config.json",))
     (snapshot / "model.safetensors").unlink()
-    call = "locate('org/name', key='k', required=('config.json', 'model*.safetensors'))"
-    assert run(call, HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path)) == [str(snapshot)]
+    assert locate("org/name", key="k", files=("*.safetensors",), required=("config.json", "model*.safetensors")) == snapshot
     assert (snapshot / "model.safetensors").read_bytes() == (clip_folder / "model.safetensors").read_bytes()
 
 
-def test_single_file_and_absent_things(hub: SimpleNamespace, tmp_path: Path, clip_folder: Path):
-    path, *refusals = run(
-        "locate_file('org/name', 'config.json', key='k')",
-        "locate('org/other', key='k')",
-        "locate_file('org/name', 'none.pth', key='k')",
-        "locate('org/name', key='k', required=('unet/*.json',))",
-        HF_ENDPOINT=hub.endpoint,
-        HF_HOME=str(tmp_path),
-    )
-    assert Path(path).read_bytes() == (clip_folder / "config.json").read_bytes()
-    assert refusals[0] == f"refused: k=org/other: no such path, and no such public repository at {hub.endpoint}"
-    assert refusals[1] == f"refused: k=org/name: has no none.pth at {hub.endpoint}"
-    assert refusals[2].startswith("refused: k=org/name: has no unet/*.json (looked in ")
-    assert "pytorch_model.bin" not in hub.asked
+def test_single_file_and_absent_things(org: Any, clip_folder: Path):
+    path = locate_file("org/name", "config.json", key="k")
+    assert path.read_bytes() == (clip_folder / "config.json").read_bytes()
+    there = org.endpoint
+    assert refusal(locate, "org/other", key="k") == f"k=org/other: no such path, and no such public repository at {there}"
+    assert refusal(locate_file, "org/name", "none.pth", key="k") == f"k=org/name: has no none.pth at {there}"
+    lacking = refusal(locate, "org/name", key="k", required=("unet/*.json",))
+    assert lacking == f"k=org/name: has no unet/*.json at {there}"
+    assert refusal(locate, "org/name@v2", key="k") == "k=org/name@v2: has no revision v2"
+    assert names(org) == {"config.json"}
+
+
+def test_a_repositorys_folder_at_a_commit(org: Any):
+    commit = org.commit("org/name")
+    path = locate_file(f"org/name/onnx@{commit}", "model.safetensors", key="k")
+    assert path.read_bytes() == b"another" and path.parts[-4:-1] == ("snapshots", commit, "onnx")
+    assert commit_of(path.parent) == commit_of(path.parent.parent) == commit and commit_of(Path("/")) is None
+
+
+def test_gated(org: Any):
+    org.gated.add("org/name")
+    told = refusal(locate, "org/name", key="k")
+    assert told == f"k=org/name: its authors ask you to accept terms on {org.endpoint}/org/name, then: hf auth login"
 
 
 def test_unreachable_hub(tmp_path: Path):
