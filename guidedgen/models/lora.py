@@ -274,16 +274,15 @@ def _options(tensors: Mapping[str, Tensor], found: Mapping[str, Any], source: st
     options |= {key: options.get(key) or {} for key in ("rank_pattern", "alpha_pattern")}
     try:
         made = LoraConfig(**options)
-        numbers = [made.lora_alpha, *made.alpha_pattern.values(), made.r, *made.rank_pattern.values()]
-        for pattern in (*made.alpha_pattern, *made.rank_pattern):
+        patterns: list[dict[str, Any]] = [dict(options["rank_pattern"]), dict(options["alpha_pattern"])]
+        ranks = {made.r, *patterns[0].values()}
+        numbers = [*ranks, made.lora_alpha, *patterns[1].values()]
+        for pattern in (*patterns[0], *patterns[1]):
             re.compile(pattern)
     except (TypeError, ValueError, AttributeError, re.error) as error:
         raise UsageError(f"{source}: PEFT does not understand its options ({' '.join(str(error).split())})"[:500]) from error
-    if wrong := [
-        value for value in numbers if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e6
-    ]:
+    if wrong := [value for value in numbers if type(value) not in (int, float) or not 0 < value < 1e6]:
         raise UsageError(f"{source}: {first(wrong)} for a rank or an alpha; a number above 0 is needed"[:500])
-    ranks = {made.r, *made.rank_pattern.values()}
     if odd := {len(value) for name, value in tensors.items() if name.endswith(".lora_A.weight")} - ranks:
         raise UsageError(f"{source}: its options say rank {made.r}, and it has tensors of rank {first(sorted(odd))}")
     return {**options, "target_modules": sorted({name.partition(".lora_")[0] for name in tensors})}
