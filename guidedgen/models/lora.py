@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -32,14 +33,24 @@ _KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
 _MARKS = (".lora_", ".lora.", "_lora.", ".alpha", ".dora_scale", ".lokr_", ".hada_", ".oft_", "base_model.model.")
 _HALVES = {"A.weight": "lora_A", "B.weight": "lora_B"}
 _PEFT = "base_model.model."
+# Of PEFT's options, those that say how strong an adapter is, and those that say what it was made for and how it was trained.
+_STRENGTH = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")
+_IDLE = ("peft_type", "peft_version", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode",
+         "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout", "fan_in_fan_out",
+         "init_lora_weights", "megatron_core", "qalora_group_size", "eva_config", "runtime_config")  # fmt: skip
+_DEFAULTS = [("bias", "none")]
+_PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """What diffusers' loaders take, and the same by network in PEFT's names: `<module>.lora_A.weight`, `<module>.lora_B.weight`."""
+    """What diffusers' loaders take, and the same by network in PEFT's names: `<module>.lora_A.weight`, `<module>.lora_B.weight`.
+
+    `metadata` are options of PEFT's LoraConfig, by network; of a network without, alpha is the rank.
+    """
 
     state: Mapping[str, Tensor]
-    metadata: Mapping[str, Any] | None
+    metadata: Mapping[str, dict[str, Any]]
     tensors: Mapping[str, Mapping[str, Tensor]]
 
 
@@ -78,9 +89,9 @@ def parse(
         raise UsageError(f"{source}: not used would be {first(strange)}")
     for part in PARTS:
         _check_shapes(part, tensors[part], networks[part], source)
-        if metadata is not None and tensors[part]:
-            _check_config(tensors[part], _of(part, metadata), source)
-    return Adapter(state=state, metadata=metadata, tensors=tensors)
+    options = {part: _of(part, metadata or {}) for part in PARTS if tensors[part]}
+    configs = {part: _options(tensors[part], found, source) for part, found in options.items() if found}
+    return Adapter(state=state, metadata=configs, tensors=tensors)
 
 
 def load_into_unet(adapter: Adapter, unet: UNet2DConditionModel, name: str, scale: float, source: str) -> None:
@@ -90,7 +101,7 @@ def load_into_unet(adapter: Adapter, unet: UNet2DConditionModel, name: str, scal
     if adapter.tensors["unet"]:
         with several():
             StableDiffusionLoraLoaderMixin.load_lora_into_unet(
-                dict(adapter.state), None, unet, adapter_name=name, metadata=_copied(adapter.metadata)
+                dict(adapter.state), None, unet, adapter_name=name, metadata=_named("unet", adapter)
             )
         settle(unet, name, scale, adapter.tensors["unet"], source)
 
@@ -102,7 +113,7 @@ def load_into_text_encoder(adapter: Adapter, text_encoder: CLIPTextModel, name: 
     if adapter.tensors["text_encoder"]:
         with several():
             StableDiffusionLoraLoaderMixin.load_lora_into_text_encoder(
-                dict(adapter.state), None, text_encoder, adapter_name=name, metadata=_copied(adapter.metadata)
+                dict(adapter.state), None, text_encoder, adapter_name=name, metadata=_named("text_encoder", adapter)
             )
         settle(text_encoder, name, scale, adapter.tensors["text_encoder"], source)
 
@@ -146,7 +157,7 @@ def several() -> Iterator[None]:
 def _metadata(header: Mapping[str, str], config: Mapping[str, Any] | None, source: str) -> dict[str, Any] | None:
     """What the file says of the adapter's shape and strength: keys of PEFT's LoraConfig, a network's name before each."""
     if config is not None:
-        return _known(config)
+        return dict(config)
     text = header.get("lora_adapter_metadata")
     if not text:
         return None
@@ -156,15 +167,7 @@ def _metadata(header: Mapping[str, str], config: Mapping[str, Any] | None, sourc
         raise UsageError(f"{source}: its lora_adapter_metadata is no JSON ({error})") from error
     if not isinstance(metadata, dict):
         raise UsageError(f"{source}: its lora_adapter_metadata is no mapping")
-    return _known(metadata)
-
-
-def _known(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Without options that newer versions of PEFT write and this one does not know, where they are off."""
-    from peft import LoraConfig
-
-    names = {field.name for field in dataclasses.fields(LoraConfig)}
-    return {key: value for key, value in config.items() if value or key.rpartition(".")[2] in names}
+    return metadata
 
 
 def _from_kohya(state: Mapping[str, Tensor], unet_config: Any, source: str) -> dict[str, Tensor]:
@@ -252,26 +255,40 @@ def _check_shapes(part: str, tensors: Mapping[str, Tensor], network: nn.Module, 
             )
 
 
-def _check_config(tensors: Mapping[str, Tensor], config: Mapping[str, Any], source: str) -> None:
-    """Raises UsageError where PEFT does not understand the configuration, or it is of another rank than the tensors."""
+def _options(tensors: Mapping[str, Tensor], found: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Those options of PEFT's LoraConfig that say how strong an adapter is, for exactly the modules that it has.
+
+    Raises UsageError where PEFT does not understand them, or they ask for more than a plain LoRA, or for another rank.
+    """
     from peft import LoraConfig
 
-    if config.get("peft_type", "LORA") != "LORA":
-        raise UsageError(f"{source}: an adapter of PEFT's kind {config['peft_type']}; only LORA is supported")
+    if found.get("peft_type", "LORA") != "LORA":
+        raise UsageError(f"{source}: an adapter of PEFT's kind {found['peft_type']}; only LORA is supported")
+    plain = {field.name for field in dataclasses.fields(LoraConfig)} & {*_STRENGTH, *_IDLE}
+    more = [f"{key}={value}" for key, value in found.items() if key not in plain and value and (key, value) not in _DEFAULTS]
+    if found.get("init_lora_weights", True) not in _PLAIN_STARTS:  # the others have changed the network's own weights
+        more.append(f"init_lora_weights={found['init_lora_weights']}")
+    if more:
+        raise UsageError(f"{source}: more than a plain LoRA, which is all that can be used in full ({first(more)})"[:500])
+    options = {key: found[key] for key in _STRENGTH if key in found}
+    options |= {key: options.get(key) or {} for key in ("rank_pattern", "alpha_pattern")}
     try:
-        made = LoraConfig(**config)
-        alphas = [made.lora_alpha, *(made.alpha_pattern or {}).values()]
-        ranks = {made.r, *(made.rank_pattern or {}).values()}
-        usable = all(isinstance(alpha, (int, float)) and 0 < alpha < float("inf") for alpha in alphas)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UsageError(f"{source}: PEFT does not understand its configuration ({' '.join(str(error).split())})") from error
-    if made.use_dora:
-        raise UsageError(f"{source}: not a plain LoRA (use_dora), which diffusers cannot use in full")
-    if not usable:
-        raise UsageError(f"{source}: lora_alpha={alphas[0]}: a strength above 0 is needed")
+        made = LoraConfig(**options)
+        patterns: list[dict[str, Any]] = [dict(options["rank_pattern"]), dict(options["alpha_pattern"])]
+        ranks = {made.r, *patterns[0].values()}
+        numbers = [*ranks, made.lora_alpha, *patterns[1].values()]
+        for pattern in (*patterns[0], *patterns[1]):
+            re.compile(pattern)
+    except (TypeError, ValueError, AttributeError, re.error) as error:
+        raise UsageError(f"{source}: PEFT does not understand its options ({' '.join(str(error).split())})"[:500]) from error
+    if wrong := [value for value in numbers if type(value) not in (int, float) or not 0 < value < 1e6]:
+        raise UsageError(f"{source}: {first(wrong)} for a rank or an alpha; a number above 0 is needed"[:500])
     if odd := {len(value) for name, value in tensors.items() if name.endswith(".lora_A.weight")} - ranks:
-        raise UsageError(f"{source}: its configuration says rank {made.r}, and its tensors are of rank {first(sorted(odd))}")
+        raise UsageError(f"{source}: its options say rank {made.r}, and it has tensors of rank {first(sorted(odd))}")
+    return {**options, "target_modules": sorted({name.partition(".lora_")[0] for name in tensors})}
 
 
-def _copied(metadata: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    return None if metadata is None else dict(metadata)
+def _named(part: str, adapter: Adapter) -> dict[str, Any] | None:
+    """As diffusers takes them: with the network's name before each."""
+    options = adapter.metadata.get(part)
+    return None if options is None else {f"{part}.{key}": value for key, value in options.items()}

@@ -495,6 +495,10 @@ def wrong_lora(kind: str, pipe: Any, folder: Path) -> None:
             write(folder, plain, header({**peft_config(), "use_magic": True}))
         case "another rank in its metadata":
             write(folder, plain, header({**peft_config(), "r": 7}))
+        case "a start that changes the network":
+            write(folder, plain, header({**peft_config(), "init_lora_weights": "pissa"}))
+        case "other biases":
+            write(folder, plain, header({**peft_config(), "bias": "all"}))
         case "text for alpha":
             write(folder, plain, header({**peft_config(), "lora_alpha": "16"}))
         case "no configuration of PEFT":
@@ -515,7 +519,8 @@ WRONG_LORA = {
     "transformer": "not used would be .*transformer", "DoRA": "dora_scale", "DoRA of PEFT": "lora_magnitude_vector|use_dora", "LoHa": "hada",
     "LoKr": "lokr", "Tucker's": "lora_mid", "not finite": "not finite", "whole numbers": "int32", "metadata of no JSON": "no JSON",
     "metadata of a list": "no mapping", "unknown metadata": "use_magic", "another rank in its metadata": "rank 7",
-    "text for alpha": "lora_alpha|does not understand", "no configuration of PEFT": "no mapping", "another kind of PEFT": "LOHA",
+    "text for alpha": "16 for a rank or an alpha", "a start that changes the network": "pissa",
+    "other biases": "bias=all", "no configuration of PEFT": "no mapping", "another kind of PEFT": "LOHA",
 }  # fmt: skip
 LATE = {"not finite"}  # what the header cannot tell
 
