@@ -17,6 +17,7 @@ from torch import Tensor
 from guidedgen.models import folder as rules
 from guidedgen.models.stable_diffusion import StableDiffusion
 from guidedgen.types import Task, UsageError
+from guidedgen.zoo.needed import Needed
 
 State = dict[str, Tensor]
 Change = Callable[[Path], object]
@@ -621,18 +622,18 @@ def test_tokenizers_that_would_read_prompts_wrongly(sd: Path, kind: str, refused
 def test_configs_are_fetched_and_checked_before_weights(
     bare: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
 ) -> None:
-    asked: list[str] = []
+    asked: list[tuple[tuple[str, ...], ...]] = []
 
-    def locate(name: str, *, files: tuple[str, ...], **_: object) -> Path:
-        asked.append(" ".join(files))
-        if len(asked) == 2:
+    def locate(self: Needed) -> Path:
+        asked.append(self.weights)
+        if self.weights:
             raise UsageError("model.path=org/tiny: not today")
         return bare
 
-    monkeypatch.setattr(rules, "locate", locate)
+    monkeypatch.setattr(Needed, "locate", locate)
     refused(lambda: opened("org/tiny"), "not today")
-    assert "model" not in asked[0].replace(INDEX, "") and "safetensors" in asked[1] and ".bin" not in asked[1]
-    assert ".bin" in asked[2]  # where there are no safetensors
+    assert asked[0] == () and len(asked[1]) == 3
+    assert all(first.endswith(".safetensors") and second.endswith(".bin") for first, second in asked[1])
     asked.clear()
     changed(bare, UNET, time_cond_proj_dim=64)
     refused(lambda: opened("org/tiny"), "time_cond_proj_dim")

@@ -1,5 +1,6 @@
 """scripts/fetch.py brings what runs read, all of it and no more: tried on a hub on the loopback, with the tests' tiny networks."""
 
+import dataclasses
 import hashlib
 import importlib.util
 import shutil
@@ -95,7 +96,10 @@ def test_what_an_experiment_looks_for_is_what_is_fetched_for_it(experiment: str,
     fetched = list(fetching.of_config(command_line.composed([f"experiment={experiment}"])))
     parts = {_plain(part) for reader in fetched for part in reader.parts}
     assert any(part[0] is Needed and part[2] == "model.path" for part in parts)
-    looked = set()
+    parts |= {
+        _plain(dataclasses.replace(part, weights=())) for reader in fetched for part in reader.parts if isinstance(part, Needed)
+    }
+    looked = set()  # of a model, its configs come before its weights
 
     def look(self: Any, **_: object) -> Path:
         looked.add(_plain(self))
