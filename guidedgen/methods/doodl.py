@@ -41,8 +41,8 @@ class Doodl:
     """Where paper and released code (salesforce/DOODL, doodl.py, lines 647-982) differ, the defaults are the paper's:
 
     perturbation: standard deviation of what is added at each update: N(0, 1e-4 I) in the paper, 1e-4 in the code (line 947).
-    pair_gradient: of a tied pair, the derivative by the x_T that both of its latents begin at ("total"), or the mean of those by each
-        of the two, which is half of it ("mean", lines 936-940). Without `tied` each latent has its own derivative, in both.
+    pair_gradient: of a tied pair, the derivative by the x_T that both of its latents begin at ("total"), or the mean of those by
+        each of the two, which is half of it ("mean", lines 936-940). Without `tied` each latent has its own derivative, in both.
     alternate: see `EdictChain`.
     crop_reduction: the mean over crops, or the best one alone, as the code for CLIP losses (lines 198-199).
     keep: the best picture of all updates, or the last one, which the code never renders.
