@@ -8,7 +8,7 @@ import resource
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -63,6 +63,11 @@ class Ledger:
 
     def _took(self, rows: int) -> None:
         self.nfe_backward += rows
+
+    def forget(self, counts: Mapping[str, int]) -> None:
+        """Sets the counters back, as after work that has to be done again."""
+        for name, value in counts.items():
+            setattr(self, name, value)
 
     def counts(self) -> dict[str, int]:
         """The four counters by name."""

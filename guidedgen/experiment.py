@@ -110,7 +110,7 @@ def run(job: Job) -> Mapping[str, Any]:
         if job.originals is not None:
             job.model.load()
             with job.folder.alone("learning"):
-                learning.learn(job, lambda places: sampling.problem(job, [job.lessons[place] for place in places], job.originals))
+                learning.learn(job)
         sampling.sample_all(job, job.method_name)
     with job.folder.alone("judging"):  # of several processes, one comes out last
         if left := sampling.left(job):

@@ -95,7 +95,7 @@ def test_an_interrupted_run_learns_on_where_it_was(job: Job, monkeypatch: pytest
             experiment.run(job(*TUNING, outputs="b"))
 
     def watched(self, pose, count, free, saved, save, observe) -> None:
-        learn(self, lambda places: updates.append(places) or pose(places), count, free, saved, save, observe)
+        learn(self, lambda places, find: updates.append(places) or pose(places, find), count, free, saved, save, observe)
 
     with monkeypatch.context() as patch:
         patch.setattr(AdjointTuning, "learn", watched)
