@@ -91,6 +91,28 @@ def test_no_room_for_one_row_ends_the_run_in_one_line(job: Callable[..., jobs.Jo
     assert made.folder.records() == made.folder.failures() == {}  # it is not the samples' fault
 
 
+def test_crops_are_rows_too(job: Callable[..., jobs.Job], lasting: Lasting, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of six crops a picture no more than batch_size are scored at once, and no more than there is room for."""
+    options = [
+        "method=doodl", "method.process=ddim", "method.num_updates=1", "method.num_crops=6", "scheduler=ddim", "dataset.limit=2"
+    ]  # fmt: skip
+    small, made = job(*options, "batch_size=2", "study=small"), job(*options, "batch_size=4")
+    experiment.run(small)
+    capsys.readouterr()
+    reward, sizes = made.reward, []
+
+    def short(pictures: torch.Tensor, tasks: Any) -> torch.Tensor:
+        sizes.append(len(pictures))
+        if len(pictures) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return reward(pictures, tasks)
+
+    experiment.run(dataclasses.replace(made, reward=short))
+    assert sizes[:2] == [4, 4] and max(sizes[2:]) == 2
+    assert capsys.readouterr().err.splitlines() == ["guidedgen: batch_size=4 needs too much memory; going on with less"]
+    assert lasting(made.folder.path) == lasting(small.folder.path)
+
+
 TUNING = [
     "method=adjoint_tuning", "scheduler=ddim", "method.prompts.limit=1", "method.noises_per_prompt=4", "method.samples_per_update=4",
     "method.num_updates=2", "method.lr=0.05", "method.rank=1", "dataset.limit=1", "batch_size=4",
