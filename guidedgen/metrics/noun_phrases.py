@@ -118,7 +118,7 @@ class Rules:
     3.8.0), 272 of shape, 267 of texture, all of spatial and 3D spatial, 214 of complex and 184 of non-spatial.
     """
 
-    name = "rules"
+    name = "rules 2"  # their second edition: what the first split is another score
 
     def phrases(self, text: str) -> Sequence[str]:
         """Runs of words between borders."""
