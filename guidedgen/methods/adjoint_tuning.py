@@ -39,10 +39,11 @@ from guidedgen.types import BadValue, Dataset, GradientEngine, Lessons, Needs, O
 class AdjointTuning:
     """The paper tunes on 10 prompts from 10 noises each; optimiser, rate and batch are not in it, nor in its code.
 
-    Each update takes the gradient of the mean reward of `samples_per_update` of the pairs, drawn without replacement until all
-    have had their turn, by AdamW. `max_norm` bounds the gradient's norm over all that is tuned. `target` is the prompt of the
-    originals, which some rewards compare with: {prompt} alone, or with an effect's name. `rank` is the adapter's; `token` and
-    `initial` name the new word and the one that it begins as, `num_vectors` is how many embeddings it has.
+    Each update takes the gradient of the mean reward of `samples_per_update` of the pairs (of all, where there are fewer), drawn
+    without replacement until all have had their turn, by AdamW. `max_norm` bounds the gradient's norm over all that is tuned.
+    `target` is the prompt of the originals, which some rewards compare with: {prompt} alone, or with an effect's name. `rank` is
+    the adapter's; `token` and `initial` name the new word and the one that it begins as, `num_vectors` is how many embeddings it
+    has.
     """
 
     gradients: GradientEngine
