@@ -29,8 +29,8 @@ Rooms, and who may import whom (held by tests/test_layers.py):
     sweeps                         the runs of a sweep, and what each is worth                 <- config, command_line, jobs
     fetching                       what commands read that is not here, and bringing it       <- config, command_line, models, zoo
     status                         what they have come to                                      <- store, sweeps
-    learning                       what a method learns before its samples are drawn           <- problem, models, jobs
     sampling                       a job's samples, and those that fail                        <- problem, jobs, store
+    learning                       what a method learns before its samples are drawn           <- models, jobs, sampling
     judging                        its metrics                                                 <- evaluate, jobs, sampling
     rejudging                      those of a stored run, by what is chosen now                 <- command_line, judging
     experiment                     from job to finished run                                    <- all of these

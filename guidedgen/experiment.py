@@ -93,6 +93,7 @@ def run(job: Job) -> Mapping[str, Any]:
     """Samples what is missing, judges, shows and mirrors; returns the metrics. A finished run only shows."""
     started = time.perf_counter()
     fresh = job.cfg.run.fresh
+    job.model.ledger.device = job.cfg.device if job.cfg.run.profile else None
     metrics = job.folder.read_json("metrics.json")
     if job.folder.done and metrics.get("judged_by") == judging.judged_by(job) and not fresh:
         print(f"{job.folder.path}: already done (run.fresh=true starts anew)")
@@ -109,7 +110,7 @@ def run(job: Job) -> Mapping[str, Any]:
         if job.originals is not None:
             job.model.load()
             with job.folder.alone("learning"):
-                learning.learn(job, lambda places: sampling.problem(job, [job.lessons[place] for place in places], job.originals))
+                learning.learn(job)
         sampling.sample_all(job, job.method_name)
     with job.folder.alone("judging"):  # of several processes, one comes out last
         if left := sampling.left(job):

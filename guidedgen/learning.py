@@ -6,17 +6,19 @@ learned/checkpoint.pt      while it is learned; one that is damaged is learned a
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import io
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from guidedgen import report
+from guidedgen import cost, report, sampling
 from guidedgen.jobs import Job
 from guidedgen.models import tuning
 from guidedgen.problem import Problem
@@ -24,6 +26,7 @@ from guidedgen.store import write_atomic
 from guidedgen.types import Learner
 
 FOLDER = "learned"
+_Found = TypeVar("_Found")
 
 
 def spent(job: Job) -> Mapping[str, Any]:
@@ -32,8 +35,8 @@ def spent(job: Job) -> Mapping[str, Any]:
     return {name: value for name, value in told.items() if name != "curve"}
 
 
-def learn(job: Job, pose: Callable[[Sequence[int]], Problem]) -> None:
-    """Leaves the job's model tuned. `pose` gives the problem of some of the job's lessons, by their places."""
+def learn(job: Job) -> None:
+    """Leaves the job's model tuned."""
     method, folder = job.method, job.folder.path / FOLDER
     assert isinstance(method, Learner)
     if (folder / "learning.json").exists():
@@ -48,6 +51,7 @@ def learn(job: Job, pose: Callable[[Sequence[int]], Problem]) -> None:
 
     def so_far() -> dict[str, Any]:
         counts = {name: value - before[name] + saved.get(name, 0) for name, value in job.model.ledger.counts().items()}
+        cost.wait_for(job.cfg.device)
         return {**counts, "seconds": seconds + time.perf_counter() - started}
 
     def save(state: Mapping[str, Any]) -> None:
@@ -55,16 +59,14 @@ def learn(job: Job, pose: Callable[[Sequence[int]], Problem]) -> None:
         torch.save({**so_far(), "curve": curve, "state": state}, buffer)
         write_atomic(checkpoint, buffer.getvalue())
 
-    steps = len(job.grid) - 1
-    with report.progress("learn", total=method.num_updates * steps) as advance:
+    with report.progress("learn", total=method.num_updates) as advance:
 
         def observe(event: str, step: int, values: Mapping[str, Any]) -> None:
-            if event == "step":
-                advance()
-            else:
-                curve.append({"update": step, **{name: float(value) for name, value in values.items()}})
+            assert event == "learn"
+            curve.append({"update": step, **{name: float(value) for name, value in values.items()}})
+            advance()
 
-        method.learn(pose, len(job.lessons), tuned.free, saved.get("state", {}), save, observe)
+        method.learn(Posed(job), len(job.lessons), tuned.free, saved.get("state", {}), save, observe)
     tuned.freeze()
     tuned.save(folder)
     job.folder.write_json(f"{FOLDER}/learning.json", {**so_far(), "lessons": len(job.lessons), "curve": curve})
@@ -87,3 +89,47 @@ def _saved(checkpoint: Path, device: str, free: Sequence[Tensor]) -> Mapping[str
         print(f"guidedgen: {checkpoint}: damaged ({reason}); learning begins anew", file=sys.stderr)
         return {}
     return saved
+
+
+class Posed:
+    """A job's lessons as problems (`types.Pose`), `batch_size` at once.
+
+    Where a device's memory is too small for so many, they are taken again, with what torch keeps of it given back, and then in
+    halves, as all that follow: the same comes out, to the rounding of batched kernels. An attempt that fails costs nothing.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job, self._small = job, False
+
+    def __call__(self, places: Sequence[int], compute: Callable[[Problem], _Found]) -> Iterator[_Found]:
+        """Raises RunFailed where there is no room for one."""
+        queue, again = collections.deque(self._parts([places])), False
+        while queue:
+            part, found, before = queue[0], [], self._job.model.ledger.counts()
+            # It is dealt with below, where its traceback does not hold on to the memory any more.
+            with contextlib.suppress(torch.OutOfMemoryError):
+                found.append(compute(self._problem(part)))
+            if found:
+                again = False
+                queue.popleft()
+                yield found.pop()
+                continue
+            self._job.model.ledger.forget(before)
+            torch.cuda.empty_cache()
+            if again:
+                self._halve()
+                queue = collections.deque(self._parts(queue))
+            again = True
+
+    def _parts(self, parts: Iterable[Sequence[int]]) -> list[Sequence[int]]:
+        size = self._job.cfg.batch_size
+        return [part[i : i + size] for part in parts for i in range(0, len(part), size)]
+
+    def _problem(self, places: Sequence[int]) -> Problem:
+        return sampling.problem(self._job, [self._job.lessons[place] for place in places], self._job.originals)
+
+    def _halve(self) -> None:
+        if not self._small:
+            rows = self._job.cfg.batch_size
+            print(f"guidedgen: batch_size={rows} needs too much memory to learn; going on with less", file=sys.stderr)
+        self._small, self._job = True, sampling.halved(self._job)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +18,15 @@ from guidedgen.process.formulas import add_noise
 from guidedgen.process.grid import Grid, NoiseSchedule, Point
 from guidedgen.types import Denoiser, Scheduler, Task
 
+Reduction = Literal["mean", "best"]
+
+
+class View(Protocol):
+    """Views of pictures."""
+
+    def __call__(self, pictures: Tensor, own: Tensor, which: Tensor) -> Tensor:
+        """k 3 H W, their rows (k) among all pictures, and which of their views (v) -> k v 3 h w, the first two axes as one."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Crops:
@@ -26,7 +36,7 @@ class Crops:
 
     boxes: Tensor  # b n v 3, in [0, 1]
     smallest: float
-    reduction: Literal["mean", "best"]
+    reduction: Reduction
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,17 +83,20 @@ class Problem:
     def score_and_gradient(self, x_0: Tensor, crops: Crops | None = None) -> tuple[Tensor, Tensor]:
         """Rewards (b n) of clean latents and their gradients by them (b n c h w), back through reward and decoder.
 
-        With crops it is they that are scored, each as a picture of its own.
+        With crops it is they that are scored, each as a picture of its own and a row of `batch_size`.
         """
+        if crops is not None:
+            boxes = crops.boxes.flatten(0, 1)  # k v 3
+
+            def cropped(pictures: Tensor, own: Tensor, which: Tensor) -> Tensor:
+                return images.crop(pictures, boxes[own][:, which], crops.smallest).flatten(0, 1)
+
+            return self._score_views(x_0, boxes.shape[1], cropped, crops.reduction)
         values, gradients = [], []
-        boxes = None if crops is None else crops.boxes.flatten(0, 1).split(self.batch_size)
-        for k, (rows, tasks) in enumerate(self._chunks(x_0)):
+        for rows, tasks in self._chunks(x_0):
             with torch.enable_grad():
                 rows = rows.detach().requires_grad_()
-                if crops is None or boxes is None:
-                    rewards = self._reward(rows, tasks)
-                else:
-                    rewards = self._cropped_reward(rows, tasks, boxes[k], crops)
+                rewards = self._reward(rows, tasks)
                 total = rewards.sum()
             with self.timed("backward"):
                 (gradient,) = torch.autograd.grad(total, rows)
@@ -94,38 +107,60 @@ class Problem:
     def score_copies(self, x_0: Tensor, augmentations: Augmentations, noise: Noise) -> tuple[Tensor, Tensor]:
         """Rewards of clean latents (b 1 c h w) as `score_and_gradient` gives them, each the mean of those of a picture's copies.
 
-        The copies are the next that `augmentations` draws from `noise`; where it has none, pictures are scored themselves. Every
-        picture is decoded once; the graphs of at most `batch_size` copies are held at once, and of the decoding of those pictures
-        alone that they are of.
+        The copies are the next that `augmentations` draws from `noise`; where it has none, pictures are scored themselves.
         """
-        count = augmentations.count
-        if not count:
+        if not augmentations.count:
             return self.score_and_gradient(x_0)
+        copies: Copies | None = None
+
+        def copied(pictures: Tensor, own: Tensor, which: Tensor) -> Tensor:
+            nonlocal copies
+            copies = copies or augmentations.draw(noise, *pictures.shape[-2:])
+            v = len(which)
+            return copies(pictures.repeat_interleave(v, 0), own.repeat_interleave(v), which.repeat(len(own)))
+
+        return self._score_views(x_0, augmentations.count, copied, "mean")
+
+    def _score_views(self, x_0: Tensor, count: int, view: View, reduction: Reduction) -> tuple[Tensor, Tensor]:
+        """Rewards of clean latents (b n c h w) and their gradients, each the mean, or the best, of `count` views of its picture.
+
+        Every picture is decoded once; the graphs of at most `batch_size` views are held at once, and of the decoding of those
+        pictures alone that they are of.
+        """
         values: list[Tensor] = []
         gradients: list[Tensor] = []
-        copies: Copies | None = None
-        samples = torch.arange(len(x_0))
-        for own in samples.split(max(1, self.batch_size // count)):
+        latents = x_0.flatten(0, 1)
+        for own in torch.arange(len(latents)).split(max(1, self.batch_size // count)):
             with torch.enable_grad():
-                rows = x_0[own, 0].detach().requires_grad_()
+                rows = latents[own].detach().requires_grad_()
                 pictures = self.decode(rows)
-            copies = copies or augmentations.draw(noise, *pictures.shape[-2:])
-            chunks = torch.arange(count).split(self.batch_size)
-            parts = [self._copied_reward(pictures.detach(), own, copies, chunk) for chunk in chunks]
-            rewards, by_pictures = (torch.stack(part).sum(0) / count for part in zip(*parts, strict=True))
+            tasks = [self.tasks[i // x_0.shape[1]] for i in own.tolist()]
+            parts = [
+                self._viewed_reward(pictures.detach(), tasks, functools.partial(view, own=own, which=which), reduction)
+                for which in torch.arange(count).split(self.batch_size)
+            ]
+            rewards, by_pictures = (torch.stack(part) for part in zip(*parts, strict=True))
+            if reduction == "mean":
+                rewards, by_pictures = rewards.sum(0) / count, by_pictures.sum(0) / count
+            else:
+                best = rewards.argmax(0), torch.arange(len(own), device=rewards.device)
+                rewards, by_pictures = rewards[best], by_pictures[best]
             with self.timed("backward"):
                 gradients += torch.autograd.grad(pictures, rows, by_pictures)
             values.append(rewards)
-        return torch.cat(values).unsqueeze(1), torch.cat(gradients).unsqueeze(1)
+        return torch.cat(values).unflatten(0, x_0.shape[:2]), torch.cat(gradients).unflatten(0, x_0.shape[:2])
 
-    def _copied_reward(self, pictures: Tensor, own: Tensor, copies: Copies, which: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums of the rewards of the copies `which` (v) of k pictures, those of the samples `own`, and the gradients by them."""
+    def _viewed_reward(
+        self, pictures: Tensor, tasks: Sequence[Task], view: Callable[[Tensor], Tensor], reduction: Reduction
+    ) -> tuple[Tensor, Tensor]:
+        """The sums, or the best, of the rewards of equally many views of each of k pictures (k), and their gradients by these."""
         assert self.reward is not None
-        v = len(which)
         with torch.enable_grad():
             leaves = pictures.clone().requires_grad_()
-            shown = copies(leaves.repeat_interleave(v, 0), own.repeat_interleave(v), which.repeat(len(own)))
-            rewards = self.reward(shown, [self.tasks[i] for i in own.tolist() for _ in range(v)]).unflatten(0, (-1, v)).sum(1)
+            views = view(leaves)
+            v = len(views) // len(leaves)
+            rewards = self.reward(views, [task for task in tasks for _ in range(v)]).unflatten(0, (-1, v))
+            rewards = rewards.sum(1) if reduction == "mean" else rewards.amax(1)
             total = rewards.sum()
         with self.timed("backward"):
             (gradient,) = torch.autograd.grad(total, leaves)
@@ -144,14 +179,6 @@ class Problem:
         if self.reward is None:
             raise ValueError("this problem has no reward")
         return self.reward(self.decode(x_0), tasks)
-
-    def _cropped_reward(self, x_0: Tensor, tasks: Sequence[Task], boxes: Tensor, crops: Crops) -> Tensor:
-        """Rewards (k) of latents k c h w, from the boxes k v 3 of their pictures."""
-        assert self.reward is not None
-        views = images.crop(self.decode(x_0), boxes, crops.smallest)
-        v = views.shape[1]
-        rewards = self.reward(views.flatten(0, 1), [task for task in tasks for _ in range(v)]).unflatten(0, (-1, v))
-        return rewards.mean(1) if crops.reduction == "mean" else rewards.amax(1)
 
     def _chunks(self, x_0: Tensor) -> list[tuple[Tensor, Sequence[Task]]]:
         owners = [task for task in self.tasks for _ in range(x_0.shape[1])]

@@ -123,7 +123,7 @@ def study_table(folder: Path) -> str:
 
 
 def show_profile(ledger: Ledger, wall: float) -> None:
-    """Prints where the wall time went."""
+    """Prints where the wall time went: seconds and shares that add up to the whole, of a ledger that began with the wall time."""
     table = Table("", "seconds", "share", title="profile", title_justify="left")
     networks = sum(ledger.seconds[kind] for kind in _NETWORKS)
     rows = {kind: ledger.seconds[kind] for kind in _NETWORKS} | {"in networks": networks, "loading": ledger.seconds["load"]}

@@ -231,8 +231,7 @@ def _sample(job: Job, batch: Sequence[Sample], flagged: Collection[str], advance
 
     ledger = job.model.ledger
     before, started = ledger.counts(), time.perf_counter()
-    if torch.device(job.cfg.device).type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    cost.reset_peak_memory(job.cfg.device)
     with torch.no_grad():  # methods that need gradients switch them on
         guides = _Guides(problem(job, batch, job.base), job.cfg.device)
         x_0 = job.method(guides.problem, observe)
@@ -242,6 +241,7 @@ def _sample(job: Job, batch: Sequence[Sample], flagged: Collection[str], advance
             beside.clear()
         others = {name: _as_stored(_decoded(job, latents)) for name, latents in beside.items()}
     spent = {name: (value - before[name]) // len(batch) for name, value in ledger.counts().items()}
+    cost.wait_for(job.cfg.device)
     seconds = (time.perf_counter() - started) / len(batch)
     scores = _scores(job, pictures, [with_original(sample, job.base) for sample in batch])
     failures = _failures(job, guides, x_0, decoded, scores)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -272,6 +272,18 @@ class Tuning:
     seed: int  # of what is drawn at first
 
 
+_Found = TypeVar("_Found")
+
+
+class Pose(Protocol):
+    """Lessons as problems, of as many of them at once as `batch_size` and the device's memory allow."""
+
+    def __call__(self, places: Sequence[int], compute: Callable[[Problem], _Found]) -> Iterator[_Found]:
+        """What `compute` finds in each part of the lessons at these places, in their order. It may be asked of lessons twice, so it
+        has to change nothing.
+        """
+
+
 @runtime_checkable
 class Learner(Protocol):
     """What a method has besides that first learns something that all its samples share."""
@@ -287,13 +299,13 @@ class Learner(Protocol):
 
     def learn(
         self,
-        pose: Callable[[Sequence[int]], Problem],
+        pose: Pose,
         count: int,
         free: Sequence[Tensor],
         saved: Mapping[str, Any],
         save: Callable[[Mapping[str, Any]], None],
         observe: Observer = ignore,
     ) -> None:
-        """Tunes `free` in place, on problems posed of some of the `count` samples. What it gives to `save` on the way is `saved`
-        when it is called again after an interruption; else that is empty.
+        """Tunes `free` in place, on what is found in problems posed of some of the `count` samples. What it gives to `save` on the
+        way is `saved` when it is called again after an interruption; else that is empty. It tells of every update ("learn").
         """

@@ -47,7 +47,7 @@ ALLOWED = {
     "sweeps": {"types", "config", "command_line", "jobs"},
     "status": {"types", "store", "sweeps"},
     "fetching": {"types", "config", "command_line", "datasets", "models", "zoo"},
-    "learning": {"types", "problem", "models", "store", "report", "jobs"},
+    "learning": {"types", "cost", "problem", "models", "store", "report", "jobs", "sampling"},
     "sampling": {"types", "images", "noise", "cost", "process", "problem", "store", "jobs", "report"},
     "judging": {"types", "config", "store", "jobs", "evaluate", "learning", "report", "sampling"},
     "rejudging": {"types", "config", "command_line", "store", "jobs", "evaluate", "sampling", "judging"},

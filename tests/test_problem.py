@@ -145,14 +145,18 @@ def test_the_subset_of_all_is_the_problem_itself() -> None:
 
 
 @pytest.mark.parametrize("reduction", ["mean", "best"])
-@pytest.mark.parametrize("size", [1, 4, 100])
+@pytest.mark.parametrize("size", [1, 2, 4, 5, 11, 100])
 def test_crops_are_scored_as_pictures_of_their_own(size: int, reduction: str) -> None:
-    """Against a loop over samples, particles and crops; in chunks of any size."""
-    square = (2, 4, 4)
+    """Against a loop over samples, particles and crops; at most so many at once, of pictures that are decoded once."""
+    square, log, decoded = (2, 4, 4), [], []
     boxes = torch.rand(3, 2, 5, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     x_0 = normal(3, 2, *square)
-    problem = dataclasses.replace(make(batch_size=size), latent_shape=square)
+    problem = dataclasses.replace(
+        make(batch_size=size, log=log), latent_shape=square, decode=lambda x: decoded.append(len(x)) or x / 2
+    )
     rewards, gradient = problem.score_and_gradient(x_0, Crops(boxes=boxes, smallest=0.5, reduction=reduction))
+    assert max(map(len, log)) <= size and sum(map(len, log)) == 30
+    assert sum(decoded) == 6 and max(decoded) <= max(1, size // 5)
     for i in range(3):
         for k in range(2):
             z = x_0[i, k].clone().requires_grad_()
@@ -162,3 +166,19 @@ def test_crops_are_scored_as_pictures_of_their_own(size: int, reduction: str) ->
             (by_z,) = torch.autograd.grad(expected, z)
             torch.testing.assert_close(rewards[i, k], expected.detach())
             torch.testing.assert_close(gradient[i, k], by_z)
+
+
+@pytest.mark.parametrize("size", [1, 2, 100])
+def test_the_best_of_crops_of_which_one_is_no_number_is_none(size: int) -> None:
+    """As the largest of numbers in torch, however many of them are scored at once."""
+    square, scored = (2, 4, 4), []
+
+    def reward(pictures: Tensor, tasks) -> Tensor:
+        scored.append(len(pictures))
+        third = torch.arange(sum(scored) - len(pictures), sum(scored)) == 2
+        return torch.where(third, torch.nan, pictures.flatten(1).sum(1))
+
+    problem = dataclasses.replace(make(1, batch_size=size), latent_shape=square, reward=reward)
+    boxes = torch.rand(1, 1, 5, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    rewards, _ = problem.score_and_gradient(normal(1, 1, *square), Crops(boxes=boxes, smallest=0.5, reduction="best"))
+    assert rewards.isnan().all()

@@ -18,6 +18,7 @@ num_updates = 0, the model as it is.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -31,17 +32,18 @@ from guidedgen.noise import stream
 from guidedgen.problem import Problem
 from guidedgen.process.chains import DdimChain, walk
 from guidedgen.process.flow import FlowChain
-from guidedgen.types import BadValue, Dataset, GradientEngine, Lessons, Needs, Observer, Tuning, UsageError, ignore
+from guidedgen.types import BadValue, Dataset, GradientEngine, Lessons, Needs, Observer, Pose, Tuning, UsageError, ignore
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdjointTuning:
     """The paper tunes on 10 prompts from 10 noises each; optimiser, rate and batch are not in it, nor in its code.
 
-    Each update takes the gradient of the mean reward of `samples_per_update` of the pairs, drawn without replacement until all
-    have had their turn, by AdamW. `max_norm` bounds the gradient's norm over all that is tuned. `target` is the prompt of the
-    originals, which some rewards compare with: {prompt} alone, or with an effect's name. `rank` is the adapter's; `token` and
-    `initial` name the new word and the one that it begins as, `num_vectors` is how many embeddings it has.
+    Each update takes the gradient of the mean reward of `samples_per_update` of the pairs (of all, where there are fewer), drawn
+    without replacement until all have had their turn, by AdamW. `max_norm` bounds the gradient's norm over all that is tuned.
+    `target` is the prompt of the originals, which some rewards compare with: {prompt} alone, or with an effect's name. `rank` is
+    the adapter's; `token` and `initial` name the new word and the one that it begins as, `num_vectors` is how many embeddings it
+    has.
     """
 
     gradients: GradientEngine
@@ -95,7 +97,7 @@ class AdjointTuning:
 
     def learn(
         self,
-        pose: Callable[[Sequence[int]], Problem],
+        pose: Pose,
         count: int,
         free: Sequence[Tensor],
         saved: Mapping[str, Any],
@@ -105,15 +107,13 @@ class AdjointTuning:
         optimizer = torch.optim.AdamW(free, lr=self.lr, weight_decay=self.weight_decay)
         done = self._restored(saved, optimizer, free)
         for i in range(done, self.num_updates):
-            problem = pose(self._drawn(i, count))
-            rewards, gradients = self._gradient(problem, free)
+            rewards, gradients = self._mean_gradient(pose, self._drawn(i, count), free)
             for value, gradient in zip(free, gradients, strict=True):
                 value.grad = gradient
             norm = torch.nn.utils.clip_grad_norm_(free, torch.inf if self.max_norm is None else self.max_norm)
             observe("learn", i, {"reward": rewards.mean(), "gradient": norm})
             if norm.isfinite():  # else the update is left out
                 optimizer.step()
-            walked(problem, observe)
             if (i + 1) % self.save_every == 0 and i + 1 < self.num_updates:
                 save({"done": i + 1, "optimizer": optimizer.state_dict(), "free": [value.detach() for value in free]})
 
@@ -135,8 +135,21 @@ class AdjointTuning:
         shuffled = {epoch: stream("learn", self.seed, epoch).permutation(count) for epoch in orders}
         return sorted({int(shuffled[place // count][place % count]) for place in places})
 
-    def _gradient(self, problem: Problem, free: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
-        """The rewards of finished pictures (b), and the gradients of minus their mean by what is tuned."""
+    def _mean_gradient(self, pose: Pose, places: Sequence[int], free: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+        """The rewards of the finished pictures of some pairs, and the gradients of minus their mean by what is tuned."""
+        rewards: list[Tensor] = []
+        sums: list[Tensor] = []
+        for seen, gradients in pose(places, functools.partial(self._gradient, free=free, count=len(places))):
+            rewards.append(seen)
+            if not sums:
+                sums = list(gradients)
+                continue
+            for k, gradient in enumerate(gradients):  # one at a time: all of the weights may be tuned
+                sums[k] = sums[k] + gradient
+        return torch.cat(rewards), sums
+
+    def _gradient(self, problem: Problem, free: Sequence[Tensor], count: int) -> tuple[Tensor, Sequence[Tensor]]:
+        """The rewards of finished pictures (b), and the gradients of minus their sum / `count` by what is tuned."""
         chain = FlowChain(denoise=problem.denoise, grid=problem.grid, schedule=problem.schedule)
         # A word reaches the chain through the prompts' embeddings, which are what the chain's steps close over.
         params = [problem.denoise.conditioning] if self.what == "token" else free
@@ -144,6 +157,6 @@ class AdjointTuning:
             (x_0,) = self.gradients(chain, chain.start(problem.start()), params)
         rewards, by_x_0 = problem.score_and_gradient(x_0.detach())
         with problem.timed("backward"):
-            gradients = torch.autograd.grad(x_0, free, -by_x_0 / len(problem), allow_unused=True)
+            gradients = torch.autograd.grad(x_0, free, -by_x_0 / count, allow_unused=True)
         used = [torch.zeros_like(value) if g is None else g for value, g in zip(free, gradients, strict=True)]
         return rewards[:, 0], used

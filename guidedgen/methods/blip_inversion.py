@@ -47,18 +47,22 @@ class BlipInversion:
     distill_scale: w of u + w (c - u), as in the code; that of the paper's section 2, c + w (c - u), is one less.
     noise: standard deviation of what is added to z, once (the paper's N(0, 0.04)); the code adds it twice, once times the learning
         rate. In the last iterations it is `last_noise`, the code's 0.01, of which the paper says nothing.
+    ema_initial: where the average begins: at the noise that z begins at (Algorithm 1), or at the first z, after an iteration, as in
+        the code, whose first update copies (utils.py:37). ema_decay^i of the way between the two is left after i iterations, 13 %
+        at the first restart.
 
     `mode` referee_only takes the step of the referee alone, in the last iterations too, of w1 times the norm of a distillation
     gradient of unit elements; distill_only is distillation alone: the rows of Table 3. `lr` and `distill_weight` are [first, last],
-    along a cosine. `distill_window` are the least and the greatest t, as shares of the trained steps. `keep` says which picture is
-    the sample's: the last, or the best, whose copies the referee has given most; the other is kept beside it. After a restart the
-    code's average shares its memory with z and moves with it; ours does not.
+    along a cosine. `distill_iterations` below 1 is a share of all: 0.0625 is 10 of 160. `distill_window` are the least and the greatest t,
+    as shares of the trained steps. `keep` says which picture is the sample's: the last, or the best, whose copies the referee has
+    given most; the other is kept beside it. After a restart the code's average shares its memory with z and moves with it; ours
+    does not.
     """
 
     augmentations: Augmentations
     mode: Literal["full", "referee_only", "distill_only"] = "full"
     num_iterations: int = 160
-    distill_iterations: int = 10
+    distill_iterations: float = 0.0625
     weight: float = 2.0
     optimizer: Literal["sgd", "adam"] = "sgd"
     lr: Sequence[float] = (1.0, 0.5)
@@ -70,15 +74,20 @@ class BlipInversion:
     noise: float = 0.2
     last_noise: float = 0.01
     ema_decay: float = 0.95
+    ema_initial: Literal["noise", "first"] = "noise"
     ema_start: int | None = 40
     ema_restart: int = 60
     keep: Literal["last", "best"] = "last"
 
     def __post_init__(self) -> None:
-        check_counts(self, "num_iterations", "distill_iterations", "warmup", least=0)
+        check_counts(self, "num_iterations", "warmup", least=0)
         check_counts(self, "ema_restart")
-        if self.distill_iterations > self.num_iterations:
-            raise BadValue("distill_iterations", self.distill_iterations, "must be at most num_iterations")
+        share = self.distill_iterations < 1
+        if not 0 <= self.distill_iterations <= max(self.num_iterations, 1) or not (
+            share or self.distill_iterations == self._distilled
+        ):
+            rule = "must be a whole number from 0 to num_iterations, or below 1 for a share of them"
+            raise BadValue("distill_iterations", self.distill_iterations, rule)
         for name in ("lr", "distill_weight"):
             ends = getattr(self, name)
             if len(ends) != 2 or not all(0 <= end < math.inf for end in ends):
@@ -101,11 +110,16 @@ class BlipInversion:
         return Needs(reward=self._refereed > 0, gradient=self._refereed > 0, reference="ignored", steps=self.num_iterations)
 
     @property
+    def _distilled(self) -> int:
+        """The last iterations, in which distillation is alone."""
+        return round(self.distill_iterations * (self.num_iterations if self.distill_iterations < 1 else 1))
+
+    @property
     def _refereed(self) -> int:
         """Iterations in which the referee has a say."""
         if self.mode == "distill_only" or (self.mode == "full" and not self.weight):
             return 0
-        return self.num_iterations - (self.distill_iterations if self.mode == "full" else 0)
+        return self.num_iterations - (self._distilled if self.mode == "full" else 0)
 
     def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
         z = problem.noise.draw(1, problem.latent_shape)
@@ -124,10 +138,10 @@ class BlipInversion:
                 z.grad = -balanced(gradient, self.weight * size)
                 optimizer.param_groups[0]["lr"] = self._lr(i)
                 optimizer.step()
-            first = i < self.num_iterations - self.distill_iterations
+            first = i < self.num_iterations - self._distilled
             z -= (cosine(self.lr, i, self.num_iterations) if self.distill_lr == "scheduled" else self.lr[0]) * distilled
             z += (self.noise if first else self.last_noise) * added.draw(1, problem.latent_shape)
-            average.lerp_(z, 1 - self.ema_decay)
+            average.lerp_(z, 1.0 if i == 0 and self.ema_initial == "first" else 1 - self.ema_decay)
             if first and self._restarts(i + 1):
                 z.copy_(average)
             observe("step", i, {})

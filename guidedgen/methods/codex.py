@@ -32,6 +32,8 @@ from guidedgen.process.formulas import x0_from_eps
 from guidedgen.process.grid import Point
 from guidedgen.types import BadValue, Needs, Observer, ignore
 
+_EPSILON = 1e-8  # of Eq. A.1, added to a gradient's length: the released code's (guidance_scaling/scaling_guidance.py:11)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Codex:
@@ -146,7 +148,7 @@ class Codex:
             seeds = (forks["cluster"].uniform(1)[:, 0] * 2**32).long().tolist()
             points, owner = kmeans(x_s, n // 2, seeds)
         gradient, correction = self._gradient(problem, points, s, forks["zero-order"])
-        move = ascent(gradient, self.strength, correction if self.rescale else None, self.max_scale)
+        move = ascent(gradient, self.strength, correction if self.rescale else None, self.max_scale, _EPSILON)
         return x_s + (move if owner is None else take(move, owner)), {"gradient": rms(gradient).flatten(1)}
 
     def _gradient(self, problem: Problem, x_s: Tensor, s: Point, directions: Noise) -> tuple[Tensor, Tensor]:

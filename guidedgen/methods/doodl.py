@@ -41,7 +41,8 @@ class Doodl:
     """Where paper and released code (salesforce/DOODL, doodl.py, lines 647-982) differ, the defaults are the paper's:
 
     perturbation: standard deviation of what is added at each update: N(0, 1e-4 I) in the paper, 1e-4 in the code (line 947).
-    pair_gradient: the derivative by the x_T that both latents of the pair begin at ("total"), or half of it ("mean", line 936).
+    pair_gradient: of a tied pair, the derivative by the x_T that both of its latents begin at ("total"), or the mean of those by
+        each of the two, which is half of it ("mean", lines 936-940). Without `tied` each latent has its own derivative, in both.
     alternate: see `EdictChain`.
     crop_reduction: the mean over crops, or the best one alone, as the code for CLIP losses (lines 198-199).
     keep: the best picture of all updates, or the last one, which the code never renders.
@@ -155,7 +156,7 @@ class Doodl:
         rewards, by_end = problem.score_and_gradient(torch.cat(end, 1).detach(), drawn)
         with problem.timed("backward"):
             gradients = torch.autograd.grad(end, leaves, (by_end / len(end)).split(1, 1))
-        share = 0.5 if self.pair_gradient == "mean" and self.process == "edict" else 1.0
+        share = 0.5 if self.pair_gradient == "mean" and self.tied and len(end) > 1 else 1.0
         return end[0].detach(), rewards, [share * g for g in gradients]
 
     def _moved(self, z: Tensor, velocity: Tensor, gradient: Tensor, size: Tensor, noise: Tensor) -> Tensor:

@@ -92,18 +92,20 @@ def rms(x: Tensor) -> Tensor:
     return x.square().mean((2, 3, 4), keepdim=True).sqrt()
 
 
-def ascent(gradient: Tensor, strength: float, correction: Tensor | None = None, cap: float | None = None) -> Tensor:
+def ascent(
+    gradient: Tensor, strength: float, correction: Tensor | None = None, cap: float | None = None, epsilon: float = 0.0
+) -> Tensor:
     """The step along a gradient (b n c h w): strength * gradient, or with a correction, w (c - u) of classifier-free guidance,
 
-        strength * rms(correction) / rms(gradient) * gradient,
+        strength * rms(correction) / (rms(gradient) + epsilon) * gradient,
 
-    Eq. A.1 of the CoDeX thesis after FreeDoM's released code, the factor before the gradient at most `cap`. It is taken latent by
-    latent, where the code takes it over the batch, so that no sample depends on its neighbours; and without the code's 1e-8, so
-    that it does not depend on the reward's scale. A latent whose gradient is zero or not finite stays where it is.
+    the factor before the gradient at most `cap`. Without epsilon it is FreeDoM's and MPGD's released code's and does not depend on
+    the reward's scale; with it, Eq. A.1 of the CoDeX thesis. It is taken latent by latent, where the codes take it over the batch,
+    so that no sample depends on its neighbours. A latent whose gradient is zero or not finite stays where it is.
     """
     gradient = torch.where(gradient.isfinite().all(-1).all(-1).all(-1)[..., None, None, None], gradient, 0)
     if correction is None:
         return strength * gradient
-    length = rms(gradient)
+    length = rms(gradient) + epsilon
     factor = strength * rms(correction) / torch.where(length > 0, length, 1)
     return (factor if cap is None else factor.clamp(max=cap)) * gradient

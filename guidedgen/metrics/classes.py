@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+import unicodedata
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -36,46 +38,88 @@ class ClassPictures(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassFolders:
-    """A folder with a folder of pictures for every class. A task's class is the one whose name, the longest there is, stands in its
-    prompt; what is no letter separates words ("n02085620-golden_retriever" is called "golden retriever").
+    """A folder with a folder of pictures for every class. A task's class is the one whose whole name stands in its prompt; of a
+    name inside another one ("retriever", "golden retriever") the longer.
+
+    Case and what separates words do not matter: "Golden_Retriever" is "golden retriever". A number is a part of the name, unless it
+    is an index before it ("001.", or WordNet's "n02085620-"). A name does not stand in a prompt where the word goes on: "737" is
+    not in "a Boeing 737-200".
     """
 
     path: str
 
     def check(self, tasks: Sequence[Task]) -> None:
-        """Raises UsageError as ClassPictures says."""
+        """Raises UsageError as ClassPictures says, and where a prompt names two classes, or its class has two folders."""
         for task in tasks:
             try:
                 files = self._files(task)
                 for file in files:
                     images.check_file(file)
             except OSError as error:
-                rule = f"{error.filename} cannot be read ({error.strerror or error})"
-                raise UsageError(f"metrics.per_class.pictures.path={self.path}: {rule}") from error
+                raise UsageError(f"{self._option}: {error.filename} cannot be read ({error.strerror or error})") from error
             if len(files) < 2:
-                raise UsageError(f"metrics.per_class.pictures.path={self.path}: fewer than two pictures for {task.prompt!r}")
+                raise UsageError(f"{self._option}: fewer than two pictures for {task.prompt!r}")
 
     def __call__(self, task: Task) -> Iterator[Tensor]:
         """One picture a batch."""
         return (images.read(file) for file in self._files(task))
 
+    @property
+    def _option(self) -> str:
+        return f"metrics.per_class.pictures.path={self.path}"
+
     @functools.cached_property
-    def _folders(self) -> dict[str, Path]:
-        """Each class's folder by its name, in words."""
-        folder = Path(self.path)
-        return {_words(entry.name): entry for entry in folder.iterdir() if entry.is_dir()} if folder.is_dir() else {}
+    def _folders(self) -> Mapping[str, Sequence[Path]]:
+        """The folders of each class by its name, as words with spaces between them."""
+        folder, found = Path(self.path), defaultdict(list)
+        for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if entry.is_dir() and (words := _words(_INDEX.sub("", _plain(entry.name)))):
+                found[" ".join(words)].append(entry)
+        return found
 
     def _files(self, task: Task) -> list[Path]:
-        text = f" {_words(task.prompt)} "
-        found = [name for name in self._folders if name and f" {name} " in text]
-        if not found:
-            raise UsageError(f"metrics.per_class.pictures.path={self.path}: no folder in it is named in {task.prompt!r}")
-        return images.in_folder(self._folders[max(found, key=len)])
+        named = _longest({name: _places(name, task.prompt) for name in self._folders})
+        if not named:
+            raise UsageError(f"{self._option}: no folder in it is named in {task.prompt!r}")
+        if len(named) > 1:
+            raise UsageError(f"{self._option}: {task.prompt!r} names {len(named)} of its folders: {', '.join(sorted(named))}")
+        folders = self._folders[named[0]]
+        if len(folders) > 1:
+            same = ", ".join(folder.name for folder in folders)
+            raise UsageError(f"{self._option}: {len(folders)} folders in it have the name in {task.prompt!r}: {same}")
+        return images.in_folder(folders[0])
 
 
-def _words(text: str) -> str:
-    """The words of a name, without numbers such as "001." and WordNet's "n02085620" before them."""
-    return " ".join(word for word in re.split(r"[\W_]+", text.casefold()) if word and not re.fullmatch(r"n?\d+", word))
+_INDEX = re.compile(r"^(n\d{8}[\W_]+|\d+\.(?!\d))(?=.)")  # WordNet's, as ImageNet and Stanford Dogs have it, or CUB's
+_JOINT = r"[-_/.+]"  # what joins two words to one, where no space is beside it
+
+Places = Sequence[tuple[int, int]]
+
+
+def _plain(text: str) -> str:
+    """Without differences of case or of how accents are written."""
+    return unicodedata.normalize("NFKC", text).casefold()
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", text)
+
+
+def _places(name: str, prompt: str) -> Places:
+    """Where a name stands in a prompt, whatever separates its words there."""
+    words = r"[\W_]+".join(map(re.escape, name.split()))
+    pattern = rf"(?<!\w)(?<!\w{_JOINT}){words}(?!\w)(?!{_JOINT}\w)"
+    return [match.span() for match in re.finditer(pattern, _plain(prompt))]
+
+
+def _longest(places: Mapping[str, Places]) -> list[str]:
+    """The names that stand somewhere outside of all longer ones."""
+    spans = [span for found in places.values() for span in found]
+
+    def inside(span: tuple[int, int]) -> bool:
+        return any(other != span and other[0] <= span[0] and span[1] <= other[1] for other in spans)
+
+    return [name for name, found in places.items() if any(not inside(span) for span in found)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

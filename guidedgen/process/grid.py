@@ -82,7 +82,9 @@ def timesteps(trained: int, num_steps: int, spacing: Spacing, offset: int = 0) -
     if spacing == "leading":
         times = [i * (trained // num_steps) + offset for i in reversed(range(num_steps))]
         if times[0] >= trained or times[-1] < 0:
-            raise BadValue("offset", offset, f"times would run from {times[0]} to {times[-1]}, and must stay in 0 to {trained - 1}")
+            room = trained - 1 - (times[0] - offset)
+            rule = f"times would run from {times[0]} to {times[-1]}, and must stay in 0 to {trained - 1}"
+            raise BadValue("offset", offset, f"{rule}: with num_steps={num_steps} offset is from 0 to {room}")
         return times
     if spacing == "trailing":
         return [round(trained - i * trained / num_steps) - 1 for i in range(num_steps)]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from guidedgen import experiment, images, jobs, judging, sampling
+from guidedgen.methods.adjoint_tuning import AdjointTuning
 from guidedgen.models.stable_diffusion import PromptedDenoiser
 from guidedgen.store import RunFailed, RunFolder
 
@@ -88,6 +89,81 @@ def test_no_room_for_one_row_ends_the_run_in_one_line(job: Callable[..., jobs.Jo
         experiment.run(made)
     assert calls == [8, 8, 4, 2]
     assert made.folder.records() == made.folder.failures() == {}  # it is not the samples' fault
+
+
+def test_crops_are_rows_too(job: Callable[..., jobs.Job], lasting: Lasting, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of six crops a picture no more than batch_size are scored at once, and no more than there is room for."""
+    options = [
+        "method=doodl", "method.process=ddim", "method.num_updates=1", "method.num_crops=6", "scheduler=ddim", "dataset.limit=2"
+    ]  # fmt: skip
+    small, made = job(*options, "batch_size=2", "study=small"), job(*options, "batch_size=4")
+    experiment.run(small)
+    capsys.readouterr()
+    reward, sizes = made.reward, []
+
+    def short(pictures: torch.Tensor, tasks: Any) -> torch.Tensor:
+        sizes.append(len(pictures))
+        if len(pictures) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return reward(pictures, tasks)
+
+    experiment.run(dataclasses.replace(made, reward=short))
+    assert sizes[:2] == [4, 4] and max(sizes[2:]) == 2
+    assert capsys.readouterr().err.splitlines() == ["guidedgen: batch_size=4 needs too much memory; going on with less"]
+    assert lasting(made.folder.path) == lasting(small.folder.path)
+
+
+TUNING = [
+    "method=adjoint_tuning", "scheduler=ddim", "method.prompts.limit=1", "method.noises_per_prompt=4", "method.samples_per_update=4",
+    "method.num_updates=2", "method.lr=0.05", "method.rank=1", "dataset.limit=1", "batch_size=4",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ["adapter", "token"])
+def test_learning_takes_smaller_batches_too(
+    job: Callable[..., jobs.Job], room_for: Lifted, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    """To the byte what batch_size=2 learns, and counted alike: what was tried in vain is no cost."""
+    tuning = [*TUNING, f"method.what={what}"]
+    small = job(*tuning, "batch_size=2", "study=small")
+    experiment.run(small)
+    capsys.readouterr()
+    made, calls = job(*tuning), room_for(4)
+    experiment.run(made)
+    # Twice for the originals and twice to learn. That is enough: the second update is not tried as a whole.
+    assert [rows for rows in calls if rows > 4] == [8] * 4
+    told = "guidedgen: batch_size=4 needs too much memory{}; going on with less"
+    assert capsys.readouterr().err.splitlines() == [told.format(""), told.format(" to learn")]
+    learned = [sorted((run.folder.path / "learned").glob("*.safetensors")) for run in (made, small)]
+    assert [path.read_bytes() for path in learned[0]] == [path.read_bytes() for path in learned[1]] and learned[0]
+    ours, theirs = ({**run.folder.read_json("learned/learning.json"), "seconds": 0} for run in (made, small))
+    assert ours == theirs and ours["nfe"] == 2 * 2 * 2 * 4 * 2  # twice 2 steps of 4 pictures, guided, 2 updates
+
+
+def test_once_short_of_memory_the_same_bytes_are_learned(
+    job: Callable[..., jobs.Job], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, made = job(*TUNING, "study=whole"), job(*TUNING)
+    experiment.run(whole)
+    gradient, short = AdjointTuning._gradient, [True]
+
+    def once(*arguments: Any, **options: Any) -> Any:
+        if short.pop() if short else False:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return gradient(*arguments, **options)
+
+    monkeypatch.setattr(AdjointTuning, "_gradient", once)
+    capsys.readouterr()
+    experiment.run(made)
+    ours, theirs = ((run.folder.path / "learned" / "pytorch_lora_weights.safetensors").read_bytes() for run in (made, whole))
+    assert ours == theirs and not capsys.readouterr().err
+
+
+def test_no_room_to_learn_on_one_lesson_ends_the_run_in_one_line(job: Callable[..., jobs.Job], room_for: Lifted) -> None:
+    made, calls = job(*TUNING), room_for(1)
+    with pytest.raises(RunFailed, match="^guidedgen: device=cpu: its memory is too small for one row"):
+        experiment.run(made)
+    assert calls == [8, 8, 4, 2]
 
 
 def test_judging_takes_smaller_batches_too(job: Callable[..., jobs.Job], capsys: pytest.CaptureFixture[str]) -> None:

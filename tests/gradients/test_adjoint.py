@@ -163,7 +163,7 @@ def test_in_time_its_gradient_is_autograd_s_through_many_fine_steps(solver: str)
         assert off(ours, 2 * fine - coarse) < min(2e-4, off(fine, 2 * fine - coarse) / 4)
 
 
-@pytest.mark.parametrize("solver", ["rk4", "dopri5"])
+@pytest.mark.parametrize("solver", ["rk4", "explicit_adams", "dopri5"])
 def test_the_gradient_by_an_offset_is_that_by_the_state_it_moves(solver: str) -> None:
     offsets = [torch.zeros_like(X, requires_grad=True) for _ in range(9)]
     chain = dataclasses.replace(chain_of(10, k=1), offsets=offsets)
@@ -172,6 +172,65 @@ def test_the_gradient_by_an_offset_is_that_by_the_state_it_moves(solver: str) ->
         last = chain.grid[-1]
         factor = math.hypot(last.alpha * STD, last.sigma) / math.hypot(point.alpha * STD, point.sigma)
         assert off(gradient, factor * TOWARDS) < 1e-3
+
+
+def plain_adams(chain: OdeChain, offsets: list[Tensor], x: Tensor) -> Tensor:
+    """Adams and Bashforth's method as tables have it, from two steps of the 3/8 rule; each offset is added to the state after a step."""
+    table = {3: [23 / 12, -16 / 12, 5 / 12], 4: [55 / 24, -59 / 24, 37 / 24, -9 / 24]}
+    y, slopes = x / chain.scale(chain.grid[0]), []
+    for i, (t, s) in enumerate(chain.moves):
+        u, end = chain.variable(t), chain.variable(s)
+        h = end - u
+        slopes = [chain.velocity(u, y), *slopes][:4]
+        if i < 2:
+            k1 = slopes[0]
+            k2 = chain.velocity(u + h / 3, y + h * k1 / 3)
+            k3 = chain.velocity(u + h * 2 / 3, y + h * (k2 - k1 / 3))
+            k4 = chain.velocity(end, y + h * (k1 - k2 + k3))
+            y = y + h * (k1 + 3 * k2 + 3 * k3 + k4) / 8
+        else:
+            y = y + h * sum(c * slope for c, slope in zip(table[len(slopes)], slopes, strict=True))
+        if i < len(offsets):
+            y = y + offsets[i] / chain.scale(s)
+    return chain.scale(chain.grid[-1]) * y
+
+
+@ODES
+@pytest.mark.parametrize("count", [0, 5, 11, 12])
+def test_adams_remembers_its_steps_over_offsets(kind: type[OdeChain], count: int) -> None:
+    """Of the first steps, of all but the last, or of all."""
+    offsets = [normal(4, 1, *SHAPE, seed=i).mul(0.1).requires_grad_() for i in range(count)]
+    chain = dataclasses.replace(chain_of(12, kind=kind), offsets=offsets)
+    made, *_ = run(Adjoint(solver="explicit_adams"), chain, offsets)
+    with torch.no_grad():
+        torch.testing.assert_close(made, plain_adams(chain, offsets, X), rtol=0, atol=1e-10)
+    if count:
+        still = dataclasses.replace(chain, offsets=[torch.zeros_like(offset, requires_grad=True) for offset in offsets])
+        zero, by_x, *_ = run(Adjoint(solver="explicit_adams"), still, still.offsets)
+        without = run(Adjoint(solver="explicit_adams"), chain_of(12, kind=kind))
+        torch.testing.assert_close(zero, without[0], rtol=0, atol=1e-10)
+        torch.testing.assert_close(by_x, without[1], rtol=1e-8, atol=1e-10)
+        assert off(made, zero) > 0.01
+
+
+@ODES
+@pytest.mark.parametrize(("k", "steps", "tolerance", "named"), [(1, 12, 1e-8, True), (1, 12, 1e-8, False), (3, 50, 0.03, True)])
+def test_over_offsets_adams_has_the_gradients_of_rk4(
+    kind: type[OdeChain], k: int, steps: int, tolerance: float, named: bool
+) -> None:
+    """Both go back by rk4: the same where the flow is affine, else from states that differ by their errors forward. By the state, by a
+    tensor the denoiser closes over and by every offset, whether these are named among the parameters or not."""
+    found = []
+    for solver in ("explicit_adams", "rk4"):
+        shift = torch.zeros(4, *SHAPE, dtype=torch.float64, requires_grad=True)
+        chain = chain_of(steps, k=k, kind=kind, schedule=CONSTANT, spacing="linspace", shift=shift)
+        offsets = [normal(4, 1, *SHAPE, seed=i).mul(0.05).requires_grad_() for i in range(len(chain))]
+        chain = dataclasses.replace(chain, denoise=chain.denoise.denoise, offsets=offsets)
+        x = X.clone().requires_grad_()
+        (x_0,) = Adjoint(solver=solver)(chain, (x,), [shift, *offsets] if named else [shift])
+        found.append(torch.autograd.grad(x_0, [x, shift, *offsets], TOWARDS))
+    for ours, theirs in zip(*found, strict=True):
+        assert off(ours, theirs) < tolerance
 
 
 # Solvers
@@ -309,12 +368,25 @@ def test_each_sample_s_parameters_get_their_own_gradients_from_dopri5() -> None:
 @pytest.mark.parametrize(
     ("solver", "forward", "back"), [("euler", 12, 12), ("midpoint", 24, 24), ("rk4", 48, 48), ("explicit_adams", 18, 48)]
 )
-def test_it_calls_the_network_as_often_as_it_says(solver: str, forward: int, back: int, kind: type[OdeChain]) -> None:
-    chain, x = chain_of(12, kind=kind), X.clone().requires_grad_()
+@pytest.mark.parametrize("offsets", [0, 11])
+def test_it_calls_the_network_as_often_as_it_says(solver: str, forward: int, back: int, kind: type[OdeChain], offsets: int) -> None:
+    leaves = [torch.zeros_like(X, requires_grad=True) for _ in range(offsets)]
+    chain, x = dataclasses.replace(chain_of(12, kind=kind), offsets=leaves), X.clone().requires_grad_()
     (x_0,) = Adjoint(solver=solver)(chain, (x,))
     assert len(chain.denoise.times) == forward
-    torch.autograd.grad(x_0, x, TOWARDS)
+    torch.autograd.grad(x_0, [x, *leaves], TOWARDS)
     assert len(chain.denoise.times) == forward + back
+
+
+@ODES
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 11])
+def test_adams_has_few_calls_more_than_steps(steps: int, kind: type[OdeChain]) -> None:
+    """17 for 11 steps, with offsets as without."""
+    for count in (0, steps):
+        chain = dataclasses.replace(chain_of(steps, kind=kind), offsets=[torch.zeros_like(X)] * count)
+        with torch.no_grad():
+            Adjoint(solver="explicit_adams")(chain, (X,))
+        assert len(chain.denoise.times) == min(steps + 6, 4 * steps)
 
 
 @pytest.mark.parametrize("solver", [*FIXED, "dopri5"])

@@ -381,6 +381,37 @@ def test_it_costs_what_it_says(gaussian: Make, what: str, engine: str, again: bo
     assert sum(decoded) == problem.reward.calls == 2 * (m if keep == "last" else m + 1)
 
 
+@pytest.mark.parametrize("what", WHATS)
+@pytest.mark.parametrize("reparameterise", [True, False])
+@pytest.mark.parametrize(
+    ("solver", "forward", "back"),
+    [
+        ("euler", STEPS, STEPS), ("midpoint", 2 * STEPS, 2 * STEPS), ("rk4", 4 * STEPS, 4 * STEPS),
+        ("explicit_adams", STEPS + 6, 4 * STEPS),
+    ],
+)  # fmt: skip
+def test_other_solvers_cost_what_their_engine_says(
+    gaussian: Make, what: str, reparameterise: bool, solver: str, forward: int, back: int
+) -> None:
+    """Whatever is optimised: a trajectory's moves change no solver."""
+    problem, m = gaussian(2), 2
+    AdjointDpm(gradients=Adjoint(solver=solver), what=what, reparameterise=reparameterise, num_updates=m)(problem)
+    rows = 2 * 2 * ((m + 1) * forward + m * back)
+    assert problem.denoise.counts == {"rows": rows, "backward": 2 * 2 * m * back}
+
+
+@pytest.mark.parametrize("solver", ["euler", "midpoint", "rk4", "explicit_adams"])
+def test_before_an_update_a_trajectory_is_that_of_its_noise(gaussian: Make, solver: str) -> None:
+    """The moves are zero: the same solver draws the same picture."""
+    made = [
+        AdjointDpm(gradients=Adjoint(solver=solver), what=what, num_updates=1, lr=0.0, keep="last")(
+            gaussian(mixed=True, reward=rated)
+        )
+        for what in ("noise", "trajectory")
+    ]
+    torch.testing.assert_close(*made, rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_crops_cost_what_they_say(gaussian: Make, keep: str) -> None:
     problem, m, crops = gaussian(2), 3, 5

@@ -80,6 +80,11 @@ def lessons(make_problem: Make) -> Callable[..., tuple[Tensor, Callable[[Sequenc
     return make
 
 
+def at_once(pose: Callable[[Sequence[int]], Problem], size: int = LESSONS) -> Callable:
+    """Computes on so many lessons at a time."""
+    return lambda places, compute: (compute(pose(places[i : i + size])) for i in range(0, len(places), size))
+
+
 def pictures(pose: Callable[[Sequence[int]], Problem]) -> Tensor:
     with torch.no_grad():
         return tuning()(pose(range(LESSONS)))
@@ -98,7 +103,7 @@ def test_drawing_is_the_unguided_ddim_chain(make_problem: Make) -> None:
 
 def test_without_updates_nothing_changes(lessons) -> None:
     free, pose = lessons()
-    tuning(num_updates=0).learn(pose, LESSONS, [free], {}, nothing)
+    tuning(num_updates=0).learn(at_once(pose), LESSONS, [free], {}, nothing)
     assert not free.any() and not pose.posed
     assert not tuning(num_updates=0).needs.gradient
 
@@ -110,7 +115,7 @@ def test_the_optimum_over_all_noises_is_reached(lessons, what: str, engine) -> N
     free, pose = lessons()
     before = pictures(pose)
     tuning(gradients=engine, what=what, samples_per_update=LESSONS, num_updates=150, lr=0.03, max_norm=None).learn(
-        pose, LESSONS, [free], {}, nothing
+        at_once(pose), LESSONS, [free], {}, nothing
     )
     after = pictures(pose)
     torch.testing.assert_close(after.mean(0), TARGET, rtol=0, atol=2e-3)
@@ -121,7 +126,7 @@ def test_the_optimum_over_all_noises_is_reached(lessons, what: str, engine) -> N
 def test_updates_are_adam_s_on_the_mean_reward(lessons, what: str) -> None:
     """Three updates on a mixture, the gradient by autograd through a chain written out."""
     free, pose = lessons(curved, mixed=True)
-    tuning(what=what, lr=0.05, samples_per_update=LESSONS, max_norm=0.3).learn(pose, LESSONS, [free], {}, nothing)
+    tuning(what=what, lr=0.05, samples_per_update=LESSONS, max_norm=0.3).learn(at_once(pose), LESSONS, [free], {}, nothing)
 
     by_hand, posed = lessons(curved, mixed=True)
     mean, square = torch.zeros_like(by_hand), torch.zeros_like(by_hand)
@@ -141,6 +146,24 @@ def test_updates_are_adam_s_on_the_mean_reward(lessons, what: str) -> None:
     torch.testing.assert_close(free, by_hand, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("what", ["weights", "token"])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 6])
+def test_lessons_in_parts_teach_the_same(lessons, what: str, size: int) -> None:
+    """Of five an update, the curve too: to rounding, and to the byte where they are one part."""
+    found = []
+    for at in (size, 5):
+        free, pose = lessons(curved, mixed=True)
+        told: list[tuple[float, float]] = []
+        tuning(what=what, lr=0.05, samples_per_update=5, max_norm=0.3).learn(
+            at_once(pose, at), LESSONS, [free], {}, nothing,
+            lambda event, _i, values, told=told: told.append((float(values["reward"]), float(values["gradient"]))),
+        )  # fmt: skip
+        assert len(told) == 3 and max(map(len, pose.posed)) == min(at, 5)
+        found.append((free.detach(), torch.tensor(told)))
+    for ours, whole in zip(*found, strict=True):
+        torch.testing.assert_close(ours, whole, rtol=0, atol=0 if size >= 5 else 1e-6)
+
+
 @pytest.mark.parametrize(("count", "k"), [(6, 2), (6, 4), (5, 3), (2, 3)])
 def test_every_lesson_has_its_turn_before_one_comes_again(count: int, k: int) -> None:
     method = tuning(samples_per_update=k)
@@ -158,7 +181,7 @@ def test_every_lesson_has_its_turn_before_one_comes_again(count: int, k: int) ->
 def test_an_interruption_changes_nothing(lessons, stop: int) -> None:
     method = tuning(num_updates=6, lr=0.05, save_every=2, samples_per_update=4)
     whole, pose = lessons(curved, mixed=True)
-    method.learn(pose, LESSONS, [whole], {}, nothing)
+    method.learn(at_once(pose), LESSONS, [whole], {}, nothing)
 
     class Interrupted(Exception):
         pass
@@ -172,9 +195,9 @@ def test_an_interruption_changes_nothing(lessons, stop: int) -> None:
 
     broken, posed = lessons(curved, mixed=True)
     with pytest.raises(Interrupted):
-        method.learn(posed, LESSONS, [broken], {}, save)
+        method.learn(at_once(posed), LESSONS, [broken], {}, save)
     again, posed_again = lessons(curved, mixed=True)
-    method.learn(posed_again, LESSONS, [again], saved[-1], nothing)
+    method.learn(at_once(posed_again), LESSONS, [again], saved[-1], nothing)
     assert torch.equal(again, whole)
     assert posed.posed + posed_again.posed == pose.posed
 
@@ -183,7 +206,7 @@ def test_an_interruption_changes_nothing(lessons, stop: int) -> None:
 def test_it_costs_what_it_says(lessons, engine, passes: int) -> None:
     """S = 8 steps, m = 3 updates of k = 2: 4Skm rows forward where steps are computed twice, 2Skm backward."""
     free, pose = lessons(curved, mixed=True)
-    tuning(gradients=engine).learn(pose, LESSONS, [free], {}, nothing)
+    tuning(gradients=engine).learn(at_once(pose), LESSONS, [free], {}, nothing)
     rows = sum(counting.rows for counting in pose.made)
     backward = sum(counting.backward for counting in pose.made)
     one = 1  # the Gaussian problem is without guidance: one row, not two
@@ -199,7 +222,12 @@ def test_an_update_that_is_not_finite_is_left_out(lessons) -> None:
     free, pose = lessons(sometimes, mixed=True)
     told: list[float] = []
     tuning(num_updates=3, lr=0.05).learn(
-        pose, LESSONS, [free], {}, nothing, lambda event, i, values: told.append(free.sum().item()) if event == "learn" else None
+        at_once(pose),
+        LESSONS,
+        [free],
+        {},
+        nothing,
+        lambda event, i, values: told.append(free.sum().item()) if event == "learn" else None,
     )
     assert free.isfinite().all()
     assert told[1] == told[2] != told[0]  # what the second update, told before it is made, did not move

@@ -80,7 +80,7 @@ def plain_inversion(problem: Problem, b: int, o: BlipInversion, task: float = 1.
                 step = step * (o.lr[1] + (o.lr[0] - o.lr[1]) * late)
         z = z - step - (lr if o.distill_lr == "scheduled" else o.lr[0]) * g_s
         z = z + (o.last_noise if last else o.noise) * z_noise.draw(1, shape)
-        ema = o.ema_decay * ema + (1 - o.ema_decay) * z
+        ema = z if i == 0 and o.ema_initial == "first" else o.ema_decay * ema + (1 - o.ema_decay) * z
         done = i + 1
         if (
             o.ema_start is not None
@@ -97,7 +97,7 @@ def plain_inversion(problem: Problem, b: int, o: BlipInversion, task: float = 1.
         {}, {"optimizer": "adam"}, {"mode": "referee_only"}, {"mode": "distill_only"}, {"ema_start": None},
         {"distill_lr": "constant", "lr": (0.7, 0.2)},
         {"warmup": 4}, {"weight": 0.5, "lr": (0.7, 0.2), "noise": 0.05}, {"distill_iterations": 0}, {"distill_scale": 1.0},
-        {"distill_window": (0.3, 0.6)},
+        {"distill_window": (0.3, 0.6)}, {"ema_initial": "first"},
     ],
     ids=str,
 )  # fmt: skip
@@ -110,7 +110,14 @@ def test_it_equals_a_plain_loop_of_the_algorithm(make_problem: Make, options: di
 
 def test_the_options_of_the_plain_loop_make_a_difference(make_problem: Make) -> None:
     base = inversion()(nonlinear(make_problem))
-    for options in ({"optimizer": "adam"}, {"mode": "referee_only"}, {"mode": "distill_only"}, {"ema_start": None}, {"warmup": 4}):
+    for options in (
+        {"optimizer": "adam"},
+        {"mode": "referee_only"},
+        {"mode": "distill_only"},
+        {"ema_start": None},
+        {"warmup": 4},
+        {"ema_initial": "first"},
+    ):
         assert (inversion(**options)(nonlinear(make_problem)) - base).abs().max() > 1e-3, options
 
 
@@ -153,6 +160,14 @@ def test_the_average_by_hand(make_problem: Make) -> None:
     average = (average + z1 + n[1]) / 2
     average = (average + average + n[2]) / 2  # z was the average
     torch.testing.assert_close(made[0], (average + n[3])[0], rtol=0, atol=1e-12)  # the last one is not set back
+
+
+@pytest.mark.parametrize(("iterations", "last"), [(160, 10), (16, 1), (3, 0), (0, 0)])
+def test_the_last_iterations_follow_the_number_of_all(iterations: int, last: int) -> None:
+    """So that one of the two can be changed alone."""
+    method = BlipInversion(augmentations=AS_IT_IS, num_iterations=iterations)
+    assert method._refereed == iterations - last
+    assert BlipInversion(augmentations=AS_IT_IS, num_iterations=iterations, distill_iterations=iterations)._refereed == 0
 
 
 def test_gradients_are_balanced_sample_by_sample() -> None:

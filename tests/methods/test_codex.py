@@ -24,6 +24,7 @@ from guidedgen.process.schedulers import Ddpm
 from guidedgen.types import BadValue
 
 Make = Callable[..., Problem]
+rated_at_full_size = rated
 
 
 # Algorithms 1 to 3, one stream and one network call at a time, nothing reused, every gradient by autograd on its own
@@ -96,7 +97,7 @@ def plain_codex(problem: Problem, b: int, o: Codex) -> Tensor:
                 gradient, correction = plain_gradient(problem, z, s, o, [e[:, k : k + 1] for e in drawn])
                 scale = o.strength
                 if o.rescale:
-                    scale *= float((correction**2).mean() ** 0.5 / (gradient**2).mean() ** 0.5)
+                    scale *= float((correction**2).mean() ** 0.5 / ((gradient**2).mean() ** 0.5 + 1e-8))  # Eq. A.1, and the code
                     scale = scale if o.max_scale is None else min(scale, o.max_scale)
                 moves.append(scale * gradient)
             streams = [x + moves[k] for x, k in zip(streams, owner, strict=True)]
@@ -157,6 +158,19 @@ def test_codex_equals_the_algorithm_boxes(make_problem: Make, name: str) -> None
     torch.testing.assert_close(made, plain, rtol=0, atol=1e-8)
     unguided = dataclasses.replace(codex, strength=0.0)(nonlinear(make_problem))
     assert (made - unguided).abs().max() > 1e-3  # the gradient did something
+
+
+@pytest.mark.parametrize("name", ["thesis", "released code"])
+def test_gradients_as_small_as_the_epsilon_take_shorter_steps(
+    make_problem: Make, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eq. A.1 and the released code divide by rms(grad) + 1e-8, so the scale of such a reward is seen."""
+    codex, tiny = Codex(**BOXES[name]), 1e-8
+    made = codex(by_task(nonlinear(make_problem), [tiny] * 2))
+    monkeypatch.setitem(globals(), "rated", lambda rows: tiny * rated_at_full_size(rows))
+    plain = torch.stack([plain_codex(nonlinear(make_problem), b, codex) for b in range(2)])
+    torch.testing.assert_close(made, plain, rtol=0, atol=1e-8)
+    assert (made - codex(nonlinear(make_problem))).abs().max() > 1e-3
 
 
 # Null settings
@@ -349,8 +363,9 @@ def test_a_batch_of_three_is_three_batches_of_one(make_problem: Make, name: str)
 
 @pytest.mark.parametrize("options", [{}, {"through": "decoder"}, {"cluster": True, "num_particles": 5}, {"zero_order_samples": 2}])
 def test_with_rescaling_the_reward_s_scale_does_not_matter(make_problem: Make, options: dict) -> None:
+    """Gradients here are some 10^8 times the epsilon of Eq. A.1."""
     results = [Codex(**options)(by_task(nonlinear(make_problem), [factor] * 2)) for factor in (1.0, 7.0)]
-    torch.testing.assert_close(*results, rtol=0, atol=1e-9)
+    torch.testing.assert_close(*results, rtol=0, atol=1e-7)
     results = [Codex(rescale=False, **options)(by_task(nonlinear(make_problem), [factor] * 2)) for factor in (1.0, 7.0)]
     assert (results[0] - results[1]).abs().max() > 1e-2
 

@@ -81,10 +81,8 @@ def by_hand(
         ends = chain(*leaves)
         loss = -0.5 * sum(curved(end.flatten(0, 1)).sum() for end in ends)
         g = [-z for z in torch.autograd.grad(loss, leaves)]
-        if tied:
-            g = [g[0] + g[1]] * 2
-        if halve:
-            g = [0.5 * z for z in g]
+        if tied:  # the released code, doodl.py:936-940: the mean over the pair, and only of a tied one
+            g = [(0.5 if halve else 1.0) * (g[0] + g[1])] * 2
         eps = std * noise.draw(1, problem.latent_shape)
         for k in range(2):
             step = (lr * g[k]).clamp(-clip, clip)

@@ -134,6 +134,15 @@ def test_a_rescaled_step_does_not_see_the_rewards_scale(scale: float) -> None:
     torch.testing.assert_close(ascent(scale * gradient, 0.2, correction), ascent(gradient, 0.2, correction), rtol=1e-13, atol=0)
 
 
+@pytest.mark.parametrize("length", [1e-12, 1e-8, 1e-3])
+def test_an_epsilon_shortens_the_steps_of_gradients_of_its_size(length: float) -> None:
+    """Eq. A.1 of the CoDeX thesis: strength |correction| / (|gradient| + epsilon), here of gradients of a known length."""
+    gradient, correction = normal(1, 2, *SHAPE), normal(1, 2, *SHAPE, seed=1)
+    gradient *= length / rms(gradient)
+    expected = ascent(gradient, 0.2, correction) * (length / (length + 1e-8))
+    torch.testing.assert_close(ascent(gradient, 0.2, correction, epsilon=1e-8), expected, rtol=1e-12, atol=0)
+
+
 def test_a_cap_bounds_the_factor_before_the_gradient() -> None:
     gradient, correction = normal(1, 2, *SHAPE), normal(1, 2, *SHAPE, seed=1)
     gradient[:, 1] /= 1e6

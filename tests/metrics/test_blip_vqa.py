@@ -98,7 +98,7 @@ def test_what_cannot_be_answered_has_no_score():
 
 def test_it_says_what_it_depends_on():
     scorer = BlipVqaScore(vqa=Answers(lambda *_: 0.0), parser=Rules())
-    assert (scorer.networks, scorer.described) == (("answers",), "answers by answers; noun phrases by rules; rounding: reference")
+    assert (scorer.networks, scorer.described) == (("answers",), "answers by answers; noun phrases by rules 2; rounding: reference")
     assert not scorer.differentiable
     vqa = Answers(lambda *_: 0.0)
     vqa.described = "answers at 480 px"

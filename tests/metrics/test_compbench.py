@@ -99,7 +99,7 @@ def test_the_clip_that_scores_actions_is_named():
     action = WithoutAdjectives(scorer=ClipScore(clip=Named(), convention="t2i_compbench"), parser=Rules())
     scorer = ThreeInOne(attribute=Given("a", []), spatial=Given("b", []), action=action)
     assert scorer.networks == ("a", "b", "tiny-clip")
-    assert scorer.described == "by a; by b; t2i_compbench of tiny-clip; adjectives left out by rules"
+    assert scorer.described == "by a; by b; t2i_compbench of tiny-clip; adjectives left out by rules 2"
 
 
 def test_adjectives_are_left_out():
@@ -108,4 +108,4 @@ def test_adjectives_are_left_out():
     task = Task(id="0", prompt="The old red car was near a tall, white wall.", category="complex_action")
     assert scorer(torch.zeros(1, 3, 4, 4), [task]).tolist() == [0.25]
     assert inner.prompts == ["The car was near a tall , wall ."]  # to the rules "a tall" is a phrase whose noun is tall
-    assert (scorer.networks, scorer.described) == (("clip",), "by clip; adjectives left out by rules")
+    assert (scorer.networks, scorer.described) == (("clip",), "by clip; adjectives left out by rules 2")

@@ -44,6 +44,27 @@ def test_rules_are_exact_on_the_lab(category):
         ("a green vase standing on its table", ["a green vase", "its table"]),
         ("a bike is parked near the curb", ["a bike", "the curb"]),
         ("a t-shirt's collar (blue)", ["a t-shirt's collar", "blue"]),
+        ("a metallic hook hang", ["a metallic hook"]),
+        ("The towel and metallic hook hang on the wooden hook", ["The towel", "metallic hook", "the wooden hook"]),
+        ("The leather shoes and fluffy socks rest on the rack", ["The leather shoes", "fluffy socks", "the rack"]),
+        ("a chair hidden by a mouse", ["a chair", "a mouse"]),
+        ("The rectangular mirror was hung above the white sink.", ["The rectangular mirror", "the white sink"]),
+        ("The sleek black car sped past the bulky grey truck", ["The sleek black car", "the bulky grey truck"]),
+        ("A woman is holding a yoga mat", ["A woman", "a yoga mat"]),  # alone after a form of be
+        ("the sun shines through a window", ["the sun", "a window"]),
+        ("horses stand in a field", ["horses", "a field"]),
+        ("The wooden spoon flew swiftly to the cup", ["The wooden spoon", "the cup"]),
+        ("boxes stacked neatly in the corner", ["boxes", "the corner"]),
+        ("the only pieces left in the set", ["the only pieces", "the set"]),
+        # what are nouns there
+        ("a round trophy stand", ["a round trophy stand"]),
+        ("a music stand on a stage", ["a music stand", "a stage"]),
+        ("a cylindrical can of soup and a paint can", ["a cylindrical can", "soup", "a paint can"]),
+        ("a bird can fly over the hill", ["a bird", "the hill"]),
+        ("a yellow butterfly on a green lily", ["a yellow butterfly", "a green lily"]),
+        ("stories of the past", ["stories", "the past"]),
+        ("an arm rest on the left of a couch", ["an arm rest", "the left", "a couch"]),
+        ("a painting of a made bed", ["a painting", "a made bed"]),
     ],
 )
 def test_rules(text, phrases):

@@ -174,6 +174,6 @@ def test_every_spatial_prompt_has_a_relation_and_two_things(released):
 
 def test_it_says_what_it_depends_on():
     scorer = Spatial(detector=Found(), parser=Rules())
-    assert (scorer.networks, scorer.described) == (("found",), "detections by found; nouns by rules")
+    assert (scorer.networks, scorer.described) == (("found",), "detections by found; nouns by rules 2")
     with pytest.raises(ValueError, match="2 images for 1 tasks"):
         scorer(torch.zeros(2, 3, 8, 8), [Task(id="0", prompt="a cat near a car")])
