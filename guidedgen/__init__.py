@@ -17,7 +17,10 @@ Rooms, and who may import whom (held by tests/test_layers.py):
     metrics                        features -> statistics -> distance; per-image scores        <- types, images
     lab                            the bundled world and its trained weights          <- types, images, noise, vision_language
     shards                         which share of a run a process takes                        <- types
-    store                          a run's folder                                              <- types
+    inside                         files of a folder that nothing leads out of
+    locks                          locks between processes                                     <- inside
+    shapes                         what stored files hold, checked as they are read
+    store                          a run's folder                                              <- types, inside, locks, shapes
     tracker                        its mirror in W&B                                           <- types, store
     evaluate                       from images to metrics                                      <- types, images, metrics, store
     pages                          a study as one page and as tables                           <- types, store, config

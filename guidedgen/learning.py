@@ -17,7 +17,6 @@ from guidedgen import report
 from guidedgen.jobs import Job
 from guidedgen.models import tuning
 from guidedgen.problem import Problem
-from guidedgen.store import write_atomic
 from guidedgen.types import Learner
 
 FOLDER = "learned"
@@ -36,7 +35,7 @@ def learn(job: Job, pose: Callable[[Sequence[int]], Problem]) -> None:
     if (folder / "learning.json").exists():
         tuning.load(job.model, folder, "run")
         return
-    folder.mkdir(exist_ok=True)
+    job.folder.make_folder(FOLDER)
     checkpoint, saved, curve = folder / "checkpoint.pt", {}, []
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True, map_location=job.cfg.device)
@@ -51,7 +50,7 @@ def learn(job: Job, pose: Callable[[Sequence[int]], Problem]) -> None:
     def save(state: Mapping[str, Any]) -> None:
         buffer = io.BytesIO()
         torch.save({**so_far(), "curve": curve, "state": state}, buffer)
-        write_atomic(checkpoint, buffer.getvalue())
+        job.folder.write(f"{FOLDER}/checkpoint.pt", buffer.getvalue())
 
     steps = len(job.grid) - 1
     with report.progress("learn", total=method.num_updates * steps) as advance:
@@ -65,6 +64,7 @@ def learn(job: Job, pose: Callable[[Sequence[int]], Problem]) -> None:
         tuned = tuning.tunable(job.model, method.tuning)
         method.learn(pose, len(job.lessons), tuned.free, saved.get("state", {}), save, observe)
     tuned.freeze()
-    tuned.save(folder)
+    with job.folder.assembled(FOLDER) as place:
+        tuned.save(place)
     job.folder.write_json(f"{FOLDER}/learning.json", {**so_far(), "lessons": len(job.lessons), "curve": curve})
     checkpoint.unlink(missing_ok=True)

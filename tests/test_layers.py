@@ -35,7 +35,10 @@ ALLOWED = {
     "datasets": {"types", "images", "lab"},  # images: references are read; lab: its prompts
     "lab": {"types", "images", "noise", "vision_language"},
     "shards": {"types"},
-    "store": {"types", "images"},
+    "inside": set(),
+    "shapes": set(),
+    "locks": {"inside"},
+    "store": {"types", "inside", "locks", "shapes"},
     "tracker": {"types", "images", "store"},
     "config": {"types"},
     "command_line": {"types", "config"},
