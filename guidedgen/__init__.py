@@ -23,9 +23,10 @@ Rooms, and who may import whom (held by tests/test_layers.py):
     store                          a run's folder                                              <- types, inside, locks, shapes
     tracker                        its mirror in W&B                                           <- types, store
     evaluate                       from images to metrics                                      <- types, images, metrics, store
-    pages                          a study as one page and as tables                           <- types, store, config
+    pages                          a study as one page and as tables                           <- types, shapes, store, config
     report                         progress, tables, grids                                     <- cost, evaluate, pages
-    config                         config to objects, and a run's identity                     <- types
+    plain_yaml                     a stored config, and nothing more than that                 <- inside, shapes
+    config                         config to objects, and a run's identity                     <- types, plain_yaml
     command_line                   its arguments to configs                                    <- types, config
     usage                          what --help shows                                           <- config
     jobs                           a config to a checked job                                   <- all of these

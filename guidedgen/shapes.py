@@ -120,9 +120,7 @@ def _interval(value: Any, where: str) -> str | None:
 
 # Files
 
-_COST = fields(
-    {"nfe": number}, dict.fromkeys(("nfe_backward", "decodes", "reward_calls", "seconds", "peak_memory_mib"), maybe(number))
-)
+_COST = together(fields({"nfe": number}), each(maybe(number)))
 _SLIPPED = fields({"ratio": number, "low": number, "high": number, "slipped": count, "flagged": count})
 _SCORE = together(
     fields(
@@ -185,6 +183,19 @@ RECORD = fields(
     },
     {"blurred": flag, "failed": maybe(text)},
 )  # fmt: skip
+
+
+def _node(value: Any, where: str) -> str | None:
+    """What is built by its target: a class of a file."""
+    wrong = fields({"_target_": text})(value, where)
+    return wrong or (None if "." in value["_target_"] else f"{where}._target_ is no class of a file")
+
+
+# Of config.yaml, what is read before a run is built from it.
+CONFIG = fields(
+    {"method": _node},
+    {"reward": maybe(_node), "model": maybe(each(anything)), "table": maybe(each(anything))},
+)
 
 
 def figure(value: Any) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import errno
 import json
 import math
 import os
@@ -131,7 +132,7 @@ class RunFolder:
             alone = self._acquire()
             if fresh:
                 self._clear()
-            self._check_plain()
+            self._check_plain(inside.check)
             if not self.done:  # by the process that was waited for
                 inside.make_folder(self.path, "images")
                 self._tidy(alone)
@@ -148,13 +149,20 @@ class RunFolder:
                 raise inside.NotPlain("a link, not a run's folder: remove it", self.path)
             yield
 
-    def _check_plain(self) -> None:
+    def check_plain(self, *, deep: bool = False) -> None:
+        """Raises UsageError where one of the run's files or folders is a link, a pipe or the like; `deep`: or one in those."""
+        try:
+            self._check_plain(inside.check if deep else inside.is_folder)
+        except OSError as error:
+            raise UsageError(f"{error.filename}: cannot be read ({error.strerror})") from error
+
+    def _check_plain(self, check: Callable[[Path, str], object]) -> None:
         """Raises NotPlain where something that is to be written or shown is a link, a pipe or the like."""
         for name in inside.names(self.path):
             if _FILES.fullmatch(name):
                 inside.check_file(self.path, name)
         for name in _FOLDERS:
-            inside.check(self.path, name)
+            check(self.path, name)
 
     @property
     def _place(self) -> int:
@@ -333,7 +341,10 @@ class RunFolder:
             _remove(self.path / partial)
             inside.make_folder(self.path, partial)
             try:
-                yield self.path / partial
+                try:
+                    yield self.path / partial
+                except Exception as error:  # a library's own for a full disk
+                    raise OSError(errno.EIO, " ".join(str(error).split())) from error
                 _sync(self.path / partial)
                 for made in sorted((self.path / partial).iterdir()):
                     _remove(self.path / name / made.name)
@@ -452,9 +463,16 @@ def _record(line: Mapping[str, Any]) -> Record | None:
         record = Record(**line)
     except TypeError:
         return None
-    if shapes.RECORD(dict(line), "") is not None or set(record.task) & {"/", "\0"}:
+    if shapes.RECORD(dict(line), "") is not None or not _names_a_file(record.task):
         return None
     return record if record.image == f"images/{record.name}.png" or (record.failed is not None and not record.image) else None
+
+
+def _names_a_file(task: str) -> bool:
+    try:
+        return not set(os.fsencode(task)) & set(b"/\0")
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
 
 
 def _name(line: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from guidedgen.types import UsageError
+from guidedgen.types import UsageError, printable
 
 
 def main(arguments: list[str]) -> None:
@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> None:
 
     try:
         for folder in folders:
-            print("\n".join(map(str, page.write(folder))))
+            print("\n".join(printable(str(path)) for path in page.write(folder)))
     except UsageError as error:
         print(f"guidedgen: {error}", file=sys.stderr)
         sys.exit(2)
