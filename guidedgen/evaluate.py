@@ -39,7 +39,9 @@ class Images:
     def of_folder(folder: Path) -> Images:
         """A run's images where the folder is a run's, else all images in it, not recursively."""
         if (folder / "records.jsonl").exists():
-            return Images.of_run(RunFolder(folder))
+            run = RunFolder(folder)
+            run.check_plain(deep=True)
+            return Images.of_run(run)
         found = (path for path in folder.iterdir() if path.suffix.lower() in images.SUFFIXES and path.name != GRID)
         return Images(paths=sorted(found))
 
@@ -52,9 +54,9 @@ class Images:
             return {}
         folder = self.paths[0].parent
         found: dict[str, Images] = {}
-        for name in sorted(path.name for path in folder.iterdir() if path.is_dir()):
+        for name in sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.is_symlink()):
             pairs = [(folder / name / path.name, record) for path, record in zip(self.paths, self.records, strict=True)]
-            kept = [(path, record) for path, record in pairs if path.exists()]
+            kept = [(path, record) for path, record in pairs if path.is_file() and not path.is_symlink()]
             if kept:
                 found[name] = Images(paths=[path for path, _ in kept], records=[record for _, record in kept])
         return found
@@ -110,6 +112,8 @@ def _damage(path: Path) -> str | None:
     """What is wrong with an image, if anything is."""
     from PIL import Image
 
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        return "is no file"
     try:
         with Image.open(path) as picture:
             picture.verify()

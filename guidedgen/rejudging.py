@@ -31,7 +31,12 @@ def judge_again(folder: Path, overrides: Sequence[str] = (), config_dir: Path | 
     RunFolder(folder).check_plain(deep=True)
     cfg = config.read_whole(folder / "config.yaml")
     cfg.outputs, cfg.study = str(folder.absolute().parent.parent), folder.absolute().parent.name
-    job = dataclasses.replace(prepare(changed(cfg, overrides, config_dir)), folder=RunFolder(folder))
+    try:
+        job = dataclasses.replace(prepare(changed(cfg, overrides, config_dir)), folder=RunFolder(folder))
+    except UsageError as error:
+        if overrides:  # which may be what is wrong
+            raise
+        raise UsageError(f"{folder / 'config.yaml'}: {error}") from error
     _check_stored(job)
     if not sampling.left(job):  # whoever of several processes was to be the last may have died
         sampling.close(job.base)

@@ -194,7 +194,7 @@ def _node(value: Any, where: str) -> str | None:
 # Of config.yaml, what is read before a run is built from it.
 CONFIG = fields(
     {"method": _node},
-    {"reward": maybe(_node), "model": maybe(each(anything)), "table": maybe(each(anything))},
+    {"reward": _or_nothing(_node), "model": _or_nothing(each(anything)), "table": _or_nothing(each(anything))},
 )
 
 

@@ -49,7 +49,7 @@ def of_folder(path: Path) -> State:
         why = f"{len(told.failures)} failed, as {name}: {reason}"
     if folder.busy:
         state = "running"
-    elif folder.finished:
+    elif folder.finished and len(told.records) + len(told.failures) >= (wanted or 0):
         state = "done"
     elif last.startswith("failed: "):
         state, why = "failed", last.removeprefix("failed: ")

@@ -109,8 +109,13 @@ class RunFolder:
         """
         if not self.finished or not inside.is_file(self.path, "config.yaml"):
             return False
+        try:
+            wanted = self.read_json("environment.json").get("samples", 0)
+        except UsageError:  # which is written anew
+            return False
         told = self.told()
-        return not told.spoiled and not told.failures and len(self._whole(told.records)) == len(told.records)
+        whole = self._whole(told.records)
+        return not told.spoiled and not told.failures and len(whole) == len(told.records) >= wanted
 
     @property
     def finished(self) -> bool:

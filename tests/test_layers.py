@@ -39,7 +39,7 @@ ALLOWED = {
     "shapes": set(),
     "locks": {"inside"},
     "store": {"types", "inside", "locks", "shapes"},
-    "tracker": {"types", "images", "store"},
+    "tracker": {"types", "images", "inside", "store"},
     "plain_yaml": {"inside", "shapes"},
     "config": {"types", "plain_yaml"},
     "command_line": {"types", "config"},
