@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from guidedgen import config, experiment, inside, jobs, rejudging, sampling
@@ -37,7 +37,7 @@ JSON_FILES = ("metrics.json", "environment.json", "learned/learning.json")
 LINES = ("records.jsonl", "trace.jsonl")
 FILES = (*JSON_FILES, *LINES, "config.yaml", "run.log", "DONE", ".lock", ".judging.lock", "images/{}.png", "images/best/{}.png")
 FOLDERS = ("images", "images/best", "learned", "wandb")
-EXAMPLES = 70  # for each kind of damage
+EXAMPLES = int(os.environ.get("GUIDEDGEN_EXAMPLES", "70"))  # for each kind of damage
 
 
 def script(name: str) -> Any:
@@ -65,7 +65,7 @@ class Bench:
     """A study of two finished runs, copied afresh for each example, and the commands, run in this process."""
 
     def __init__(self, folder: Path) -> None:
-        self.home, self.count = folder, 0
+        self.home = folder
         self.scripts = {name: script(name) for name in ("report", "table", "status", "evaluate")}
         with initialize_config_dir(str(config.CONF), version_base="1.3"):
             self.cfg = compose("config", overrides=OPTIONS)
@@ -101,21 +101,23 @@ class Bench:
 
     def prepared(self, cfg: Any) -> jobs.Job:
         """What a stored config is built to; of the usual one, what is built already."""
-        plain = {key: value for key, value in OmegaConf.to_container(cfg).items()}
-        plain |= {"outputs": str(self.home / "outputs"), "study": "study"}
+        plain = {**OmegaConf.to_container(cfg), "outputs": str(self.home / "outputs"), "study": "study"}
         same = config.digest({"": plain}) == self.digest
         return self.job_in(Path("unused")) if same else self.stored(cfg)
 
     @contextlib.contextmanager
     def example(self) -> Iterator["Example"]:
-        self.count += 1
-        folder = self.home / str(self.count)
-        shutil.copytree(self.pristine, folder / "study")
-        (folder / "outside" / "images").mkdir(parents=True)
-        for name in ("a.json", "images/a.png", "images/b"):
-            (folder / "outside" / name).write_text(json.dumps({SECRET: SECRET}))
-        yield Example(self, folder)
-        shutil.rmtree(folder)
+        """The study with the run that is to be damaged as it was."""
+        hurt = self.home / "example" / "study" / "hurt"
+        if not hurt.parent.exists():
+            shutil.copytree(self.pristine / "whole", hurt.parent / "whole")
+            outside = self.home / "example" / "outside"
+            (outside / "images").mkdir(parents=True)
+            for name in ("a.json", "images/a.png", "images/b"):
+                (outside / name).write_text(json.dumps({SECRET: SECRET}))
+        shutil.rmtree(hurt, ignore_errors=True)
+        shutil.copytree(self.pristine / "hurt", hurt)
+        yield Example(self, hurt.parent.parent)
 
 
 class Example:
@@ -203,7 +205,7 @@ COMMANDS = st.sampled_from([("run",), ("run",), ("evaluate",), ("run", "evaluate
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 3), st.sampled_from([10**30, -(10**400), 1e308, -1e308, 5e-324]),
     st.floats(), st.text(max_size=6),
-    st.sampled_from(["../../outside/a.json", "/etc/passwd", "=cmd", "\033[31m", "[red]", "[/]", "\ud83d", "${oc.env:HOME}", "<b>", "a" * 5000]),
+    st.sampled_from(["../../outside/a.json", "/etc/passwd", "=cmd", "\033[31m", "[/red]", "\ud83d", "${oc.env:HOME}", "<b>", "a" * 5000]),
 )  # fmt: skip
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=5
