@@ -89,13 +89,12 @@ def is_file(root: Path, name: str) -> bool:
         return False
 
 
-def read(root: Path, name: str, most: int = 2**28) -> bytes:
+def read(root: Path, name: str, most: int | None = 2**28) -> bytes:
     """A file's content. Raises OSError as `opened` does, and where it is more than so many bytes."""
     with os.fdopen(opened(root, name), "rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise OSError(errno.EFBIG, f"more than {most // 2**20} MiB", str(root / name))
-    return content
+        if most is not None and os.fstat(file.fileno()).st_size > most:
+            raise OSError(errno.EFBIG, f"more than {most // 2**20} MiB", str(root / name))
+        return file.read()
 
 
 def tail(root: Path, name: str, most: int) -> bytes:
@@ -179,7 +178,7 @@ def append(root: Path, name: str, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
     if not alone:
-        write(root, name, read(root, name, 2**40) + content)
+        write(root, name, read(root, name, None) + content)
 
 
 def drop_torn_line(root: Path, name: str) -> None:
@@ -201,7 +200,7 @@ def drop_torn_line(root: Path, name: str) -> None:
             file.truncate(end)
             return
     if end < size:
-        write(root, name, read(root, name, 2**40)[:end])
+        write(root, name, read(root, name, None)[:end])
 
 
 def make_folder(root: Path, name: str) -> None:

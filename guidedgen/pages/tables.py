@@ -250,7 +250,10 @@ def as_csv(table: Table) -> str:
 
 def _no_formula(value: object) -> object:
     """A cell's value: text that a spreadsheet would run as a formula has an apostrophe before it; a number is a number."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else value
+    if not isinstance(value, str):
+        return value
+    value = re.sub(r"\r\n?", "\n", value)  # a lone one is not quoted, and ends the line for those who read it
+    return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\n")) else value
 
 
 def latex(table: Table, caption: str) -> str:
