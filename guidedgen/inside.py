@@ -89,7 +89,7 @@ def is_file(root: Path, name: str) -> bool:
         return False
 
 
-def read(root: Path, name: str, most: int | None = 2**28) -> bytes:
+def read(root: Path, name: str, most: int | None = 2**26) -> bytes:
     """A file's content. Raises OSError as `opened` does, and where it is more than so many bytes."""
     with os.fdopen(opened(root, name), "rb") as file:
         if most is not None and os.fstat(file.fileno()).st_size > most:

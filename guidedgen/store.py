@@ -322,7 +322,7 @@ class RunFolder:
         self._append(self._log("records"), _json_line(dataclasses.asdict(record)))
 
     def _append(self, name: str, text: str) -> None:
-        with writing(self.path / name):
+        with self._own(), writing(self.path / name):
             inside.append(self.path, name, text.encode())
 
     def write(self, name: str, content: bytes) -> None:

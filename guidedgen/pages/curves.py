@@ -41,18 +41,25 @@ def curves(run: Run, style: Style) -> dict[tuple[str, str], Curve]:
 
 def _events(folder: Path) -> Iterator[Mapping[str, Any]]:
     """Whatever a run has traced so far; a line that is being written is not there yet, one that is damaged is left out."""
-    for log in (name for name in inside.names(folder) if fnmatch.fnmatchcase(name, "trace*.jsonl")):
-        try:
-            lines = [shapes.parsed(line) for line in inside.lines(folder, log)]
-        except OSError:  # no file, or none that can be read
-            continue
-        yield from (line for line in lines if line is not None and _is_event(line))
+    for log in inside.names(folder):
+        if fnmatch.fnmatchcase(log, "trace*.jsonl"):
+            yield from _logged(folder, log)
     try:
         learned = RunFolder(folder).read_json("learned/learning.json")
     except UsageError:
         return
     for point in learned.get("curve", ()):
         yield {"event": "learn", "step": point["update"], **{key: value for key, value in point.items() if key != "update"}}
+
+
+def _logged(folder: Path, log: str) -> Iterator[Mapping[str, Any]]:
+    try:
+        for line in inside.lines(folder, log):
+            told = shapes.parsed(line)
+            if told is not None and _is_event(told):
+                yield told
+    except OSError:  # it cannot be read
+        return
 
 
 def _is_event(line: Mapping[str, Any]) -> bool:

@@ -115,6 +115,7 @@ def test_a_run_s_folder_that_is_a_link_is_not_written_to(
     run.symlink_to(outside / target)
     with pytest.raises(RunFailed, match="run: cannot be written \\(a link, not a run's folder: remove it\\)"):
         work(run, fresh=fresh)
+    RunFolder(run).note("failed: it is a link")
     tried("refused")
 
 
