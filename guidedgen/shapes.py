@@ -159,8 +159,9 @@ def _published(value: Any, where: str) -> str | None:
 
 _LEARNING = {"nfe": number, "nfe_backward": number, "seconds": number, "lessons": count}
 METRICS = fields(
-    {"samples": count, "prompts": count, "scores": each(_SCORE), "cost": _COST},
+    {"samples": count, "scores": each(_SCORE), "cost": _COST},
     {
+        "prompts": count,
         "title": _name, "label": maybe(_name), "reward": maybe(text), "judged_by": text, "base_cost": _COST,
         "distances": each(_DISTANCE), "reference_samples": count, "compared": several(count, 2),
         "per_class": _or_nothing(_PER_CLASS), "published": _or_nothing(_published),

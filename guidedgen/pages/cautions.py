@@ -113,7 +113,7 @@ def _few(runs: Sequence[Run]) -> Iterator[Caution]:
         yield Caution(
             text=f"class fid has about {_span(each)} images a class: its bias is larger still; read its change, not its value."
         )
-    prompts = [run.metrics["prompts"] for run in runs if run.metrics["scores"]]
+    prompts = [run.metrics["prompts"] for run in runs if run.metrics["scores"] and "prompts" in run.metrics]
     if prompts and min(prompts) < _PROMPTS:
         yield Caution(text=f"Intervals are over {_span(prompts)} prompts: a bootstrap over fewer than {_PROMPTS} is too narrow.")
 

@@ -25,7 +25,7 @@ from guidedgen import config, experiment, inside, jobs, rejudging, sampling
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.models.stable_diffusion import StableDiffusion
 from guidedgen.store import Record, RunFolder
-from guidedgen.types import Sample
+from guidedgen.types import Sample, UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "a-word-from-outside"
@@ -144,6 +144,9 @@ class Example:
                 code = ended.code if isinstance(ended.code, int) else 1 if ended.code else 0
                 if isinstance(ended.code, str):
                     print(ended.code, file=sys.stderr)
+            except UsageError as error:  # which whoever calls main() may be left to tell
+                code = 2
+                print(f"guidedgen: {error}", file=sys.stderr)
         return code, out.getvalue(), err.getvalue()
 
     def check(self, *others: str) -> bool:
