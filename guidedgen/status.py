@@ -42,7 +42,7 @@ def of_folder(path: Path) -> State:
         told, wanted = folder.told(), folder.read_json("environment.json").get("samples")
         folder.check_plain()
     except UsageError as error:
-        return State(name=path.name, state="damaged", told=str(error))
+        return State(name=path.name, state="damaged", told=str(error).replace(f"{path}/", ""))
     last, why = folder.last_note, ""
     if told.failures:
         name, reason = next(iter(told.failures.items()))

@@ -91,9 +91,10 @@ def read_study(folder: Path) -> Study:
         try:
             read.append(_read(path))
         except UsageError as error:
-            damaged[path.name] = str(error)
+            damaged[path.name] = str(error).replace(f"{path}/", "")
     if not read:
-        raise UsageError(f"{folder}: holds no run that can be read, of {len(found)}: {next(iter(damaged.values()))}")
+        name, why = next(iter(damaged.items()))
+        raise UsageError(f"{folder}: holds no run that can be read, of {len(found)}: {name}/{why}")
     return Study(folder=folder, runs=sorted(_named(_with_lent(read)), key=_place), damaged=damaged)
 
 
