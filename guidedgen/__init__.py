@@ -17,12 +17,16 @@ Rooms, and who may import whom (held by tests/test_layers.py):
     metrics                        features -> statistics -> distance; per-image scores        <- types, images
     lab                            the bundled world and its trained weights          <- types, images, noise, vision_language
     shards                         which share of a run a process takes                        <- types
-    store                          a run's folder                                              <- types
-    tracker                        its mirror in W&B                                           <- types, store
+    inside                         files of a folder that nothing leads out of
+    locks                          locks between processes                                     <- inside
+    shapes                         what stored files hold, checked as they are read
+    store                          a run's folder                                              <- types, inside, locks, shapes
+    tracker                        its mirror in W&B                                           <- types, inside, store
     evaluate                       from images to metrics                                      <- types, images, metrics, store
-    pages                          a study as one page and as tables                           <- types, store, config
+    pages                          a study as one page and as tables                           <- types, shapes, store, config
     report                         progress, tables, grids                                     <- cost, evaluate, pages
-    config                         config to objects, and a run's identity                     <- types
+    plain_yaml                     a stored config, and nothing more than that                 <- inside, shapes
+    config                         config to objects, and a run's identity                     <- types, plain_yaml
     command_line                   its arguments to configs                                    <- types, config
     usage                          what --help shows                                           <- config
     jobs                           a config to a checked job                                   <- all of these

@@ -19,6 +19,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
+from guidedgen import plain_yaml
 from guidedgen.types import BadValue, UsageError
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -60,7 +61,12 @@ def identity(config: DictConfig) -> str:
     """Twelve hex digits that name what is sampled: a hash of the resolved config less storage, display and judgement."""
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
-    return digest({str(key): value for key, value in plain.items() if key not in _NOT_IDENTITY})
+    return identity_of({str(key): value for key, value in plain.items()})
+
+
+def identity_of(plain: Mapping[str, Any]) -> str:
+    """The same of a config's plain values."""
+    return digest({key: value for key, value in plain.items() if key not in _NOT_IDENTITY})
 
 
 def resolved(config: DictConfig) -> DictConfig:
@@ -266,24 +272,24 @@ def _fits(value: Any, hint: Any) -> bool:
     return True  # a type that YAML cannot spell: the constructor's business
 
 
+def read_plain(file: Path) -> tuple[dict[str, Any], str]:
+    """A stored config as plain values, and its text. Raises UsageError where there is none that can be read."""
+    try:
+        return plain_yaml.read(file)
+    except plain_yaml.Damaged as error:
+        way_out = "; remove it, and the run's own command writes it anew"
+        raise UsageError(f"{file}: not a run's config ({error}){way_out}") from error
+
+
 def read(file: Path) -> DictConfig:
     """A stored config. Raises UsageError where there is none that can be read."""
-    try:
-        config = OmegaConf.load(file)
-    except Exception as error:  # the system's, PyYAML's and OmegaConf's
-        raise UsageError(f"{file}: not a run's config ({' '.join(str(error).split())})") from error
-    if not isinstance(config, DictConfig):
-        raise UsageError(f"{file}: not a run's config (a list)")
-    return config
+    return OmegaConf.create(read_plain(file)[0])
 
 
 def read_whole(file: Path) -> DictConfig:
     """A stored config that a run can be built from. Raises UsageError where there is none, or no more than a part of it."""
     config = read(file)
-    try:
-        config = resolved(config)  # as it was stored: nothing changes unless somebody has written into it
-    except Exception as error:  # OmegaConf's many errors
-        raise UsageError(f"{file}: not a run's config ({' '.join(str(error).split())})") from error
+    config = resolved(config)  # it has no interpolations, but for texts that are escaped
     for key in (*_NODES, *_VALUES):
         parent, _, name = key.rpartition(".")
         if name not in (OmegaConf.select(config, parent) if parent else config):

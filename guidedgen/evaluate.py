@@ -41,7 +41,9 @@ class Images:
         listed.
         """
         if (folder / "records.jsonl").exists():
-            return Images.of_run(RunFolder(folder))
+            run = RunFolder(folder)
+            run.check_plain(deep=True)
+            return Images.of_run(run)
         return Images(paths=images.in_folder(folder, GRID))
 
     def __len__(self) -> int:
@@ -53,9 +55,9 @@ class Images:
             return {}
         folder = self.paths[0].parent
         found: dict[str, Images] = {}
-        for name in sorted(path.name for path in folder.iterdir() if path.is_dir()):
+        for name in sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.is_symlink()):
             pairs = [(folder / name / path.name, record) for path, record in zip(self.paths, self.records, strict=True)]
-            kept = [(path, record) for path, record in pairs if path.exists()]
+            kept = [(path, record) for path, record in pairs if path.is_file() and not path.is_symlink()]
             if kept:
                 found[name] = Images(paths=[path for path, _ in kept], records=[record for _, record in kept])
         return found

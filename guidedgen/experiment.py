@@ -94,8 +94,8 @@ def run(job: Job) -> Mapping[str, Any]:
     started = time.perf_counter()
     fresh = job.cfg.run.fresh
     job.model.ledger.device = job.cfg.device if job.cfg.run.profile else None
-    metrics = job.folder.read_json("metrics.json")
-    if job.folder.done and metrics.get("judged_by") == judging.judged_by(job) and not fresh:
+    metrics = {} if fresh else job.folder.read_json("metrics.json")
+    if not fresh and job.folder.done and metrics.get("judged_by") == judging.judged_by(job):
         print(f"{job.folder.path}: already done (run.fresh=true starts anew)")
         report.show(metrics)
         return metrics
@@ -104,7 +104,7 @@ def run(job: Job) -> Mapping[str, Any]:
             _open(unguided)
             sampling.sample_all(unguided, label)
             sampling.close(unguided)
-    if not job.folder.done or fresh:
+    if fresh or not job.folder.done:
         _open(job, fresh=fresh)
         job.folder.note(f"started: {shlex.join(_command())}; {sampling.left(job)} of {len(job.samples)} samples to make")
         if job.originals is not None:

@@ -80,9 +80,13 @@ def prepare(cfg: DictConfig) -> Job:
     shard = find_shard(*_shard(cfg), os.environ)
     if shard.count > 1 and cfg.run.fresh:
         raise UsageError("run.fresh=true: not where others write too (shard.count above 1); remove the run's folder first")
-    cfg = _settled(cfg, shard)
-    check_writable(Path(cfg.outputs) / cfg.study, "outputs")
-    return _prepare(cfg, shard)
+    job = _prepare(_settled(cfg, shard), shard)
+    try:
+        check_writable(job.folder.path.parent, "outputs")
+    except UsageError:
+        if cfg.run.fresh or not job.folder.done:  # a finished run is shown, wherever it lies
+            raise
+    return job
 
 
 def place(cfg: DictConfig) -> Path:

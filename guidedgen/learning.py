@@ -22,7 +22,6 @@ from guidedgen import cost, report, sampling
 from guidedgen.jobs import Job
 from guidedgen.models import tuning
 from guidedgen.problem import Problem
-from guidedgen.store import write_atomic
 from guidedgen.types import Learner
 
 FOLDER = "learned"
@@ -42,7 +41,7 @@ def learn(job: Job) -> None:
     if (folder / "learning.json").exists():
         tuning.load(job.model, folder, method.tuning.what, "run")
         return
-    folder.mkdir(exist_ok=True)
+    job.folder.make_folder(FOLDER)
     checkpoint = folder / "checkpoint.pt"
     before, started = job.model.ledger.counts(), time.perf_counter()
     tuned = tuning.tunable(job.model, method.tuning)
@@ -57,7 +56,7 @@ def learn(job: Job) -> None:
     def save(state: Mapping[str, Any]) -> None:
         buffer = io.BytesIO()
         torch.save({**so_far(), "curve": curve, "state": state}, buffer)
-        write_atomic(checkpoint, buffer.getvalue())
+        job.folder.write(f"{FOLDER}/checkpoint.pt", buffer.getvalue())
 
     with report.progress("learn", total=method.num_updates) as advance:
 
@@ -68,7 +67,8 @@ def learn(job: Job) -> None:
 
         method.learn(Posed(job), len(job.lessons), tuned.free, saved.get("state", {}), save, observe)
     tuned.freeze()
-    tuned.save(folder)
+    with job.folder.assembled(FOLDER) as place:
+        tuned.save(place)
     job.folder.write_json(f"{FOLDER}/learning.json", {**so_far(), "lessons": len(job.lessons), "curve": curve})
     checkpoint.unlink(missing_ok=True)
 

@@ -26,9 +26,17 @@ def judge_again(folder: Path, overrides: Sequence[str] = (), config_dir: Path | 
     `config_dir` is a folder with options beside the project's, as Hydra's --config-dir.
     Raises UsageError where an override is wrong, and where the folder or that of its unguided run is damaged.
     """
+    if folder.is_symlink():
+        raise UsageError(f"{folder}: a link, and nothing is written where it leads; give the run's own folder")
+    RunFolder(folder).check_plain(deep=True)
     cfg = config.read_whole(folder / "config.yaml")
     cfg.outputs, cfg.study = str(folder.absolute().parent.parent), folder.absolute().parent.name
-    job = dataclasses.replace(prepare(changed(cfg, overrides, config_dir)), folder=RunFolder(folder))
+    try:
+        job = dataclasses.replace(prepare(changed(cfg, overrides, config_dir)), folder=RunFolder(folder))
+    except UsageError as error:
+        if overrides:  # which may be what is wrong
+            raise
+        raise UsageError(f"{folder / 'config.yaml'}: {error}") from error
     _check_stored(job)
     if not sampling.left(job):  # whoever of several processes was to be the last may have died
         sampling.close(job.base)
@@ -45,6 +53,7 @@ def _check_stored(job: Job) -> None:
     if job.base is not None:
         if not (job.base.folder.path / "config.yaml").exists():
             raise UsageError(f"{job.folder.path}: its unguided run {job.base.name} is not beside it; reference=none judges without")
+        job.base.folder.check_plain(deep=True)
         runs.append((job.base, "the same with method=base"))
     for run, command in runs:
         evaluate.check_stored(run.folder, f"; where it is damaged remove it: {command} makes it anew")

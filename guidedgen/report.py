@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -20,7 +21,7 @@ from guidedgen.pages import tables
 from guidedgen.pages.study import read_study
 from guidedgen.pages.tables import number
 from guidedgen.store import write_atomic
-from guidedgen.types import UsageError
+from guidedgen.types import UsageError, printable
 
 _COLUMNS = 8  # images per row of a grid
 _SIDE = 160  # px of an image in a grid
@@ -55,7 +56,8 @@ def _lines(label: str, total: int) -> Callable[[], None]:
 
 def show(metrics: Mapping[str, Any]) -> None:
     """Prints the table of a run: base beside guided, with sample sizes, cost and what shares a network with the guidance."""
-    table = Table(title=str(metrics.get("title", "")), title_justify="left", caption_justify="left")
+    title = escape(printable(str(metrics.get("title", ""))))
+    table = Table(title=title, title_justify="left", caption_justify="left")
     printed = tables.printed(metrics)
     columns = ["", "base", "this run", "95 % interval", "wins", *(["published"] if printed else [])]
     for column in columns:
@@ -63,7 +65,9 @@ def show(metrics: Mapping[str, Any]) -> None:
     shared = False
 
     def row(label: str, name: str, base: float | None, value: float | None, interval: str = "", wins: str = "") -> None:
-        table.add_row(*(label, number(base), number(value), interval, wins, number(printed.get(name)))[: len(columns)])
+        table.add_row(
+            *(escape(printable(label)), number(base), number(value), interval, wins, number(printed.get(name)))[: len(columns)]
+        )
 
     for name, entry in metrics.get("scores", {}).items():
         mark = "*" if entry.get("shares_guide") else ""
@@ -78,36 +82,41 @@ def show(metrics: Mapping[str, Any]) -> None:
     for name, entry in metrics.get("distances", {}).items():
         mark = "*" if entry.get("shares_guide") else ""
         shared |= bool(mark)
-        ours, theirs = metrics.get("compared") or (metrics["samples"], metrics["reference_samples"])
+        ours, theirs = metrics.get("compared") or (metrics["samples"], metrics.get("reference_samples", "?"))
         row(f"{name}{mark} ({ours} v {theirs})", name, None, entry["value"])
     if found := metrics.get("per_class"):
         mark = "*" if found["shares_guide"] else ""
         shared |= bool(mark)
-        change = f"{found['mean_of_percent']:+.3g} % (of means {found['percent_of_means']:+.3g} %)"
+        change = f"{_percent(found['mean_of_percent'])} (of means {_percent(found['percent_of_means'])})"
         row(f"fid to each of {found['classes']} classes{mark}", "class_fid", found["base"], found["fid"], change)
     cost, base = metrics.get("cost", {}), metrics.get("base_cost", {})
     for name in ("nfe", "nfe_backward", "decodes", "reward_calls", "seconds"):
         row(f"{name} / sample", name, base.get(name), cost.get(name))
-    table.caption = f"{metrics.get('samples')} samples, {metrics.get('prompts')} prompts" + (
-        "; * shares a network with the guidance" if shared else ""
-    )
+    told = [
+        f"{metrics.get('samples')} samples, {metrics.get('prompts')} prompts" + "; * shares a network with the guidance" * shared
+    ]
     for name, entry in metrics.get("scores", {}).items():
         if entry.get("described"):
-            table.caption += f"\n{name}: {entry['described']}"
+            told.append(f"{name}: {entry['described']}")
     if learned := metrics.get("learning"):
         rows = f"{learned['nfe']} network rows, {learned['nfe_backward']} of them backward"
-        table.caption += f"\nlearned first, on {learned['lessons']} pictures: {rows}, {learned['seconds']:.0f} s"
+        told.append(f"learned first, on {learned['lessons']} pictures: {rows}, {learned['seconds']:.0f} s")
     for name, kept in metrics.get("beside", {}).items():
         found = {score: entry["value"] for score, entry in kept["scores"].items() if entry["value"] is not None}
-        told = ", ".join(f"{score} {number(value)}" for score, value in found.items())
-        table.caption += f"\nthe {name} of {kept['samples']}, in images/{name}: {told}"
+        scores = ", ".join(f"{score} {number(value)}" for score, value in found.items())
+        told.append(f"the {name} of {kept['samples']}, in images/{name}: {scores}")
     if metrics.get("blurred"):
-        table.caption += f"\n{metrics['blurred']} are stored blurred and left out of distances"
+        told.append(f"{metrics['blurred']} are stored blurred and left out of distances")
     if metrics.get("failed"):
-        table.caption += f"\n{metrics['failed']} failed and are left out: {', '.join(metrics['failures'])}"
+        told.append(f"{metrics['failed']} failed and are left out: {', '.join(metrics.get('failures', {}))}")
     if printed:
-        table.caption += f"\npublished: {metrics['published']['source']}"
+        told.append(f"published: {metrics['published']['source']}")
+    table.caption = "\n".join(escape(printable(line)) for line in told)
     Console().print(table)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:+.3g} %"
 
 
 def study_table(folder: Path) -> str:
@@ -116,10 +125,11 @@ def study_table(folder: Path) -> str:
     Raises:
         UsageError: no run in the folder has been judged.
     """
-    runs = read_study(folder).rows
-    if not runs:
-        raise UsageError(f"{folder}: holds no run with metrics yet; wait for one to be done")
-    return tables.markdown(tables.of_metrics(runs))
+    study = read_study(folder)
+    damaged = [printable(f"{name} is damaged and not shown: {why}") for name, why in study.damaged.items()]
+    if not study.rows:
+        raise UsageError("; ".join([f"{folder}: holds no run with metrics yet; wait for one to be done", *damaged[:1]]))
+    return "\n".join([tables.markdown(tables.of_metrics(study.rows)), *damaged])
 
 
 def show_profile(ledger: Ledger, wall: float) -> None:

@@ -23,7 +23,7 @@ from guidedgen.noise import Noise
 from guidedgen.problem import Problem
 from guidedgen.process.grid import Grid, tail
 from guidedgen.store import Record, RunFailed
-from guidedgen.types import Sample, Task, UsageError
+from guidedgen.types import Sample, Task, UsageError, printable
 
 _HOPELESS = 10  # a run whose first samples all fail, so many of them, is broken: it ends instead of failing with all the rest
 
@@ -71,7 +71,7 @@ def _sample_batches(job: Job, label: str, batches: Sequence[Sequence[Sample]]) -
                 continue
             job.folder.fail(record)
             failed += 1
-            print(f"guidedgen: {sample.name} ({sample.task.prompt[:60]!r}) failed: {record.failed}", file=sys.stderr)
+            print(printable(f"guidedgen: {sample.name} ({sample.task.prompt[:60]!r}) failed: {record.failed}"), file=sys.stderr)
             if not came_out and failed == _HOPELESS:
                 raise RunFailed(f"{job.folder.path}: the first {failed} samples have all failed, the last as: {record.failed}")
     if failed and not came_out:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -14,14 +15,16 @@ from rich.table import Column, Table
 
 from guidedgen.store import RunFolder
 from guidedgen.sweeps import Run
-from guidedgen.types import UsageError
+from guidedgen.types import UsageError, printable
 
-STATES = ("done", "running", "partial", "failed", "missing")
+STATES = ("done", "running", "partial", "failed", "damaged", "missing")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class State:
-    """How far a run is. `state` is one of STATES: partial means that it was stopped, or killed, and the same command goes on."""
+    """How far a run is. `state` is one of STATES: partial means that it was stopped, or killed, and the same command goes on;
+    damaged, that a file of it is not what was written there.
+    """
 
     name: str
     state: str
@@ -33,28 +36,31 @@ class State:
 def of_folder(path: Path) -> State:
     """The state of one run, by its folder, which need not be there."""
     folder = RunFolder(path)
-    if not (path / "config.yaml").exists():
+    if not os.path.lexists(path / "config.yaml"):
         return State(name=path.name, state="missing")
-    samples, failures = len(folder.records()), folder.failures()
-    wanted = folder.read_json("environment.json").get("samples")
-    last, told = folder.last_note, ""
-    if failures:
-        name, why = next(iter(failures.items()))
-        told = f"{len(failures)} failed, as {name}: {why}"
+    try:
+        told, wanted = folder.told(), folder.read_json("environment.json").get("samples")
+        folder.check_plain()
+    except UsageError as error:
+        return State(name=path.name, state="damaged", told=str(error).replace(f"{path}/", ""))
+    last, why = folder.last_note, ""
+    if told.failures:
+        name, reason = next(iter(told.failures.items()))
+        why = f"{len(told.failures)} failed, as {name}: {reason}"
     if folder.busy:
         state = "running"
-    elif (path / "DONE").exists():
+    elif folder.finished and len(told.records) + len(told.failures) >= (wanted or 0):
         state = "done"
     elif last.startswith("failed: "):
-        state, told = "failed", last.removeprefix("failed: ")
+        state, why = "failed", last.removeprefix("failed: ")
     else:
-        state, told = "partial", last if last.startswith(("stopped", "interrupted")) else told
-    return State(name=path.name, state=state, samples=samples, wanted=wanted, told=told)
+        state, why = "partial", last if last.startswith(("stopped", "interrupted")) else why
+    return State(name=path.name, state=state, samples=len(told.records), wanted=wanted, told=why)
 
 
 def of_study(folder: Path) -> list[State]:
     """The states of all runs in a study's folder. Raises UsageError where there is none."""
-    found = [of_folder(file.parent) for file in sorted(folder.glob("*/config.yaml"))]
+    found = [of_folder(path) for path in sorted(folder.glob("*")) if os.path.lexists(path / "config.yaml")]
     if not found:
         raise UsageError(f"{folder}: holds no run; give a study's folder, as in outputs/default, or a sweep's overrides")
     return found
@@ -75,7 +81,7 @@ def show(states: Sequence[State]) -> None:
     table = Table(Column("run", overflow="fold"), "state", "samples", "")  # a name is there to be copied
     for state in states:
         samples = f"{state.samples}/{state.wanted}" if state.wanted is not None else str(state.samples or "")
-        table.add_row(escape(state.name), state.state, samples, escape(state.told))
+        table.add_row(escape(printable(state.name)), state.state, samples, escape(printable(state.told)))
     Console().print(table)
 
 

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from guidedgen import inside
 from guidedgen.store import Record
-from guidedgen.types import BadValue
+from guidedgen.types import BadValue, printable
 
 
 class Tracker(Protocol):
@@ -62,7 +63,7 @@ class Wandb:
         try:
             self._log(folder, run_id, name, config, records, metrics)
         except Exception as error:  # whatever the client or its server does must not cost the run
-            told = " ".join(str(error).split())  # its own words may be several lines
+            told = printable(" ".join(str(error).split()))  # its own words may be several lines
             warnings.warn(f"wandb: {told}; the run is whole in {folder}", RuntimeWarning, stacklevel=2)
 
     def _log(
@@ -70,6 +71,7 @@ class Wandb:
     ) -> None:
         import wandb
 
+        inside.check_links(folder, "wandb")
         # The images of a table are staged here until they are synced; the default is in the user's home.
         os.environ["WANDB_DATA_DIR"] = str(folder / "wandb")
         settings = wandb.Settings(silent=True, init_timeout=30, console="off", disable_git=True, x_disable_stats=True)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -19,8 +21,23 @@ if TYPE_CHECKING:
     from guidedgen.process.grid import Grid, NoiseSchedule, Point
 
 
+def printable(text: str) -> str:
+    """The text as one line that is safe on a terminal: line ends become spaces, and what a terminal would obey instead of showing
+    it (control characters, marks that turn the direction, half surrogate pairs) is written as an escape sequence.
+    """
+    line = re.sub(r"\s*[\n\r]\s*", " ", text.strip("\r\n"))
+    return "".join(letter if _shows(letter) else letter.encode("unicode_escape").decode() for letter in line)
+
+
+def _shows(letter: str) -> bool:
+    return letter.isprintable() or unicodedata.category(letter) in ("Zs", "Cn", "Co") or letter in "\u200c\u200d"
+
+
 class UsageError(Exception):
     """A wrong key, value or combination: one line that names the key, the value and the way out. Exit code 2."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class BadValue(ValueError):

@@ -28,12 +28,14 @@ def main(arguments: list[str]) -> None:
         parser.error("no run: give its folder, as in outputs/<study>/<run>")
     from guidedgen import rejudging, report
 
-    try:
-        for folder in folders:
+    wrong = []
+    for folder in folders:  # one that cannot be judged does not hide the others
+        try:
             report.show(rejudging.judge_again(folder, overrides, asked.config_dir))
-    except UsageError as error:
-        print(f"guidedgen: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        except UsageError as error:
+            wrong.append(f"guidedgen: {' '.join(str(error).split())}")
+    print(*dict.fromkeys(wrong), sep="\n", end="\n" if wrong else "", file=sys.stderr)  # of a wrong override, all say the same
+    sys.exit(2 if wrong else 0)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from guidedgen.types import UsageError
+from guidedgen.types import UsageError, printable
 
 
 def main(arguments: list[str]) -> None:
@@ -15,12 +15,14 @@ def main(arguments: list[str]) -> None:
     folders = parser.parse_args(arguments).folders
     from guidedgen.pages import page
 
-    try:
-        for folder in folders:
-            print("\n".join(map(str, page.write(folder))))
-    except UsageError as error:
-        print(f"guidedgen: {error}", file=sys.stderr)
-        sys.exit(2)
+    wrong = 0
+    for folder in folders:  # one that cannot be read does not hide the others
+        try:
+            print("\n".join(printable(str(path)) for path in page.write(folder)))
+        except UsageError as error:
+            print(f"guidedgen: {error}", file=sys.stderr)
+            wrong = 2
+    sys.exit(wrong)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python scripts/status.py outputs/<study>                                every run that was started
     python scripts/status.py method=code,codex reward=aesthetic seed=0,1    every run of a sweep, those not started too
 
-done; running; partial: stopped or killed, the same command goes on; failed, with its reason; missing.
+done; running; partial: stopped or killed, the same command goes on; failed, with its reason; damaged, with what is; missing.
 """
 
 import argparse

@@ -15,11 +15,15 @@ def main(arguments: list[str]) -> None:
     folders = parser.parse_args(arguments).folders
     from guidedgen import report
 
-    try:
-        print("\n\n".join(report.study_table(folder) for folder in folders))
-    except UsageError as error:
-        print(f"guidedgen: {error}", file=sys.stderr)
-        sys.exit(2)
+    tables, wrong = [], 0
+    for folder in folders:  # one that cannot be read does not hide the others
+        try:
+            tables.append(report.study_table(folder))
+        except UsageError as error:
+            print(f"guidedgen: {error}", file=sys.stderr)
+            wrong = 2
+    print(*tables, sep="\n\n", end="\n" if tables else "")
+    sys.exit(wrong)
 
 
 if __name__ == "__main__":

@@ -201,11 +201,11 @@ def truncated(text: str) -> str:
         (lambda _: "{a: ", "not a run's config (while parsing"),
         (lambda _: "- 1\n- 2\n", "not a run's config (a list)"),
         (lambda _: "", "not a whole run's config: it has no run"),
-        (lambda _: "hello", "not a whole run's config: it has no run"),
+        (lambda _: "hello", "not a run's config (no mapping); remove it, and the run's own command writes it anew"),
         (lambda _: "\0", "not a run's config ("),
         (truncated, "not a whole run's config: it has no dataset"),
         (lambda text: text[: text.index("\nmodel:")] + "\nmodel: lab", "not a run's config (model=lab: expected a mapping)"),
-        (lambda text: text.replace("name: lab\n", "name: ${nowhere}\n", 1), "not a run's config (Interpolation key 'nowhere' not found"),
+        (lambda text: text.replace("name: lab\n", "name: ${nowhere}\n", 1), "not a run's config (model.name=${nowhere}: refers to another key"),
     ],
 )  # fmt: skip
 def test_a_damaged_config_is_named(run: Path, spoil: Callable[[str], str], line: str) -> None:

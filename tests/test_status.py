@@ -72,7 +72,7 @@ def test_a_run_that_another_process_is_at_work_on_is_running(folder: RunFolder) 
 def test_a_study_is_its_runs(folder: RunFolder, tmp_path: Path) -> None:
     folder.close()
     other = RunFolder(tmp_path / "study" / "other")
-    other.open("seed: 1\n", {"samples": 1})
+    other.open("seed: 1\n", {})
     other.finish()
     states = status.of_study(tmp_path / "study")
     assert [(state.name, state.state) for state in states] == [("other", "done"), ("run", "partial")]

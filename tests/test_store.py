@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from guidedgen import store
+from guidedgen import inside, store
 from guidedgen.store import Record, RunFailed, RunFolder, check_writable, write_atomic
 from guidedgen.types import Sample, Task, UsageError
 
@@ -64,15 +64,15 @@ def test_records_come_back_as_they_were(folder: RunFolder) -> None:
 
 
 def test_pictures_beside_are_there_before_the_sample_counts(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = store.write_atomic
+    write = inside.write
 
-    def failing(path: Path, content: bytes) -> None:
-        if path.parent.name == "worst":
+    def failing(root: Path, name: str, content: bytes) -> None:
+        if "worst" in name:
             raise KeyboardInterrupt
-        write(path, content)
+        write(root, name, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "write_atomic", failing)
+        patch.setattr(inside, "write", failing)
         with pytest.raises(KeyboardInterrupt):
             folder.save(sample(), png(0), record(sample()), [], {"best": png(1), "worst": png(2)})
     assert folder.records() == {}
@@ -110,8 +110,8 @@ def test_what_json_has_no_words_for_is_null(folder: RunFolder) -> None:
     for name in ("records.jsonl", "trace.jsonl"):
         json.loads((folder.path / name).read_text(), parse_constant=refuse)
     assert folder.records()[sample().name].scores == {"a": None, "b": None, "c": 1.0}
-    folder.write_json("metrics.json", {"fid": {"value": float("nan"), "pair": (1, float("inf"))}, "n": 3})
-    assert folder.read_json("metrics.json") == {"fid": {"value": None, "pair": [1, None]}, "n": 3}
+    folder.write_json("some.json", {"fid": {"value": float("nan"), "pair": (1, float("inf"))}, "n": 3})
+    assert folder.read_json("some.json") == {"fid": {"value": None, "pair": [1, None]}, "n": 3}
 
 
 def test_missing_json_is_empty(folder: RunFolder) -> None:
@@ -150,15 +150,15 @@ def test_a_first_line_torn_leaves_nothing(folder: RunFolder) -> None:
 def test_a_kill_between_image_and_record_leaves_no_record(
     folder: RunFolder, killed_at: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append = store._append
+    append = inside.append
 
-    def killed(path: Path, text: str) -> None:
-        if path.name == killed_at:
+    def killed(root: Path, name: str, content: bytes) -> None:
+        if name == killed_at:
             raise KeyboardInterrupt
-        append(path, text)
+        append(root, name, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_append", killed)
+        patch.setattr(inside, "append", killed)
         with pytest.raises(KeyboardInterrupt):
             save(folder, 0)
     assert (folder.path / record(sample()).image).read_bytes() == png(0)
@@ -169,7 +169,7 @@ def test_a_kill_between_image_and_record_leaves_no_record(
 
 
 def test_a_write_killed_half_way_leaves_the_old_file(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder.write_json("metrics.json", {"fid": 1})
+    folder.write_json("some.json", {"fid": 1})
 
     def killed(_descriptor: int) -> None:
         raise KeyboardInterrupt
@@ -177,8 +177,8 @@ def test_a_write_killed_half_way_leaves_the_old_file(folder: RunFolder, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", killed)
         with pytest.raises(KeyboardInterrupt):
-            folder.write_json("metrics.json", {"fid": 2})
-    assert folder.read_json("metrics.json") == {"fid": 1}
+            folder.write_json("some.json", {"fid": 2})
+    assert folder.read_json("some.json") == {"fid": 1}
     assert len(partials(folder)) == 1
     folder.open("", {})  # the next process clears it away
     assert partials(folder) == []
@@ -238,9 +238,9 @@ def test_traces_of_samples_without_a_record_are_dropped(folder: RunFolder, monke
     """They come again when the sample is made again."""
     kept, lost = (Sample(task=Task(id=name, prompt=name), seed=0) for name in ("kept", "lost"))
     folder.save(kept, png(0), record(kept), [{"event": "select", "step": 1}])
-    append = store._append
+    append = inside.append
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_append", lambda path, text: append(path, text) if path.name == "trace.jsonl" else None)
+        patch.setattr(inside, "append", lambda root, name, text: append(root, name, text) if name == "trace.jsonl" else None)
         folder.save(lost, png(1), record(lost), [{"event": "select", "step": 1}])
     folder.open("", {})
     assert [json.loads(line)["task"] for line in (folder.path / "trace.jsonl").read_text().splitlines()] == ["kept"]

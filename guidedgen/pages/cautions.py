@@ -29,7 +29,15 @@ class Caution:
 def cautions(study: Study) -> list[Caution]:
     """All that apply, serious ones first."""
     judged = [run for run in study.rows if run.judged]
-    found = [*_unfinished(study), *_failed(study.runs), *_shared(judged), *_few(judged), *_unlike(study, judged), *_blurred(judged)]
+    found = [
+        *_damaged(study),
+        *_unfinished(study),
+        *_failed(study.runs),
+        *_shared(judged),
+        *_few(judged),
+        *_unlike(study, judged),
+        *_blurred(judged),
+    ]
     return sorted(found, key=lambda caution: not caution.serious)
 
 
@@ -39,6 +47,15 @@ def _named(runs: Sequence[Run]) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
+def _damaged(study: Study) -> Iterator[Caution]:
+    """What is not shown, or not whole."""
+    for name, why in study.damaged.items():
+        yield Caution(text=f"{name} is damaged and not shown: {why}.")
+    for run in study.runs:
+        if run.spoiled:
+            yield Caution(text=f"{run.name}: {run.spoiled} lines of its records are damaged; its own command makes them again.")
 
 
 def _unfinished(study: Study) -> Iterator[Caution]:
@@ -73,7 +90,8 @@ def _shared(runs: Sequence[Run]) -> Iterator[Caution]:
     for name, those in by_metric.items():
         by_runs.setdefault(tuple(run.name for run in those), []).append(name)
     for names, metrics in by_runs.items():
-        those = [run for run in guided if run.name in names]
+        named = set(names)
+        those = [run for run in guided if run.name in named]
         whom = "every guided run" if len(those) == len(guided) else _named(those)
         yield Caution(
             text=f"{', '.join(metrics)} (marked *): measured by a network that also guided {whom}. Such a figure can rise without "
@@ -95,7 +113,7 @@ def _few(runs: Sequence[Run]) -> Iterator[Caution]:
         yield Caution(
             text=f"class fid has about {_span(each)} images a class: its bias is larger still; read its change, not its value."
         )
-    prompts = [run.metrics["prompts"] for run in runs if run.metrics["scores"]]
+    prompts = [run.metrics["prompts"] for run in runs if run.metrics["scores"] and "prompts" in run.metrics]
     if prompts and min(prompts) < _PROMPTS:
         yield Caution(text=f"Intervals are over {_span(prompts)} prompts: a bootstrap over fewer than {_PROMPTS} is too narrow.")
 

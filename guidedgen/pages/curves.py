@@ -6,15 +6,18 @@ methods that learn first, {"curve": [{update, quantity: value}]}.
 
 from __future__ import annotations
 
-import json
+import fnmatch
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from guidedgen import inside, shapes
 from guidedgen.pages.plots import Curve, Style
 from guidedgen.pages.study import Run
+from guidedgen.store import RunFolder
+from guidedgen.types import UsageError
 
 # Quantities that are values of the guided reward, with the words for them.
 REWARDS = {
@@ -31,20 +34,36 @@ def curves(run: Run, style: Style) -> dict[tuple[str, str], Curve]:
     told: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for event in _events(run.folder):
         for quantity, value in event.items():
-            if quantity not in _WHO and (figure := _one(value)) is not None:
+            if quantity not in _WHO and shapes.figure(value) and (figure := _one(value)) is not None:
                 told[event["event"], quantity][event["step"]].append(figure)
     return {which: _curve(run.name, style, by_step) for which, by_step in told.items() if len(by_step) > 1}
 
 
 def _events(folder: Path) -> Iterator[Mapping[str, Any]]:
-    """Whatever a run has traced so far; a line that is still being written is not there yet."""
-    for file in sorted(folder.glob("trace*.jsonl")):
-        with file.open("rb") as lines:
-            yield from (json.loads(line) for line in lines if line.endswith(b"\n"))
-    learned = folder / "learned" / "learning.json"
-    if learned.exists():
-        for point in json.loads(learned.read_text()).get("curve", ()):
-            yield {"event": "learn", "step": point["update"], **{key: value for key, value in point.items() if key != "update"}}
+    """Whatever a run has traced so far; a line that is being written is not there yet, one that is damaged is left out."""
+    for log in inside.names(folder):
+        if fnmatch.fnmatchcase(log, "trace*.jsonl"):
+            yield from _logged(folder, log)
+    try:
+        learned = RunFolder(folder).read_json("learned/learning.json")
+    except UsageError:
+        return
+    for point in learned.get("curve", ()):
+        yield {"event": "learn", "step": point["update"], **{key: value for key, value in point.items() if key != "update"}}
+
+
+def _logged(folder: Path, log: str) -> Iterator[Mapping[str, Any]]:
+    try:
+        for line in inside.lines(folder, log):
+            told = shapes.parsed(line)
+            if told is not None and _is_event(told):
+                yield told
+    except OSError:  # it cannot be read
+        return
+
+
+def _is_event(line: Mapping[str, Any]) -> bool:
+    return isinstance(line.get("event"), str) and shapes.count(line.get("step"), "") is None
 
 
 def _one(value: float | list[float | None] | None) -> float | None:

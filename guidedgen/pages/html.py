@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+import os
+from urllib.parse import quote
 
 _VOID = ("img", "input", "meta", "br", "link")
 
@@ -20,6 +22,11 @@ def tag(name: str, /, *children: object, **attributes: object) -> Markup:
     if name in _VOID:
         return Markup(f"<{name}{written}>")
     return Markup(f"<{name}{written}>{join(*children)}</{name}>")
+
+
+def address(path: str) -> str:
+    """A path as a link has it; one that is no UTF-8 too."""
+    return quote(os.fsencode(path))
 
 
 def join(*children: object) -> Markup:

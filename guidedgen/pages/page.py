@@ -12,10 +12,9 @@ import itertools
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
 
 from guidedgen.pages.cautions import cautions
-from guidedgen.pages.html import Markup, join, tag
+from guidedgen.pages.html import Markup, address, join, tag
 from guidedgen.pages.panels import anchor, cost_panel, curves_panel, downloads, figures_panel, pictures_panel, plots_panel
 from guidedgen.pages.plots import Style, swatch
 from guidedgen.pages.study import Run, Study, read_study
@@ -86,7 +85,7 @@ def _summary(study: Study) -> Markup:
     done = sum(run.done for run in study.runs)
     models = dict.fromkeys(str(run.config["model"].get("name")) for run in study.runs if run.config.get("model"))
     told = [
-        f"{done} of {len(study.runs)} runs done",
+        f"{done} of {len(study.runs) + len(study.damaged)} runs done",
         f"{len({(record.task, record.prompt) for run in study.drawn for record in run.records}):,} prompts",
         f"{sum(len(run.records) for run in study.runs):,} pictures",
         *(f"model {model}" for model in models),
@@ -133,7 +132,6 @@ def _behind(run: Run) -> Iterator[Markup]:
     python = f"Python {environment['python']}" if environment.get("python") else None
     known = [environment.get("device"), python, packages, environment.get("commit") and f"commit {environment['commit'][:12]}"]
     yield tag("p", " · ".join(str(item) for item in known if item), class_="said")
-    yield tag("p", tag("a", f"{run.folder.name}/", href=quote(f"{run.folder.name}/")), class_="said")
-    file = run.folder / "config.yaml"
-    if file.exists():
-        yield tag("pre", file.read_text())
+    yield tag("p", tag("a", f"{run.folder.name}/", href=address(f"{run.folder.name}/")), class_="said")
+    if run.text:
+        yield tag("pre", run.text)

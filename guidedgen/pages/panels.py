@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
-from urllib.parse import quote
 
 from guidedgen.pages import pictures, plots, tables
 from guidedgen.pages.curves import REWARDS, curves
-from guidedgen.pages.html import Markup, join, tag
+from guidedgen.pages.html import Markup, address, join, tag
 from guidedgen.pages.plots import Curve, Point, Style
 from guidedgen.pages.study import Run, Study
 from guidedgen.pages.tables import Cell, Table
@@ -25,7 +24,7 @@ def anchor(run: Run) -> str:
 
 def _name(run: Run, style: Style) -> Markup:
     """A run's mark and name, leading to its command."""
-    return tag("a", plots.swatch(style), run.name, href=f"#{quote(anchor(run))}", class_="run", title=run.folder.name)
+    return tag("a", plots.swatch(style), run.name, href=f"#{address(anchor(run))}", class_="run", title=run.folder.name)
 
 
 def downloads(study: Study) -> dict[str, str]:
@@ -133,7 +132,7 @@ def plots_panel(study: Study, styles: Mapping[str, Style]) -> Iterator[Markup]:
     for reward in dict.fromkeys(run.reward for run in study.rows if not run.unguided and run.reward):
         guided = [run for run in study.rows if not run.unguided and run.reward == reward]
         settings = {run.setting for run in guided}
-        runs = [run for run in study.rows if run in guided or (run.unguided and run.setting in settings)]
+        runs = [run for run in study.rows if (run.setting in settings if run.unguided else run.reward == reward)]
         measured = [name for name in _DISTANCES if any(name in run.metrics.get("distances", {}) for run in guided)]
         plotted = [_scatter(runs, reward, name, name, styles) for name in measured[:2]]
         plotted += [_scatter(runs, reward, name, label, styles) for name, label in _COSTS.items()]
@@ -246,5 +245,5 @@ def _links(rest: Sequence[pictures.Pair]) -> Iterator[Markup]:
 
 
 def _folders(study: Study) -> Markup:
-    links = [join(" ", tag("a", run.name, href=quote(f"{run.folder.name}/images/"))) for run in study.drawn]
+    links = [join(" ", tag("a", run.name, href=address(f"{run.folder.name}/images/"))) for run in study.drawn]
     return tag("p", "Folders of all pictures:", *links, class_="links")

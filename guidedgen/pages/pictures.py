@@ -5,16 +5,19 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from urllib.parse import quote
 
 from PIL import Image
 
+from guidedgen import inside
+from guidedgen.pages.html import address
 from guidedgen.pages.study import Run, Study
 from guidedgen.store import Record
 
 _SMALL = 24_000  # bytes up to which a stored file is embedded as it is
+_MOST = 2**26  # bytes of a picture's file: no run stores larger ones
 _SIDE = 320  # px that others are scaled to
 _QUALITY = 85  # of a scaled picture's JPEG
 
@@ -32,11 +35,11 @@ class Shot:
     def link(self) -> str:
         """Where the stored file lies, from the study's folder."""
         assert self.record is not None
-        return quote(f"{self.run.folder.name}/{self.record.image}")
+        return address(f"{self.run.folder.name}/{self.record.image}")
 
     def filled(self) -> Shot:
         """The same with its picture embedded."""
-        return self if self.record is None else dataclasses.replace(self, embedded=_address(self.run.folder / self.record.image))
+        return self if self.record is None else dataclasses.replace(self, embedded=_address(self.run.folder, self.record.image))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +59,7 @@ def pairs(study: Study, budget: int) -> tuple[list[Pair], list[Pair]]:
     of prompts, then of seeds.
     """
     everything = list(_gathered(study.drawn))
-    turns = sorted(range(len(everything)), key=lambda i: _turn(everything, i))
+    turns = sorted(range(len(everything)), key=_turns(everything).__getitem__)
     embedded: dict[int, Pair] = {}
     spent = 0
     for i in turns:
@@ -86,27 +89,29 @@ def _gathered(runs: Sequence[Run]) -> Iterator[Pair]:
             yield dataclasses.replace(by_seed[seed], shots=shots)
 
 
-def _turn(everything: Sequence[Pair], place: int) -> tuple[int, int]:
-    """How many seeds of its prompt come before it, then its own place."""
-    before = 0
-    while before < place and everything[place - before - 1].task == everything[place].task:
-        before += 1
-    return before, place
+def _turns(everything: Sequence[Pair]) -> list[tuple[int, int]]:
+    """Of each, how many seeds of its prompt come before it, then its own place."""
+    turns: list[tuple[int, int]] = []
+    for place, pair in enumerate(everything):
+        same = place > 0 and everything[place - 1].task == pair.task
+        turns.append((turns[-1][0] + 1 if same else 0, place))
+    return turns
 
 
-def _address(file: Path) -> str:
+def _address(folder: Path, image: str) -> str:
     """A picture as a data: address: the stored file while it is small, else scaled; empty where it cannot be read."""
     try:
-        content = file.read_bytes()
-        with Image.open(io.BytesIO(content)) as picture:
-            kind = str(picture.format).lower()
-            if len(content) > _SMALL:
-                small = picture.convert("RGB")
-                small.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-                buffer = io.BytesIO()
-                small.save(buffer, format="JPEG", quality=_QUALITY)
-                kind, content = "jpeg", buffer.getvalue()
-    except (OSError, SyntaxError, ValueError):  # Pillow's errors for broken files
+        content = inside.read(folder, image, _MOST)
+        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
+            picture = Image.open(io.BytesIO(content), formats=["PNG"])
+        kind = "png"
+        if len(content) > _SMALL:
+            small = picture.convert("RGB")
+            small.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+            buffer = io.BytesIO()
+            small.save(buffer, format="JPEG", quality=_QUALITY)
+            kind, content = "jpeg", buffer.getvalue()
+    except (OSError, SyntaxError, ValueError, Warning, Image.DecompressionBombError):  # Pillow's errors for broken files
         return ""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 

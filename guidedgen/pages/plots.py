@@ -17,6 +17,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 16, 46  # room around the axes
 _COLOURS, _SHAPES = 8, 5
 _LETTER, _LINE = 6.1, 12  # px of a letter and a line of the labels
 _BANDS = 4  # curves from which on bands hide each other
+_TINY = 1e-100  # below which differences are none
 _SPREAD = 8  # the largest value over the smallest from which on an axis is logarithmic
 
 
@@ -108,10 +109,12 @@ class _Axis:
     def around(values: Sequence[float], *, log: bool, start: float, end: float) -> _Axis:
         """An axis with some room at both ends of the values; a logarithmic one where it is asked for and the values need it."""
         low, high = min(values), max(values)
-        if log and low > 0 and high / low > _SPREAD:
+        if log and low > _TINY and high / low > _SPREAD:
             room = (high / low) ** 0.06
             return _Axis(low=low / room, high=high * room, log=True, start=start, end=end)
-        room = 0.06 * (high - low) or 0.5 * abs(high) or 0.5
+        room = 0.06 * (high - low)
+        if high - low <= _TINY:
+            room = 0.5 * abs(high) if abs(high) > _TINY else 0.5
         return _Axis(low=low - room, high=high + room, log=False, start=start, end=end)
 
     def __call__(self, value: float) -> float:
@@ -169,6 +172,7 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str, *, log_x: bool 
     ends = [end for point in points for end in (point.y, point.low, point.high) if end is not None]
     x, y = _axes([point.x for point in points], ends, log_x=log_x, log_y=False)
     best = front([(point.x, point.y) for point in points])
+    on_front = set(best)
     line = tag("polyline", points=" ".join(f"{x(points[i].x)},{y(points[i].y)}" for i in best), class_="front")
     parts = []
     for i, point in enumerate(points):
@@ -176,7 +180,7 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str, *, log_x: bool 
         if point.low is not None and point.high is not None:
             told += f" ({point.low:.4g} to {point.high:.4g})"
             whisker = tag("line", x1=left, x2=left, y1=y(point.low), y2=y(point.high), class_=f"whisker {point.style.colour}")
-        title = tag("title", f"{told}, {x_label} {point.x:.4g}{', on the front' if i in best else ''}")
+        title = tag("title", f"{told}, {x_label} {point.x:.4g}{', on the front' if i in on_front else ''}")
         parts.append(tag("g", title, whisker, mark(point.style, left, y(point.y)), class_="point"))
     names = _placed([(point.name, x(point.x), y(point.y)) for point in points])
     return _svg(f"{y_label} against {x_label}", *_frame(x, y, x_label, y_label), line, *parts, *names)
@@ -184,17 +188,39 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str, *, log_x: bool 
 
 def _placed(points: Sequence[tuple[str, float, float]]) -> Iterator[Markup]:
     """Names beside their points where they hide neither a point nor another name; others are left to the titles."""
-    taken = [(x - 6, y - 6, x + 6, y + 6) for _, x, y in points]
+    taken = _Boxes()
+    for _, x, y in points:
+        taken.add((x - 6, y - 6, x + 6, y + 6))
     for name, x, y in points:
         text = name if len(name) <= 24 else f"{name[:10]}…{name[-13:]}"  # what tells runs apart stands last
         width = _LETTER * len(text)
         for left, middle in itertools.product((x + 9, x - 9 - width, x - width / 2), (y + 4, y - 9, y + 17)):
             box = (left, middle - _LINE + 2, left + width, middle + 2)
             inside = box[0] >= _LEFT and box[2] <= _WIDTH and box[1] >= 0 and box[3] <= _HEIGHT - _BOTTOM
-            if inside and not any(_overlap(box, other) for other in taken):
-                taken.append(box)
+            if inside and not taken.hit(box):
+                taken.add(box)
                 yield tag("text", text, x=round(left, 1), y=round(middle, 1), class_="label")
                 break
+
+
+class _Boxes:
+    """Boxes (left, top, right, bottom) in squares of the plot, so that a new one is compared with those around it alone."""
+
+    _SQUARE = 32  # px
+
+    def __init__(self) -> None:
+        self._there: dict[tuple[int, int], set[tuple[float, float, float, float]]] = {}
+
+    def _squares(self, box: tuple[float, float, float, float]) -> Iterator[tuple[int, int]]:
+        left, top, right, bottom = (int(end // self._SQUARE) for end in box)
+        return itertools.product(range(left, right + 1), range(top, bottom + 1))
+
+    def add(self, box: tuple[float, float, float, float]) -> None:
+        for square in self._squares(box):
+            self._there.setdefault(square, set()).add(box)
+
+    def hit(self, box: tuple[float, float, float, float]) -> bool:
+        return any(_overlap(box, other) for square in self._squares(box) for other in self._there.get(square, ()))
 
 
 def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:

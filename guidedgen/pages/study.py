@@ -5,13 +5,12 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
-from guidedgen import config
+from guidedgen import config, shapes
 from guidedgen.store import Record, RunFolder
 from guidedgen.types import UsageError
 
@@ -35,6 +34,8 @@ class Run:
     config: Mapping[str, Any]  # resolved; empty where the folder has none
     setting: str  # equal of runs that differ in no more than method and reward, so that their samples are pairs
     done: bool  # and told so; failed samples aside
+    spoiled: int = 0  # lines of its records that are none
+    text: str = ""  # of its config
     lent: bool = False
 
     @property
@@ -59,6 +60,7 @@ class Study:
 
     folder: Path
     runs: Sequence[Run]
+    damaged: Mapping[str, str] = dataclasses.field(default_factory=dict)  # runs that cannot be read, by their folders' names: why
 
     @property
     def rows(self) -> list[Run]:
@@ -75,40 +77,65 @@ class Study:
 def read_study(folder: Path) -> Study:
     """The runs in a study's folder.
 
+    A run that is damaged is left out of the runs and told of, so that it does not hide the others.
+
     Raises:
-        UsageError: the folder holds no run.
+        UsageError: the folder holds no run, or none that can be read.
     """
-    found = sorted(path for path in folder.glob("*") if any((path / name).exists() for name in ("config.yaml", "metrics.json")))
+    found = folders(folder)
     if not found:
         raise UsageError(f"{folder}: holds no run with metrics or a config; give a study's folder, as in outputs/default")
-    runs = _named(_with_lent([_read(path) for path in found]))
-    return Study(folder=folder, runs=sorted(runs, key=_place))
+    read: list[Run] = []
+    damaged: dict[str, str] = {}
+    for path in found:
+        try:
+            read.append(_read(path))
+        except UsageError as error:
+            damaged[path.name] = str(error).replace(f"{path}/", "")
+    if not read:
+        name, why = next(iter(damaged.items()))
+        raise UsageError(f"{folder}: holds no run that can be read, of {len(found)}: {name}/{why}")
+    return Study(folder=folder, runs=sorted(_named(_with_lent(read)), key=_place), damaged=damaged)
+
+
+def folders(study: Path) -> list[Path]:
+    """The folders of a study's runs: where something is called as a config or metrics are. A run may be linked from elsewhere."""
+    return sorted(path for path in study.glob("*") if any(os.path.lexists(path / name) for name in ("config.yaml", "metrics.json")))
 
 
 def _read(path: Path) -> Run:
     stored = RunFolder(path)
-    cfg = config.read(path / "config.yaml") if (path / "config.yaml").exists() else None
-    plain = OmegaConf.to_container(cfg) if cfg is not None else {}
-    assert isinstance(plain, dict)
+    stored.check_plain()
+    plain, text = _config(path / "config.yaml")
+    told = stored.told()
     return Run(
         folder=path,
         name=path.name,
         metrics=stored.read_json("metrics.json"),
-        records=list(stored.records().values()),
-        failures=stored.failures(),
+        records=list(told.records.values()),
+        failures=told.failures,
         environment=stored.read_json("environment.json"),
-        config={str(key): value for key, value in plain.items()},
-        setting=_setting(cfg) if cfg is not None else path.name,
-        done=(path / "DONE").exists(),
+        config=plain,
+        setting=_setting(plain) if plain else path.name,
+        done=stored.finished,
+        spoiled=told.spoiled,
+        text=text,
     )
 
 
-def _setting(cfg: DictConfig) -> str:
+def _config(file: Path) -> tuple[dict[str, Any], str]:
+    """A run's config and its text; nothing where the run has none."""
+    if not os.path.lexists(file):
+        return {}, ""
+    plain, text = config.read_plain(file)
+    if wrong := shapes.CONFIG(plain, ""):
+        raise UsageError(f"{file}: not a run's config ({wrong}); remove it, and the run's own command writes it anew")
+    return plain, text
+
+
+def _setting(plain: Mapping[str, Any]) -> str:
     """What an unguided run shares with those measured against it: all that is sampled from but the method and its reward."""
-    kept = cfg.copy()
-    for key in ("method", "reward"):
-        kept.pop(key, None)
-    return config.identity(kept)
+    return config.identity_of({key: value for key, value in plain.items() if key not in ("method", "reward")})
 
 
 def _with_lent(runs: Sequence[Run]) -> list[Run]:
@@ -118,8 +145,12 @@ def _with_lent(runs: Sequence[Run]) -> list[Run]:
     things, as it is not the same in all of them: a sum of other weights, say.
     """
     found = []
+    against: dict[str, list[Mapping[str, Any]]] = {}
     for run in runs:
-        guided = [other.metrics for other in runs if other.setting == run.setting and _against_base(other)]
+        if _against_base(run):
+            against.setdefault(run.setting, []).append(run.metrics)
+    for run in runs:
+        guided = against.get(run.setting, [])
         if run.metrics or not run.unguided or not guided:
             found.append(run)
             continue
@@ -157,7 +188,7 @@ def _against_base(run: Run) -> bool:
 def _place(run: Run) -> tuple[Any, ...]:
     """Unguided first, those with metrics of their own before others; then by cost, unjudged runs last."""
     cost = run.metrics.get("cost", {}).get("nfe", float("inf"))
-    return (not run.unguided, not run.judged, cost, str(run.metrics.get("label")), run.metrics.get("title", run.folder.name))
+    return (not run.unguided, not run.judged, cost, str(run.metrics.get("label")), str(run.metrics.get("title", run.folder.name)))
 
 
 # Names
@@ -165,40 +196,66 @@ def _place(run: Run) -> tuple[Any, ...]:
 
 def _named(runs: Sequence[Run]) -> list[Run]:
     """The runs with names that tell them apart: a label alone where it is one run's, else with the options that differ."""
-    labels = [_label(run, runs) for run in runs]
-    groups: dict[str, list[Run]] = {}
-    for label, run in zip(labels, runs, strict=True):
-        groups.setdefault(label, []).append(run)
-    names = [f"{label}{_difference(run, groups[label])}" for label, run in zip(labels, runs, strict=True)]
+    labels = _labels(runs)
+    groups: dict[str, list[int]] = {}
+    for i, label in enumerate(labels):
+        groups.setdefault(label, []).append(i)
+    names = list(labels)
+    for group in groups.values():
+        for i, told in zip(group, _differences([runs[i] for i in group]), strict=True):
+            names[i] += told
+    digits = [str(run.metrics.get("title", run.folder.name)).rsplit("-", 1)[-1] for run in runs]
+    names = _told_apart(names, [f"{label} {own}" for label, own in zip(labels, digits, strict=True)])
+    names = _told_apart(names, [run.folder.name for run in runs])
+    return [dataclasses.replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+
+
+def _told_apart(names: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Names, the other ones of those that several have."""
     counts = collections.Counter(names)
-    digits = [run.metrics.get("title", run.folder.name).rsplit("-", 1)[-1] for run in runs]
-    return [
-        dataclasses.replace(run, name=name if counts[name] == 1 else f"{label} {own}")
-        for run, name, label, own in zip(runs, names, labels, digits, strict=True)
-    ]
+    return [name if counts[name] == 1 else other for name, other in zip(names, others, strict=True)]
 
 
-def _label(run: Run, runs: Sequence[Run]) -> str:
-    """What the run's table calls it, else its method's file; of an unguided run beside others whom it serves."""
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """What a run's table calls it, else its method's file; of an unguided run beside others whom it serves."""
+    labels = [_label(run) for run in runs]
+    served: dict[str, set[str]] = {}
+    for run, label in zip(runs, labels, strict=True):
+        if not run.unguided:
+            served.setdefault(run.setting, set()).add(label)
+    if sum(run.unguided for run in runs) == 1:
+        return labels
+    for i, run in enumerate(runs):
+        if run.unguided and not run.judged and (whom := sorted(served.get(run.setting, ()))):
+            labels[i] = f"base of {', '.join(whom[:3])}{', ...' if len(whom) > 3 else ''}"
+    return labels
+
+
+def _label(run: Run) -> str:
     if run.judged:
-        return str(run.metrics.get("label") or run.metrics["title"])
-    if not run.unguided:
-        return str((run.config.get("table") or {}).get("row") or config.module_of(run.config["method"]))
-    served = sorted({_label(other, ()) for other in runs if other.setting == run.setting and not other.unguided})
-    if not served or sum(other.unguided for other in runs) == 1:
+        return str(run.metrics.get("label") or run.metrics.get("title") or run.folder.name)
+    if run.unguided:
         return "base"
-    return f"base of {', '.join(served[:3])}{', ...' if len(served) > 3 else ''}"
+    if not run.config:
+        return run.folder.name
+    return str((run.config.get("table") or {}).get("row") or config.module_of(run.config["method"]))
 
 
-def _difference(run: Run, group: Sequence[Run]) -> str:
-    """The options in which a run differs from most of its group, with their values; nothing where they are none or too many."""
+def _differences(group: Sequence[Run]) -> list[str]:
+    """The options in which each run differs from most of its group, with their values; nothing where they are none or too many."""
     if len(group) == 1:
-        return ""
-    flat = [dict(options({key: other.config.get(key) for key in _MAKES})) for other in group]
-    own = flat[[other.folder for other in group].index(run.folder)]
-    usual = {key: collections.Counter(str(other.get(key)) for other in flat).most_common(1)[0][0] for key in own}
-    told = [f"{key.rsplit('.', 1)[-1]}={value}" for key, value in own.items() if str(value) != usual[key]]
-    return " ".join(["", *told]) if len(told) <= _TOLD else ""
+        return [""]
+    flat = [{key: str(value) for key, value in options({key: run.config.get(key) for key in _MAKES})} for run in group]
+    counts: dict[str, collections.Counter[str]] = {key: collections.Counter() for own in flat for key in own}
+    for own in flat:
+        for key, counted in counts.items():
+            counted[own.get(key, "None")] += 1
+    usual = {key: counted.most_common(1)[0][0] for key, counted in counts.items()}
+    found = []
+    for own in flat:
+        told = [f"{key.rsplit('.', 1)[-1]}={value}" for key, value in own.items() if value != usual[key]]
+        found.append(" ".join(["", *told]) if len(told) <= _TOLD else "")
+    return found
 
 
 def options(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from guidedgen.pages.study import Run
+from guidedgen.types import printable
 
 # What published tables call our figures; `reward` is the guided one.
 _PRINTED = {"t_clip": "clip_score", "i_gram": "style_clip_rn50"}
@@ -147,7 +148,7 @@ def _cells(metrics: Mapping[str, Any], guided: str) -> dict[str, Cell]:
     if found := metrics.get("per_class"):
         row["class fid"] = Cell(
             value=found["fid"], base=found["base"], printed=source.get("class_fid"), shared=found["shares_guide"],
-            note=f"{found['mean_of_percent']:+.3g} %",
+            note="" if found["mean_of_percent"] is None else f"{found['mean_of_percent']:+.3g} %",
         )  # fmt: skip
     row |= {name: Cell(value=value, printed=source.get(name)) for name, value in metrics["cost"].items()}
     return row | {"n": Cell(value=metrics["samples"])}
@@ -211,14 +212,16 @@ def sources(table: Table) -> list[str]:
 
 def markdown(table: Table) -> str:
     """A Markdown table, published figures and notes in brackets, and what has to be said of it."""
-    lines = [["", *(column.title for column in table.columns)], ["---"] + ["---:"] * len(table.columns)]
+    lines = [["", *(_one_cell(column.title) for column in table.columns)], ["---"] + ["---:"] * len(table.columns)]
     lines += [[_one_cell(run.name), *map(_bracketed, table.cells(i))] for i, (run, _) in enumerate(table.rows)]
     text = [f"| {' | '.join(line)} |" for line in lines]
-    return "\n".join([*text, "", *notes(table, r"\*"), *(f"In brackets: {source}." for source in sources(table))]).rstrip()
+    in_brackets = (f"In brackets: {_one_cell(source)}." for source in sources(table))
+    return "\n".join([*text, "", *notes(table, r"\*"), *in_brackets]).rstrip()
 
 
 def _one_cell(text: str) -> str:
-    return text.replace("|", r"\|").replace("\n", " ")
+    """Text that is no markup in a table, nor anything that a terminal obeys."""
+    return re.sub(r"[\\`*<>\[\]|]", r"\\\g<0>", printable(text))
 
 
 def _bracketed(cell: Cell) -> str:
@@ -239,10 +242,18 @@ def as_csv(table: Table) -> str:
         rows.append(row)
     names = [name for name in (rows[0] if rows else ()) if any(row[name] is not None for row in rows)]
     file = io.StringIO()
-    writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(map(_no_formula, names))
+    writer.writerows([_no_formula(row[name]) for name in names] for row in rows)
     return file.getvalue()
+
+
+def _no_formula(value: object) -> object:
+    """A cell's value: text that a spreadsheet would run as a formula has an apostrophe before it; a number is a number."""
+    if not isinstance(value, str):
+        return value
+    value = re.sub(r"\r\n?", "\n", value)  # a lone one is not quoted, and ends the line for those who read it
+    return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\n")) else value
 
 
 def latex(table: Table, caption: str) -> str:

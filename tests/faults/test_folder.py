@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
-from guidedgen import experiment, jobs, sampling
+from guidedgen import experiment, jobs, sampling, status
+from guidedgen.pages import page
 from guidedgen.store import RunFailed, RunFolder
+from guidedgen.types import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 Lasting = Callable[[Path], dict[str, bytes]]
@@ -82,6 +84,79 @@ def test_a_full_disk(job: Callable[..., jobs.Job], lasting: Lasting, disk: Path,
     whole = job("study=whole")
     experiment.run(whole)
     assert lasting(made.folder.path) == lasting(whole.folder.path)
+
+
+@pytest.mark.parametrize("error", ["I/O error: No space left on device (os error 28)", "unexpected pos 64 vs 0"])
+def test_a_disk_that_is_full_while_learned_weights_are_saved(
+    tmp_path: Path, disk: Path, error: str, tried: Callable[..., None]
+) -> None:
+    """Whatever a library raises then, what was there stays, and nothing half written does."""
+    run = RunFolder(disk / "run")
+    run.open("", {})
+    run.make_folder("learned")
+    run.write("learned/checkpoint.pt", b"state")
+    run.write("learned/weights", b"old")
+    with (
+        pytest.raises(RunFailed, match="learned: cannot be written .*No space left on device|unexpected pos") as failed,
+        run.assembled("learned") as place,
+    ):
+        (place / "unet").mkdir()
+        try:
+            (place / "unet" / "weights").write_bytes(bytes(2**20))
+        except OSError as full:
+            raise RuntimeError(error) from full
+    assert "the same command goes on" in str(failed.value) and str(failed.value).count("\n") == 0
+    assert {path.name: path.read_bytes() for path in (disk / "run" / "learned").iterdir()} == {
+        "checkpoint.pt": b"state",
+        "weights": b"old",
+    }
+    with run.assembled("learned") as place:
+        (place / "unet").mkdir()
+        (place / "unet" / "weights").write_bytes(b"new")
+        (place / "weights").write_bytes(b"new")
+    assert (
+        (disk / "run" / "learned" / "unet" / "weights").read_bytes()
+        == b"new"
+        == (disk / "run" / "learned" / "weights").read_bytes()
+    )
+    assert not list(disk.rglob("*.partial"))
+    tried("refused")
+
+
+def test_a_finished_run_on_a_read_only_disk_is_shown(
+    job: Callable[..., jobs.Job], tmp_path: Path, capsys: pytest.CaptureFixture[str], tried: Callable[..., None]
+) -> None:
+    made = job("dataset.limit=1")
+    experiment.run(made)
+    capsys.readouterr()
+    outputs = tmp_path / "outputs"
+    mount("--bind", outputs, outputs)
+    mount("-o", "remount,bind,ro", outputs)
+    try:
+        assert experiment.run(job("dataset.limit=1"))["samples"] == 1
+        assert f"{made.folder.path}: already done" in capsys.readouterr().out
+        for options in (["dataset.limit=2"], ["dataset.limit=1", "run.fresh=true"]):
+            with pytest.raises(UsageError, match="cannot be written to \\(Read-only file system\\); choose another folder"):
+                job(*options)
+        assert [state.state for state in status.of_study(outputs / "default")] == ["done"]
+        with pytest.raises(RunFailed, match="report.html: cannot be written \\(Read-only file system\\)"):
+            page.write(outputs / "default")
+    finally:
+        subprocess.run(["umount", "--lazy", str(outputs)], check=False)
+    tried("used"), tried("refused", 3)
+
+
+@pytest.mark.parametrize("lost", ["records.jsonl", "config.yaml", "metrics.json"])
+def test_a_finished_run_that_has_lost_a_file_gets_it_again(
+    job: Callable[..., jobs.Job], lasting: Lasting, lost: str, tried: Callable[..., None]
+) -> None:
+    made = job("dataset.limit=2")
+    experiment.run(made)
+    whole = lasting(made.folder.path)
+    (made.folder.path / lost).unlink()
+    experiment.run(job("dataset.limit=2"))
+    assert lasting(made.folder.path) == whole and made.folder.done and (made.folder.path / lost).exists()
+    tried("used")
 
 
 def test_a_file_that_may_not_grow(job: Callable[..., jobs.Job], lasting: Lasting) -> None:

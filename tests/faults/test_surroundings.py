@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from guidedgen import experiment, jobs, sampling, store
+from guidedgen import experiment, inside, jobs, sampling
 from guidedgen.store import Record, RunFolder
 from guidedgen.types import Sample
 
@@ -64,8 +64,8 @@ def test_the_logs_are_read_as_often_for_many_prompts_as_for_few(
 ) -> None:
     """When a run begins, and when it goes on with its second half."""
     reads: list[str] = []
-    lines = store._lines
-    monkeypatch.setattr(store, "_lines", lambda path: (reads.append(path.name), lines(path))[1])
+    lines = inside.lines
+    monkeypatch.setattr(inside, "lines", lambda root, name: (reads.append(name), lines(root, name))[1])
     counts = {}
     for size in (20, 200):
         (tmp_path / f"{size}.txt").write_text("".join(f"a red circle {i}\n" for i in range(size)))

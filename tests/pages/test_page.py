@@ -224,7 +224,7 @@ def test_what_was_learned_first_is_a_curve(make_run: MakeRun, tmp_path: Path) ->
     folder = make_run("adjoint_tuning")
     (folder / "learned").mkdir()
     (folder / "learned" / "learning.json").write_text(
-        '{"nfe": 8, "curve": [{"update": 0, "reward": -2.0}, {"update": 1, "reward": -1.5}]}'
+        '{"nfe": 8, "nfe_backward": 4, "seconds": 1.5, "lessons": 1, "curve": [{"update": 0, "reward": -2.0}, {"update": 1, "reward": -1.5}]}'
     )
     study = read_study(tmp_path / "study")
     curve = curves(study.runs[0], Style())["learn", "reward"]

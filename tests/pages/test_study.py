@@ -1,6 +1,9 @@
 """What is read of a study's folders: which runs are pairs, what they are called, what there is so far of those at work."""
 
 import csv
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -103,3 +106,59 @@ def test_a_folder_without_runs_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     with pytest.raises(UsageError, match="holds no run"):
         read_study(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("config.yaml", "a: &a [1]\nb: *a\n", "config.yaml: not a run's config (an alias"),
+        ("config.yaml", "method: base\n", "config.yaml: not a run's config (method is no mapping)"),
+        ("metrics.json", "[1]", "metrics.json: damaged, not a JSON object; remove it"),
+        ("metrics.json", '{"samples": "3"}', "metrics.json: damaged, samples is no count; remove it"),
+        ("environment.json", '{"command": "run.py"}', "environment.json: damaged, command is no list; remove it"),
+    ],
+)
+def test_a_damaged_run_is_named_and_the_others_are_shown(
+    study: Path, name: str, content: str, told: str, tried: Callable[..., None]
+) -> None:
+    (study / "mpgd" / name).write_text(content)
+    read = read_study(study)
+    assert names(read) == ["base", "code", "codex"] and read.damaged.keys() == {"mpgd"}
+    assert told in read.damaged["mpgd"]
+    page.write(study)
+    assert f"mpgd is damaged and not shown: {told}".replace("'", "&#x27;") in (study / "report.html").read_text()
+    assert "mpgd is damaged and not shown: " in study_table(study).splitlines()[-1]
+    tried("refused")
+
+
+def test_damaged_lines_are_told_of(study: Path, tried: Callable[..., None]) -> None:
+    with (study / "code" / "records.jsonl").open("a") as file:
+        file.write('{"somebody": "else"}\n')
+    assert "code: 1 lines of its records are damaged" in page.page(read_study(study))
+    tried("used")
+
+
+def test_what_is_read_and_compared_grows_with_the_runs_and_not_with_their_square(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted in calls, which no machine is slower or faster at."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    counts, made = [], 0
+    for total in (10, 20, 40):
+        for i in range(made, total):
+            make_run(f"code-{i}", label="code", options={"num_particles": i}, reward=5 + i / 10, base=4.0, nfe=100 + i)
+        made, calls = total, 0
+
+        def count(*_: object) -> None:
+            nonlocal calls
+            calls += 1
+
+        sys.setprofile(count)
+        try:
+            read = read_study(tmp_path / "study")
+        finally:
+            sys.setprofile(None)
+        assert len({run.name for run in read.runs}) == total
+        counts.append(calls)
+    first, second, third = counts
+    assert third - second < 2.1 * (second - first)

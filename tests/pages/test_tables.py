@@ -2,14 +2,19 @@
 
 import csv
 import io
+import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from guidedgen import report, status
 from guidedgen.pages import tables
 from guidedgen.pages.study import read_study
 from guidedgen.pages.tables import Cell
+from guidedgen.store import RunFailed, RunFolder
+from guidedgen.types import UsageError
 
 from .conftest import MakeRun
 
@@ -88,3 +93,62 @@ def test_a_cell_says_its_figure_in_its_own_kind() -> None:
     assert Cell(value=0.4, percent=True, low=0.2857, high=0.5263).interval == "29 .. 53"
     assert Cell(value=7.6488, low=7.38593, high=7.91554).interval == "7.39 .. 7.92"
     assert (Cell().text, Cell(value=float("nan")).text, Cell(shared=True).text) == ("", "", "")
+
+
+# What a name or a figure may do where it is shown
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n"])
+def test_no_cell_is_a_formula_and_numbers_stay_numbers(
+    make_run: MakeRun, tmp_path: Path, start: str, tried: Callable[..., None]
+) -> None:
+    """Names of runs, folders, rewards and scores, which are heads of columns too."""
+    hostile = f"{start}HYPERLINK(1)"
+    figure = {"value": -0.5, "prompts": 3, "shares_guide": False}
+    make_run("run", label=hostile, reward=-5.25, base=-6.5, scores={hostile: figure, "aesthetic": figure}, title=hostile)
+    runs = read_study(tmp_path / "study").rows
+    for text in (tables.as_csv(tables.of_metrics(runs, every=True)), tables.as_csv(tables.of_cost(runs))):
+        head, *rows = csv.reader(io.StringIO(text))
+        shown = f"'{hostile}".replace("\r", "\n")
+        assert shown in rows[0] and not any(cell.startswith(start) for cell in head)
+        for cell in [*head, *(cell for row in rows for cell in row)]:
+            assert not cell.startswith(start) or math.isfinite(float(cell))
+    assert read_csv(tables.as_csv(tables.of_metrics(runs)))[shown]["aesthetic"] == "-0.5"
+    tried("used")
+
+
+@pytest.mark.parametrize("name", ["\033[31mred", "\033]8;;http://x\033\\", "a\x9b31m", "a\u202eb", "\ud83d", "a\rb", "a\x08b"])
+def test_nothing_that_a_terminal_obeys_is_printed(
+    make_run: MakeRun, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str], tried: Callable[..., None]
+) -> None:
+    """In tables, states, errors and a run's own table."""
+    folder = make_run("run", label=name, failed={"circle-0": name}, title=name)
+    make_run("other", judged=False)
+    run = RunFolder(folder)
+    report.show(run.read_json("metrics.json"))
+    status.show(status.of_study(tmp_path / "study"))
+    print(report.study_table(tmp_path / "study"), UsageError(f"model={name}: no"), RunFailed(name))
+    told = capsys.readouterr().out
+    assert not any(letter in told for letter in "\033\x9b\u202e\ud83d\r\x08")
+    assert "\\" in told or "a b" in told
+    told.encode()
+    tried("used")
+
+
+@pytest.mark.parametrize("name", ["[red]", "[/]", "[/red]", "a [link=x]b", "<img src=x>", "`a`", "a|b", "**b**", "[a](http://x)"])
+def test_markup_in_a_name_is_text(
+    make_run: MakeRun, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str], tried: Callable[..., None]
+) -> None:
+    folder = make_run("run", label=name, title=name, failed={"circle-0": name}, reward=3.0)
+    report.show(RunFolder(folder).read_json("metrics.json") | {"scores": {name: {"value": 1.0, "described": name}}})
+    status.show(status.of_study(tmp_path / "study"))
+    assert capsys.readouterr().out.count(name) == 5  # title, score, what it depends on and its name again, why a sample failed
+    cell = report.study_table(tmp_path / "study").splitlines()[2].split(" | ")[0].removeprefix("| ")
+    assert re.sub(r"\\(.)", r"\1", cell) == name and not re.search(r"(?<!\\)[\[\]<>`*|]", cell)
+    tried("used")
+
+
+def test_lines_of_several_are_one(tried: Callable[..., None]) -> None:
+    assert str(UsageError("model=a\n  b\r\nc: no")) == "model=a b c: no"
+    assert str(RunFailed("a\nb")) == "guidedgen: a b"
+    tried("used", 2)
