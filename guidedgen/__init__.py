@@ -22,7 +22,8 @@ Rooms, and who may import whom (held by tests/test_layers.py):
     evaluate                       from images to metrics                                      <- types, images, metrics, store
     pages                          a study as one page and as tables                           <- types, store, config
     report                         progress, tables, grids                                     <- cost, evaluate, pages
-    config                         config to objects, and a run's identity                     <- types
+    targets                        which class or function a config may name                   <- types
+    config                         config to objects, and a run's identity                     <- types, targets
     command_line                   its arguments to configs                                    <- types, config
     usage                          what --help shows                                           <- config
     jobs                           a config to a checked job                                   <- all of these
