@@ -24,7 +24,8 @@ Rooms, and who may import whom (held by tests/test_layers.py):
     report                         progress, tables, grids                                     <- cost, evaluate, pages
     targets                        which class or function a config may name                   <- types
     config                         config to objects, and a run's identity                     <- types, targets
-    command_line                   its arguments to configs                                    <- types, config
+    hydra_settings, option_files   what of Hydra's a command may give; folders of further options        <- types
+    command_line                   its arguments to configs                            <- types, config, hydra_settings
     usage                          what --help shows                                           <- config
     jobs                           a config to a checked job                                   <- all of these
     sweeps                         the runs of a sweep, and what each is worth                 <- config, command_line, jobs

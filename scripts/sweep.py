@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> None:
     overrides, config_dir = command_line.for_hydra(asked.overrides), asked.config_dir
     try:
         plain = [override for override in overrides if override.startswith("hydra.")]
-        launcher = command_line.hydra_settings(["hydra/launcher=slurm", *plain], config_dir).launcher
+        launcher = command_line.settings(["hydra/launcher=slurm", *plain], config_dir).launcher
         overrides = [override for override in overrides if override not in plain]
         if any(launcher[key] for key in GPUS) and not any(override.startswith("device=") for override in overrides):
             overrides.append("device=cuda")  # a part of a run's name: it must not depend on where it is asked for

@@ -39,7 +39,9 @@ ALLOWED = {
     "tracker": {"types", "images", "store"},
     "targets": {"types"},
     "config": {"types", "targets"},
-    "command_line": {"types", "config"},
+    "hydra_settings": {"types"},
+    "option_files": {"types"},
+    "command_line": {"types", "config", "hydra_settings", "option_files"},
     "usage": {"config"},
     "evaluate": {"types", "images", "metrics", "rewards", "zoo", "store"},
     "pages": {"types", "store", "config"},
@@ -75,6 +77,7 @@ PACKAGES = {
     "wandb": {"tracker"},
     "hydra": {"config", "hydra_settings", "command_line", "sweeps", "experiment"},
     "omegaconf": {"targets", "hydra_settings", "config", "command_line", "jobs", "sweeps", "judging", "rejudging", "experiment", "pages"},
+    "yaml": {"option_files"},
     "peft": {"models"},
     "rich": {"report", "status", "lab"},
 }

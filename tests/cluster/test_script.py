@@ -20,7 +20,7 @@ def script() -> dict[str, Any]:
 
 
 def launcher(*overrides: str) -> Any:
-    return command_line.hydra_settings(["hydra/launcher=slurm", *(f"hydra.launcher.{override}" for override in overrides)]).launcher
+    return command_line.settings(["hydra/launcher=slurm", *(f"hydra.launcher.{override}" for override in overrides)]).launcher
 
 
 def test_the_launcher_s_config_is_what_sbatch_is_asked_for(script: dict[str, Any]) -> None:
