@@ -26,7 +26,9 @@ Rooms, and who may import whom (held by tests/test_layers.py):
     config                         config to objects, and a run's identity                     <- types, targets
     hydra_settings, option_files   what of Hydra's a command may give; folders of further options        <- types
     command_line                   its arguments to configs                            <- types, config, hydra_settings
+    terminal                       where its output goes, and its exit code                    <- types
     usage                          what --help shows                                           <- config
+    options                        counts, names and the device, checked                       <- types, shards, targets
     jobs                           a config to a checked job                                   <- all of these
     sweeps                         the runs of a sweep, and what each is worth                 <- config, command_line, jobs
     status                         what they have come to                                      <- store, sweeps

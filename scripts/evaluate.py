@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from guidedgen.types import UsageError
+from guidedgen import terminal
 
 
 def main(arguments: list[str]) -> None:
@@ -28,13 +28,9 @@ def main(arguments: list[str]) -> None:
         parser.error("no run: give its folder, as in outputs/<study>/<run>")
     from guidedgen import rejudging, report
 
-    try:
-        for folder in folders:
-            report.show(rejudging.judge_again(folder, overrides, asked.config_dir))
-    except UsageError as error:
-        print(f"guidedgen: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    for folder in folders:
+        report.show(rejudging.judge_again(folder, overrides, asked.config_dir))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    terminal.run(lambda: main(sys.argv[1:]))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from guidedgen.types import UsageError
+from guidedgen import terminal
 
 
 def main(arguments: list[str]) -> None:
@@ -15,13 +15,9 @@ def main(arguments: list[str]) -> None:
     folders = parser.parse_args(arguments).folders
     from guidedgen.pages import page
 
-    try:
-        for folder in folders:
-            print("\n".join(map(str, page.write(folder))))
-    except UsageError as error:
-        print(f"guidedgen: {error}", file=sys.stderr)
-        sys.exit(2)
+    for folder in folders:
+        print("\n".join(map(str, page.write(folder))))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    terminal.run(lambda: main(sys.argv[1:]))

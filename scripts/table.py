@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from guidedgen.types import UsageError
+from guidedgen import terminal
 
 
 def main(arguments: list[str]) -> None:
@@ -15,12 +15,8 @@ def main(arguments: list[str]) -> None:
     folders = parser.parse_args(arguments).folders
     from guidedgen import report
 
-    try:
-        print("\n\n".join(report.study_table(folder) for folder in folders))
-    except UsageError as error:
-        print(f"guidedgen: {error}", file=sys.stderr)
-        sys.exit(2)
+    print("\n\n".join(report.study_table(folder) for folder in folders))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    terminal.run(lambda: main(sys.argv[1:]))

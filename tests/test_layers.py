@@ -39,6 +39,7 @@ ALLOWED = {
     "tracker": {"types", "images", "store"},
     "targets": {"types"},
     "config": {"types", "targets"},
+    "terminal": {"types"},
     "hydra_settings": {"types"},
     "option_files": {"types"},
     "command_line": {"types", "config", "hydra_settings", "option_files"},
@@ -46,7 +47,10 @@ ALLOWED = {
     "evaluate": {"types", "images", "metrics", "rewards", "zoo", "store"},
     "pages": {"types", "store", "config"},
     "report": {"types", "images", "cost", "store", "evaluate", "pages"},
-    "jobs": {"types", "images", "process", "models", "datasets", "metrics", "shards", "store", "tracker", "config", "evaluate"},
+    "options": {"types", "shards", "targets"},
+    "jobs": {
+        "types", "images", "process", "models", "datasets", "metrics", "shards", "store", "tracker", "config", "evaluate", "options",
+    },
     "sweeps": {"types", "config", "command_line", "jobs"},
     "status": {"types", "store", "sweeps"},
     "learning": {"types", "problem", "models", "store", "report", "jobs"},
@@ -60,7 +64,7 @@ ANNOTATIONS = {"types": {"problem", "process"}}
 
 # Packages, and the only rooms that may import them; any other package needs a row and a line in pyproject.toml.
 PACKAGES = {
-    "torch": set(ALLOWED) - {"store", "tracker", "config", "command_line", "datasets", "pages"},
+    "torch": set(ALLOWED) - {"store", "tracker", "config", "command_line", "datasets", "pages", "targets", "hydra_settings", "option_files", "terminal"},
     "numpy": {"noise", "images", "evaluate", "metrics", "lab", "report"},
     "PIL": {"images", "evaluate", "rewards", "datasets", "lab", "report", "pages"},
     "diffusers": {"models", "lab"},
@@ -76,7 +80,7 @@ PACKAGES = {
     "spacy": {"metrics"},
     "wandb": {"tracker"},
     "hydra": {"config", "hydra_settings", "command_line", "sweeps", "experiment"},
-    "omegaconf": {"targets", "hydra_settings", "config", "command_line", "jobs", "sweeps", "judging", "rejudging", "experiment", "pages"},
+    "omegaconf": {"targets", "hydra_settings", "options", "config", "command_line", "jobs", "sweeps", "judging", "rejudging", "experiment", "pages"},
     "yaml": {"option_files"},
     "peft": {"models"},
     "rich": {"report", "status", "lab"},
