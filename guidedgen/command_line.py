@@ -46,7 +46,13 @@ def for_hydra(arguments: Sequence[str]) -> list[str]:
 
     A flag that is not taken ends the process with one line and exit code 2.
     """
-    parsed = _parsed(arguments)
+    try:
+        return _for_hydra(hydra_settings.parsed(arguments))
+    except UsageError as error:
+        _refuse(str(error))
+
+
+def _for_hydra(parsed: argparse.Namespace) -> list[str]:
     if parsed.shell_completion:  # whose arguments are no overrides
         return [*hydra_settings.flags(parsed), *parsed.overrides]
     # Of an option that is null by default, +experiment=... would add a second one.
@@ -56,7 +62,7 @@ def for_hydra(arguments: Sequence[str]) -> list[str]:
     model = os.environ.get("GUIDEDGEN_MODEL")
     if model and not any(map(_chooses_model, overrides)):
         if model not in (options := config.groups(_folders(_config_dir(parsed)))["model"]):
-            _refuse(f"GUIDEDGEN_MODEL={model}: no such model{config.near(model, options)}; choose from {', '.join(options)}")
+            raise UsageError(f"GUIDEDGEN_MODEL={model}: no such model{config.near(model, options)}; choose from {', '.join(options)}")
         overrides = [f"model={model}", *overrides]
     return [*hydra_settings.flags(parsed), *overrides]
 
@@ -134,9 +140,9 @@ def check(parsed: argparse.Namespace, prepare: Callable[[DictConfig], object]) -
 
     config_dir = _config_dir(parsed)
     items = parse(parsed.overrides)
-    known = config.groups(_folders(config_dir))
     if config_dir:
         option_files.check_folder(config_dir, config.groups([config.CONF]).keys())
+    known = config.groups(_folders(config_dir))
     hydra_settings.check_overrides(items)
     _check_options(items, known)
     own = [str(item.input_line) for item in items if not item.is_hydra_override()]

@@ -34,12 +34,13 @@ _NOT_IDENTITY = ("outputs", "study", "run", "tracker", "metrics", "zoo", "refere
 
 
 def groups(folders: Sequence[Path]) -> dict[str, list[str]]:
-    """Config groups and their options. An overlay's or a row's may lie in a folder of its group, as in experiment=codex/aesthetic;
+    """Config groups, which are those of the first folder, and their options. An overlay's or a row's may lie in a folder of its group, as in experiment=codex/aesthetic;
     other folders in a group are groups themselves, as method/gradients.
     """
     found: dict[str, set[str]] = {}
+    names = [place.name for place in folders[0].iterdir() if place.is_dir()] if folders else []
     for folder in folders:
-        for file in folder.rglob("*.yaml"):
+        for file in (file for name in names for file in (folder / name).rglob("*.yaml")):
             option = file.relative_to(folder).with_suffix("")
             nested = option.parts[0] in ("experiment", "row")
             for parent in option.parents[:-1] if nested else option.parents[:-1][:1]:
@@ -253,7 +254,8 @@ def _fits(value: Any, hint: Any) -> bool:
             return False
         each = arguments if origin is tuple and Ellipsis not in arguments else arguments[:1] * len(value)
         return all(_fits(item, wanted) for item, wanted in zip(value, each, strict=False))
-    return True  # a type that YAML cannot spell: the constructor's business
+    # A part of a run is a node. Another type that YAML cannot spell is the constructor's business.
+    return not (inspect.isclass(hint) and hint.__module__.startswith(targets.TARGETS))
 
 
 def read(file: Path) -> DictConfig:

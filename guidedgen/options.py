@@ -6,10 +6,11 @@ import copy
 import math
 import re
 import unicodedata
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
 from guidedgen import targets
@@ -19,6 +20,7 @@ from guidedgen.types import UsageError
 SAMPLES = 1_000_000  # of a run at most
 # Least and largest. A seed is no count, but has to leave room for those of the images after it.
 _COUNTS = {"seed": (0, 2**62), "samples_per_prompt": (1, SAMPLES), "batch_size": (1, SAMPLES)}
+_DEVICES = r"cpu|cuda(:\d{1,4})?"
 _NAME = 100  # bytes of a name that becomes a folder's, or a part of one's: there are other parts, and 255 in all
 
 
@@ -43,6 +45,11 @@ def settled(cfg: DictConfig, shard: Shard, *, elsewhere: bool = False) -> DictCo
     if value(cfg, "dtype") == "auto":
         cfg.dtype = "float32" if cfg.device == "cpu" else "float16"
     _resolve(cfg)
+    for key, found in _devices(cfg):
+        if not elsewhere:
+            real_device(found, key=key)
+        elif not re.fullmatch(_DEVICES, str(found)):
+            raise UsageError(_not_here(key, found, 0))
     if isinstance(cfg.model, DictConfig):
         _check_name("model.name", cfg.model.get("name"), "name, which its runs' folders have in theirs")
     for key in ("metrics", "metrics.scorers", "metrics.distances"):
@@ -118,7 +125,17 @@ def _told(found: object) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def real_device(name: object, local: int | None = None) -> str:
+def _devices(node: DictConfig | ListConfig, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every device that a resolved config names, at any depth, by its key."""
+    for name in range(len(node)) if isinstance(node, ListConfig) else list(node):
+        inner = f"{key}.{name}" if key else str(name)
+        if name == "device":
+            yield inner, node[name]
+        elif isinstance(node[name], DictConfig | ListConfig):
+            yield from _devices(node[name], inner)
+
+
+def real_device(name: object, local: int | None = None, key: str = "device") -> str:
     """The device that a name stands for, auto too; of several GPUs the one of the process's place `local` on its machine.
 
     Raises UsageError where it is not on this machine, or of a kind that runs are not made on.
@@ -129,16 +146,16 @@ def real_device(name: object, local: int | None = None) -> str:
             return "cpu"
         return f"cuda:{local % count}" if local is not None and count > 1 else "cuda"
     try:
-        if re.fullmatch(r"cpu|cuda(:\d{1,4})?", str(name)):
+        if re.fullmatch(_DEVICES, str(name)):
             torch.empty(0, device=str(name))
             return str(torch.device(str(name)))
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(_not_here(name, count)) from error
-    raise UsageError(_not_here(name, count))
+        raise UsageError(_not_here(key, name, count)) from error
+    raise UsageError(_not_here(key, name, count))
 
 
-def _not_here(name: object, count: int) -> str:
-    return f"device={_told(name)}: not on this machine; choose from auto, {', '.join(['cpu', *(f'cuda:{i}' for i in range(count))])}"
+def _not_here(key: str, name: object, count: int) -> str:
+    return f"{key}={_told(name)}: not on this machine; choose from auto, {', '.join(['cpu', *(f'cuda:{i}' for i in range(count))])}"
 
 
 def _resolve(cfg: DictConfig) -> None:
