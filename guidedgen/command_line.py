@@ -28,9 +28,8 @@ from guidedgen.types import UsageError
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-# What leaves nothing of a group's options in its node.
-_BARE = {"method": ["method=base"], "reward": ["reward=none"], "dataset": ["dataset=prompt", "~dataset.prompt"],
-         "tracker": ["tracker=none"], "scheduler": ["scheduler=ddpm", *(f"~scheduler.{key}" for key in ("num_steps", "spacing", "offset", "end"))]}  # fmt: skip
+# Options of groups with few options of their own, which are left out where a class of the user's own takes their place.
+_BARE = {"method": "base", "reward": "none", "dataset": "lab", "scheduler": "ddpm", "tracker": "none"}
 # Nodes that objects are built of: what they hold is checked by what takes it, and may be added or left out.
 _OPEN = ("method", "reward", "dataset", "scheduler", "model", "tracker", "metrics", "zoo")
 _RUNS = 10_000  # of a sweep at most
@@ -57,8 +56,8 @@ def _for_hydra(parsed: argparse.Namespace) -> list[str]:
         return [*hydra_settings.flags(parsed), *parsed.overrides]
     # Of an option that is null by default, +experiment=... would add a second one.
     overrides = [re.sub(r"^\+(experiment|row)=", r"\1=", override) for override in parsed.overrides]
-    for group, bare in _BARE.items():
-        overrides = _of_own_class(group, bare, overrides)
+    for group in _BARE:
+        overrides = _of_own_class(group, overrides)
     model = os.environ.get("GUIDEDGEN_MODEL")
     if model and not any(map(_chooses_model, overrides)):
         if model not in (options := config.groups(_folders(_config_dir(parsed)))["model"]):
@@ -67,14 +66,16 @@ def _for_hydra(parsed: argparse.Namespace) -> list[str]:
     return [*hydra_settings.flags(parsed), *overrides]
 
 
-def _of_own_class(group: str, bare: Sequence[str], overrides: list[str]) -> list[str]:
+def _of_own_class(group: str, overrides: list[str]) -> list[str]:
     """The overrides, with what leaves a group's node empty before a `_target_` for which no option of the group is chosen: the
     default's options are not those of another class. Those that are given are then added, whether the default has them or not.
     """
     named = re.compile(rf"\+{{0,2}}{group}\._target_=")
     if not any(map(named.match, overrides)) or any(override.startswith(f"{group}=") for override in overrides):
         return overrides
-    return [*bare, *(re.sub(rf"^\+{{0,2}}(?={group}\.[^=]+=)", "++", override) for override in overrides)]
+    leaf = OmegaConf.load(config.CONF / group / f"{_BARE[group]}.yaml")
+    left_out = [f"~{group}.{key}" for key in leaf if key != "_target_"]
+    return [f"{group}={_BARE[group]}", *left_out, *(re.sub(rf"^\+{{0,2}}(?={group}\.[^=]+=)", "++", override) for override in overrides)]
 
 
 def _chooses_model(override: str) -> bool:
@@ -293,8 +294,9 @@ def _check_names(overrides: Sequence[str], known: Mapping[str, Sequence[str]], c
         key, root = item.key_or_group, item.key_or_group.split(".")[0]
         adds, inside = item.is_add() or item.is_force_add(), root in _OPEN and "." in key
         if key not in known and key not in there and not (adds and inside and _has_room(key, there)):
-            way_out = f"; +{key}=... adds one" if inside and _has_room(key, there) and not item.is_delete() else ""
-            raise UsageError(f"{item.input_line}: there is no key {key!r}{config.near(key, [*there, *known]) or way_out}")
+            beside = key.startswith(("metrics.scorers.", "metrics.distances.")) and not item.is_delete()
+            way_out = f"; +{key}=... adds it" if beside else config.near(key, [*there, *known])
+            raise UsageError(f"{item.input_line}: there is no key {key!r}{way_out}")
         if item.is_delete() and (not inside or key in known):
             raise UsageError(f"{item.input_line}: cannot be left out")
         if key in known:
@@ -302,6 +304,8 @@ def _check_names(overrides: Sequence[str], known: Mapping[str, Sequence[str]], c
         node = None if item.is_delete() or key not in there else _selected(cfg, item)
         if isinstance(node, DictConfig) and "_target_" not in node and not isinstance(item.value(), dict):
             raise UsageError(f"{item.input_line}: it has options of its own, as {key}.{next(map(str, node), '...')}")
+        if isinstance(node, DictConfig) and root not in _OPEN and (strange := {*_named(key, item.value())} - there):
+            raise UsageError(f"{item.input_line}: there is no key {min(strange)!r}{config.near(min(strange), there)}")
         there.update(_named(key, item.value()))
 
 

@@ -73,7 +73,11 @@ def prepare(cfg: DictConfig) -> Job:
     shard = find_shard(*_shard(cfg), os.environ)
     if shard.count > 1 and options.value(cfg, "run.fresh"):
         raise UsageError("run.fresh=true: not where others write too (shard.count above 1); remove the run's folder first")
-    job = _prepare(options.settled(cfg, shard), shard)
+    cfg = options.settled(cfg, shard)
+    for name in map(str, cfg.zoo):  # of which a run uses a few: a slip in another would go unseen
+        if cfg.zoo[name] is not None:
+            config.check_node(cfg.zoo[name], f"zoo.{name}", tuple(cfg.allow_targets))
+    job = _prepare(cfg, shard)
     try:
         check_writable(job.folder.path.parent, "outputs")
     except UsageError:
@@ -200,7 +204,10 @@ def _each(nodes: DictConfig, key: str, allow: Sequence[str]) -> dict[str, Any]:
 def _per_class(cfg: DictConfig, tasks: Sequence[Task], allow: Sequence[str]) -> PerClass | None:
     """What measures class by class, where the metrics have it; the unguided run has nothing to be measured against."""
     node = cfg.metrics.get("per_class")
-    if not node or config.module_of(cfg.method) == "base":
+    if node is None:
+        return None
+    config.check_node(node, "metrics.per_class", allow)
+    if config.module_of(cfg.method) == "base":
         return None
     way_out = "; metrics.per_class=null does without"
     if cfg.reference != "base":

@@ -52,7 +52,7 @@ def settled(cfg: DictConfig, shard: Shard, *, elsewhere: bool = False) -> DictCo
             raise UsageError(_not_here(key, found, 0))
     if isinstance(cfg.model, DictConfig):
         _check_name("model.name", cfg.model.get("name"), "name, which its runs' folders have in theirs")
-    for key in ("metrics", "metrics.scorers", "metrics.distances"):
+    for key in ("metrics", "metrics.scorers", "metrics.distances", "zoo"):
         if not isinstance(found := OmegaConf.select(cfg, key), DictConfig):
             raise UsageError(f"{key}={_told(found)}: expected a mapping")
     return cfg
