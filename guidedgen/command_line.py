@@ -61,7 +61,9 @@ def _for_hydra(parsed: argparse.Namespace) -> list[str]:
     model = os.environ.get("GUIDEDGEN_MODEL")
     if model and not any(map(_chooses_model, overrides)):
         if model not in (options := config.groups(_folders(_config_dir(parsed)))["model"]):
-            raise UsageError(f"GUIDEDGEN_MODEL={model}: no such model{config.near(model, options)}; choose from {', '.join(options)}")
+            raise UsageError(
+                f"GUIDEDGEN_MODEL={model}: no such model{config.near(model, options)}; choose from {', '.join(options)}"
+            )
         overrides = [f"model={model}", *overrides]
     return [*hydra_settings.flags(parsed), *overrides]
 
@@ -74,14 +76,20 @@ def _of_own_class(group: str, overrides: list[str]) -> list[str]:
     if not any(map(named.match, overrides)) or any(override.startswith(f"{group}=") for override in overrides):
         return overrides
     leaf = OmegaConf.load(config.CONF / group / f"{_BARE[group]}.yaml")
-    left_out = [f"~{group}.{key}" for key in leaf if key != "_target_"]
-    return [f"{group}={_BARE[group]}", *left_out, *(re.sub(rf"^\+{{0,2}}(?={group}\.[^=]+=)", "++", override) for override in overrides)]
+    left_out = [f"~{group}.{key}" for key in map(str, leaf) if key != "_target_"]
+    return [
+        f"{group}={_BARE[group]}",
+        *left_out,
+        *(re.sub(rf"^\+{{0,2}}(?={group}\.[^=]+=)", "++", override) for override in overrides),
+    ]
 
 
 def _chooses_model(override: str) -> bool:
     key, _, value = override.partition("=")
     overlay = config.CONF / "experiment" / f"{value}.yaml"
-    return key == "model" or (key == "experiment" and overlay.is_file() and "override /model:" in overlay.read_text(encoding="utf-8"))
+    return key == "model" or (
+        key == "experiment" and os.path.isfile(overlay) and "override /model:" in overlay.read_text(encoding="utf-8")
+    )
 
 
 def preflight(arguments: Sequence[str], prepare: Callable[[DictConfig], object]) -> None:
@@ -186,7 +194,9 @@ def _check_listed(overrides: Sequence[str], how: DictConfig) -> None:
     swept = [item for item in parse(overrides) if item.is_sweep_override()]
     intervals = [item for item in swept if not item.is_discrete_sweep()]
     if intervals and str(how._target_).endswith(".BasicSweeper"):
-        raise UsageError(f"{intervals[0].input_line}: an interval needs a sweeper that chooses from it: hydra/sweeper=optuna_maximize")
+        raise UsageError(
+            f"{intervals[0].input_line}: an interval needs a sweeper that chooses from it: hydra/sweeper=optuna_maximize"
+        )
     if not intervals and (runs := math.prod(len(_values(item)) for item in swept)) > _RUNS:
         raise UsageError(f"{' '.join(str(item.input_line) for item in swept)}: are {runs} runs; {_RUNS} at most")
 
@@ -249,7 +259,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     for override in overrides:
         key = override.partition("=")[0][:100]
         if any(unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\r\t" for letter in override):
-            raise UsageError(f"{ascii(key)[1:-1]}: has characters in it that cannot be printed; a file may hold them: dataset=jsonl")
+            raise UsageError(f"{ascii(key)[1:-1]}: has characters in it that cannot be printed; dataset=jsonl takes them")
         if len(override) > _LETTERS or _nesting(override) > _NESTED:
             raise UsageError(f"{key}: is longer than {_LETTERS} letters, or has more than {_NESTED} brackets inside each other")
         try:
@@ -350,7 +360,7 @@ def composed(overrides: Sequence[str], config_dir: Path | None = None) -> DictCo
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
     items = parse(overrides)
-    choices = [item for item in items if any((place / item.key_or_group).is_dir() for place in _folders(config_dir))]
+    choices = [item for item in items if any(os.path.isdir(place / item.key_or_group) for place in _folders(config_dir))]
     values = [item for item in items if item not in choices]
     cfg = copy.deepcopy(_compose(tuple(str(item.input_line) for item in choices), config_dir))
     try:
@@ -392,6 +402,6 @@ def _compose_whole(overrides: tuple[str, ...], config_dir: Path | None) -> DictC
 
 def _folders(config_dir: Path | None) -> list[Path]:
     """Where options are: the project's, and --config-dir's. Raises UsageError where that is no folder."""
-    if config_dir and not config_dir.is_dir():
+    if config_dir and not os.path.isdir(config_dir):
         raise UsageError(f"--config-dir={config_dir}: no such folder")
     return [config.CONF, *([config_dir] if config_dir else [])]

@@ -34,8 +34,8 @@ _NOT_IDENTITY = ("outputs", "study", "run", "tracker", "metrics", "zoo", "refere
 
 
 def groups(folders: Sequence[Path]) -> dict[str, list[str]]:
-    """Config groups, which are those of the first folder, and their options. An overlay's or a row's may lie in a folder of its group, as in experiment=codex/aesthetic;
-    other folders in a group are groups themselves, as method/gradients.
+    """Config groups, which are those of the first folder, and their options. An overlay's or a row's may lie in a folder of its
+    group, as in experiment=codex/aesthetic; other folders in a group are groups themselves, as method/gradients.
     """
     found: dict[str, set[str]] = {}
     names = [place.name for place in folders[0].iterdir() if place.is_dir()] if folders else []
@@ -171,13 +171,13 @@ def _check_value(value: Any, hint: Any, key: str, allow: Sequence[str]) -> None:
         check_node(value, key, allow, targets.of(hint))
         return
     _check_type(value, hint, key)
-    inner = typing.get_args(hint)[-1:] if typing.get_origin(hint) in (dict, list, Mapping, Sequence) else ()
+    inner = typing.get_args(hint)[-1] if typing.get_origin(hint) in (dict, list, Mapping, Sequence) else Any
     if isinstance(value, DictConfig):
         for name in map(str, value):
-            _check_value(value[name], *(inner or (Any,)), f"{key}.{name}", allow)
+            _check_value(value[name], inner, f"{key}.{name}", allow)
     elif isinstance(value, ListConfig):
         for i, item in enumerate(value):
-            _check_value(item, *(inner or (Any,)), f"{key}.{i}", allow)
+            _check_value(item, inner, f"{key}.{i}", allow)
     elif isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{key}={value}: has to be a finite number")
     elif isinstance(value, int) and abs(value) >= 2**63:

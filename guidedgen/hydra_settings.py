@@ -26,14 +26,16 @@ _MODES = ("run", "multirun", "cfg", "info", "shell_completion")  # of which a co
 _GROUPS = ("hydra/launcher", "hydra/sweeper")
 _WAY_OUT = "of Hydra's settings, hydra/launcher=, hydra/sweeper= and their options can be given, as in hydra.launcher.partition=gpu"
 # What Hydra starts, as its own options and those of its plug-ins name it: nothing that a module merely imports.
-_TARGETS = r"(hydra\._internal\.core_plugins|hydra_plugins\.\w+)\.[a-z_]+\.[A-Z]\w*(Launcher|Sweeper)|optuna\.samplers\.[A-Z]\w*Sampler"
+_TARGETS = (
+    r"(hydra\._internal\.core_plugins|hydra_plugins\.\w+)\.[a-z_]+\.[A-Z]\w*(Launcher|Sweeper)|optuna\.samplers\.[A-Z]\w*Sampler"
+)
 # What Hydra itself writes into its settings.
 _WRITTEN = ("launcher", "sweeper", "overrides", "runtime", "searchpath")
 _JOB = ("override_dirname", "id", "num", "name", "config_name", "config")
 
 
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    """Flags and overrides. Raises UsageError for a flag that is none, or is not taken here, and for flags that do not go together."""
+    """Flags and overrides. Raises UsageError for a flag that is none or not taken here, and for flags that do not go together."""
     from hydra._internal.utils import get_args_parser
 
     parser = get_args_parser()
@@ -45,7 +47,9 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
             raise UsageError(why)
     given = [name for name in _MODES if getattr(found, name) not in (None, False)]
     if len(given) > 1:
-        raise UsageError(f"{' and '.join(f'--{name}' for name in given)}: only one of them; nothing is run where something is shown")
+        raise UsageError(
+            f"{' and '.join(f'--{name}' for name in given)}: only one of them; nothing is run where something is shown"
+        )
     if (found.resolve or found.package is not None) and not (found.cfg or found.help):
         raise UsageError(f"--{'resolve' if found.resolve else 'package'}: goes with --cfg job")
     if found.shell_completion:
@@ -85,8 +89,8 @@ def check_overrides(items: Sequence[Override]) -> None:
     """Raises UsageError for an override of a setting that is not to be given."""
     for item in filter(concerns, items):
         key = item.key_or_group
-        plain = item.package is None and not item.is_delete()
-        if not plain or not (key in _GROUPS or key.startswith(("hydra.launcher.", "hydra.sweeper."))) or "_target_" in key.split("."):
+        plain = item.package is None and not item.is_delete() and "_target_" not in key.split(".")
+        if not plain or not (key in _GROUPS or key.startswith(("hydra.launcher.", "hydra.sweeper."))):
             raise UsageError(f"{item.input_line}: is not to be given; {_WAY_OUT}")
 
 

@@ -23,6 +23,7 @@ from guidedgen.store import RunFolder, check_writable
 from guidedgen.tracker import Tracker
 from guidedgen.types import BadValue, Learner, Method, Reward, Sample, Scheduler, Task, UsageError
 
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
     """A checked run: everything is built, and no network is loaded yet."""

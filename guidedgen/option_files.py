@@ -5,6 +5,7 @@ such as a text of a few lines that aliases blow up to billions of nodes, is refu
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -19,7 +20,7 @@ DEPTH = 50  # of mappings and lists inside each other
 
 def check_folder(folder: Path, groups: Collection[str]) -> None:
     """Raises UsageError where a folder has none of the groups of options, or a file of theirs is not to be read."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UsageError(f"--config-dir={folder}: no such folder")
     there = [folder / group for group in sorted({group.split("/")[0] for group in groups}) if (folder / group).is_dir()]
     if not there:

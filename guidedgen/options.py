@@ -1,4 +1,4 @@
-"""The options that are no nodes: counts, names, switches, device and dtype. What they stand for is settled before anything is built."""
+"""The options that are no nodes: counts, names, switches, device and dtype, settled before anything is built."""
 
 from __future__ import annotations
 

@@ -72,6 +72,6 @@ def _number(environ: Mapping[str, str], name: str, least: int, default: str | No
     told = environ.get(name, default)
     if told is None:
         raise UsageError(f"{name}: is missing, which the launcher that started this process sets; give shard.count and shard.index")
-    if not (told == default and name not in environ or re.fullmatch(r"\d{1,9}", told) and int(told) >= least):
+    if name in environ and not (re.fullmatch(r"\d{1,9}", told) and int(told) >= least):
         raise UsageError(f"{name}={told}: in the environment, expected a whole number of at least {least}; unset it, or mend it")
     return int(told)

@@ -90,7 +90,7 @@ def packages(value: object) -> tuple[str, ...]:
         raise UsageError(f"allow_targets={value}: expected a list, as in allow_targets=[my_lab.]")
     for entry in value:
         if not isinstance(entry, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*\.?", entry):
-            raise UsageError(f"allow_targets: {ascii(entry)} is no name of a package, as in allow_targets=[my_lab.]")
+            raise UsageError(f"allow_targets: {entry!a} is no name of a package, as in allow_targets=[my_lab.]")
         if entry.split(".")[0] in sys.stdlib_module_names:
             raise UsageError(f"allow_targets: {entry} is Python's own, which makes no part of a run; give a package of yours")
     return tuple(value)
@@ -161,13 +161,14 @@ def _misfit(target: Any, kind: Kind, own: bool) -> str | None:
         return None  # a union, say: what it makes is looked at once it is made
     if kind.base is not None and not issubclass(made, kind.base):
         return f"{made.__name__} is no {kind.base.__name__}"
-    wanted = [*kind.methods, *(kind.members if own and kind.rooms in _ROOMS.values() else ())]  # others set members as they are made
+    # Others may set their members as they are made.
+    wanted = [*kind.methods, *(kind.members if own and kind.rooms in _ROOMS.values() else ())]
     lacking = [name for name in wanted if not any(name in {**vars(base), **_annotated(base)} for base in made.__mro__)]
     return f"{made.__name__} has no {', '.join(lacking)}" if lacking else None
 
 
 def _annotated(base: type) -> Mapping[str, Any]:
-    return base.__dict__.get("__annotations__", {})
+    return inspect.get_annotations(base)
 
 
 def _within(module: str, rooms: Sequence[str]) -> bool:

@@ -51,7 +51,9 @@ def run(main: Callable[[], object]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     if out.error is not None and out.error.errno not in (errno.EPIPE, errno.EBADF):
-        print(f"guidedgen: the output cannot be written ({out.error.strerror}); what was made is stored", file=sys.stderr, flush=True)
+        print(
+            f"guidedgen: the output cannot be written ({out.error.strerror}); what was made is stored", file=sys.stderr, flush=True
+        )
         code = code or 1
     sys.exit(code)
 

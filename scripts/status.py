@@ -7,6 +7,7 @@ done; running; partial: stopped or killed, the same command goes on; failed, wit
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -24,10 +25,13 @@ def main(arguments: list[str]) -> None:
     asked = parser.parse_intermixed_args(arguments)
     from guidedgen import command_line, status, sweeps
 
-    folders = [Path(given) for given in asked.what if "=" not in given or Path(given).is_dir()]
+    folders = [Path(given) for given in asked.what if "=" not in given or os.path.isdir(given)]
     if folders and len(folders) < len(asked.what):
         raise UsageError(f"{folders[0]}: folders of studies, or the overrides of a sweep, not both")
     if folders:
+        for folder in folders:
+            if not os.path.isdir(folder):
+                raise UsageError(f"{folder}: no such folder; give a study's, as outputs/default, or a sweep's overrides")
         states = [state for folder in folders for state in status.of_study(folder)]
     else:
         overrides = command_line.for_hydra(command_line.arguments(asked.what, asked.config_dir))

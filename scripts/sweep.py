@@ -84,7 +84,9 @@ def submit(command: Sequence[str]) -> None:
     try:
         code = subprocess.run(command, check=False).returncode
     except OSError as error:
-        raise UsageError(f"--submit: {command[0]} cannot be started ({error.strerror}); without it the command is printed") from error
+        raise UsageError(
+            f"--submit: {command[0]} cannot be started ({error.strerror}); without it the command is printed"
+        ) from error
     if code:
         sys.exit(1)
 

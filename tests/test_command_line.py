@@ -212,7 +212,8 @@ WRONG = {
     "a launcher of somebody's": (["hydra.launcher._target_=os.system"], ["hydra.launcher._target_", "hydra.launcher.partition"]),
     "a sweeper of somebody's": (["hydra.sweeper._target_=os.system"], ["hydra.sweeper._target_", "is not to be given"]),
     "a sampler of somebody's": (
-        ["-m", "hydra/sweeper=optuna_maximize", "hydra.sweeper.sampler={_target_: os.system}"], ["_target_=os.system", "sampler"],
+        ["-m", "hydra/sweeper=optuna_maximize", "hydra.sweeper.sampler={_target_: os.system}"],
+        ["_target_=os.system", "sampler"],
     ),
     "a callback": (["+hydra.callbacks.a._target_=os.system"], ["+hydra.callbacks.a._target_", "is not to be given"]),
     "a place among Hydra's settings": (["method@hydra.callbacks.a=base"], ["is not to be given"]),
@@ -225,7 +226,7 @@ WRONG = {
     "a product without end": (["-m", "seed=range(0,1000)", "batch_size=range(1,1000)"], ["999000 runs"]),
     "options by a pattern": (["-m", "method=glob(co*)"], ["name the options"]),
     "an interval for a list": (["-m", "method=codex", "method.strength=interval(0,1)"], ["hydra/sweeper=optuna_maximize"]),
-    "a number for a name": (["study=5"], ["study=5", "plain folder name", "study=\"5\""]),
+    "a number for a name": (["study=5"], ["study=5", "plain folder name", 'study="5"']),
     "a name of control characters": (["study='a\x1bb'"], ["study", "cannot be printed"]),
     "a name that is too long": (["study=" + "x" * 300], ["study=xxx", "100 bytes"]),
     "a variable that is not set": (["study=${oc.env:NOPE}"], ["study", "NOPE"]),
@@ -244,7 +245,8 @@ WRONG = {
     "Python's own packages": (["allow_targets=[os.]"], ["allow_targets", "os."]),
     "every package": (["allow_targets=['']"], ["allow_targets", "no name of a package"]),
     "a function that a room imports": (
-        ["method._target_=guidedgen.models.tuning.save_file"], ["method._target_=guidedgen.models.tuning.save_file", "guidedgen.methods"],
+        ["method._target_=guidedgen.models.tuning.save_file"],
+        ["method._target_=guidedgen.models.tuning.save_file", "guidedgen.methods"],
     ),
     "a part of the zoo that is none": (["zoo.filter=5"], ["zoo.filter=5"]),
     "a strength that is no number": (["method=mpgd", "method.step_size=nan"], ["method."]),
@@ -371,7 +373,9 @@ def test_two_rewards_of_one_package_are_told_apart(own: str, tmp_path: Path, tri
     tried("used", 2)
 
 
-@pytest.mark.parametrize("form", ["+metrics.scorers.mine={{_target_: {own}.Other, x: 5}}", "+metrics.scorers.mine._target_={own}.Other"])
+@pytest.mark.parametrize(
+    "form", ["+metrics.scorers.mine={{_target_: {own}.Other, x: 5}}", "+metrics.scorers.mine._target_={own}.Other"]
+)
 def test_metrics_are_added_by_a_plus(form: str, own: str, tmp_path: Path, tried: Callable[..., None]) -> None:
     more = [] if "x:" in form else ["+metrics.scorers.mine.x=5"]
     (job,) = prepared("metrics=lab", form.format(own=own), *more, f"allow_targets=[{own}]", folder=tmp_path)
@@ -464,6 +468,7 @@ def test_what_is_done_can_be_shown_where_nothing_can_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tried: Callable[..., None]
 ) -> None:
     """And is not begun again there, nor made where it is not done."""
+
     def read_only(folder: Path, key: str) -> None:
         raise UsageError(f"{key}={folder}: cannot be written to")
 

@@ -178,7 +178,9 @@ def test_only_what_a_key_asks_for_is_taken_from_a_room(key: str, target: str, tr
     tried("refused")
 
 
-@pytest.mark.parametrize("target", [target for _, target in STRANGERS] + ["guidedgen.zoo.clip.LabClip", "guidedgen.methods.base.Base"])
+@pytest.mark.parametrize(
+    "target", [target for _, target in STRANGERS] + ["guidedgen.zoo.clip.LabClip", "guidedgen.methods.base.Base"]
+)
 @pytest.mark.parametrize("option", ["rewards", "weights"])
 def test_an_option_takes_no_object_but_what_its_type_says(target: str, option: str, tried):
     node = {"_target_": MULTI, "rewards": {}, "weights": {}}
@@ -205,11 +207,15 @@ def test_packages_are_taken_with_their_dot_and_without():
     given = ["my_lab.", "my_lab", "my_lab.rewards.", "été"]
     assert targets.packages(OmegaConf.create(given)) == tuple(given)
     node = OmegaConf.create({"_target_": "my_labs.Reward"})
-    with pytest.raises(UsageError, match=r"only guidedgen\., my_lab\. may be called"):  # not a package that begins with the same letters
+    with pytest.raises(
+        UsageError, match=r"only guidedgen\., my_lab\. may be called"
+    ):  # not a package that begins with the same letters
         config.check_node(node, "reward", ["my_lab"])
 
 
-@pytest.mark.parametrize(("option", "value"), [("_partial_", True), ("_recursive_", False), ("_convert_", "some"), ("_convert_", 3)])
+@pytest.mark.parametrize(
+    ("option", "value"), [("_partial_", True), ("_recursive_", False), ("_convert_", "some"), ("_convert_", 3)]
+)
 def test_what_hydra_would_leave_unmade_is_refused(option: str, value: object, tried):
     with pytest.raises(UsageError, match=rf"^reward\.{option}="):
         config.build(OmegaConf.create({"_target_": COMPRESSIBILITY, option: value}), "reward")

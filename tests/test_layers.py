@@ -64,7 +64,8 @@ ANNOTATIONS = {"types": {"problem", "process"}}
 
 # Packages, and the only rooms that may import them; any other package needs a row and a line in pyproject.toml.
 PACKAGES = {
-    "torch": set(ALLOWED) - {"store", "tracker", "config", "command_line", "datasets", "pages", "targets", "hydra_settings", "option_files", "terminal"},
+    "torch": set(ALLOWED)
+    - {"store", "tracker", "config", "command_line", "datasets", "pages", "targets", "hydra_settings", "option_files", "terminal"},
     "numpy": {"noise", "images", "evaluate", "metrics", "lab", "report"},
     "PIL": {"images", "evaluate", "rewards", "datasets", "lab", "report", "pages"},
     "diffusers": {"models", "lab"},
@@ -80,7 +81,19 @@ PACKAGES = {
     "spacy": {"metrics"},
     "wandb": {"tracker"},
     "hydra": {"config", "hydra_settings", "command_line", "sweeps", "experiment"},
-    "omegaconf": {"targets", "hydra_settings", "options", "config", "command_line", "jobs", "sweeps", "judging", "rejudging", "experiment", "pages"},
+    "omegaconf": {
+        "targets",
+        "hydra_settings",
+        "options",
+        "config",
+        "command_line",
+        "jobs",
+        "sweeps",
+        "judging",
+        "rejudging",
+        "experiment",
+        "pages",
+    },
     "yaml": {"option_files"},
     "peft": {"models"},
     "rich": {"report", "status", "lab"},

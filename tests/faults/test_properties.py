@@ -80,7 +80,9 @@ ENVIRONMENT = {
     "LOCAL_RANK": ["", "x", "0"], "WANDB_MODE": ["", "x", "offline"], "COLUMNS": ["", "0", "x", "1", "-5", "99999"],
     "COMP_LINE": ["", "python run.py method=do"], "COMP_POINT": ["", "x", "0"],
 }  # fmt: skip
-MINE = "class Reward:\n    differentiable = True\n    def __init__(self, scale=1.0): ...\n    def __call__(self, images, tasks): ...\n"
+MINE = (
+    "class Reward:\n    differentiable = True\n    def __init__(self, scale=1.0): ...\n    def __call__(self, images, tasks): ...\n"
+)
 QUICK = ["outputs=out", "tracker=none", "reference=none", "metrics=none", "device=cpu"]
 
 
@@ -116,7 +118,11 @@ def command(arguments: Sequence[str]) -> None:
 
 def files(folder: Path) -> set[Path]:
     """What lies there, outside of the runs."""
-    return {path for path in folder.rglob("*") if path.relative_to(folder).parts[:3] != ("outer", "here", "out") and "__pycache__" not in path.parts}
+    return {
+        path
+        for path in folder.rglob("*")
+        if path.relative_to(folder).parts[:3] != ("outer", "here", "out") and "__pycache__" not in path.parts
+    }
 
 
 def hold(arguments: Sequence[str], place: Path, told: Callable[..., None]) -> None:
@@ -160,7 +166,11 @@ values = st.one_of(
 changes = st.integers(0, len(CHOICES) - 1).flatmap(
     lambda number: st.tuples(
         st.just(CHOICES[number]),
-        st.lists(st.tuples(st.sampled_from(["", "", "", "", "+", "++", "~"]), st.sampled_from(keys(number)), values), min_size=1, max_size=2),
+        st.lists(
+            st.tuples(st.sampled_from(["", "", "", "", "+", "++", "~"]), st.sampled_from(keys(number)), values),
+            min_size=1,
+            max_size=2,
+        ),
     )
 )
 
