@@ -21,7 +21,7 @@ from guidedgen import command_line, config, jobs, status, sweeps, usage
 from guidedgen.lab.networks import WEIGHTS
 
 LONGER = int(os.environ.get("GUIDEDGEN_EXAMPLES", "0"))
-EXAMPLES = LONGER or 450
+EXAMPLES = LONGER or 750
 CODES = {0, 1, 2, 75, 130}
 pytestmark = pytest.mark.skipif(not (WEIGHTS / "generator" / "model_index.json").exists(), reason="the lab's weights are missing")
 held = settings(max_examples=EXAMPLES, derandomize=not LONGER, database=None, deadline=None, print_blob=True,
