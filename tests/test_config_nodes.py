@@ -21,8 +21,6 @@ COMPRESSIBILITY = "guidedgen.rewards.compressibility.Compressibility"
         (EVIL, "k"),
         ({"_target_": MULTI, "rewards": EVIL, "weights": {}}, "k.rewards"),
         ({"_target_": MULTI, "rewards": {"a": EVIL}, "weights": {}}, "k.rewards.a"),
-        ({"_target_": MULTI, "rewards": {"a": {"b": {"c": EVIL}}}, "weights": {}}, "k.rewards.a.b.c"),
-        ({"_target_": MULTI, "rewards": {"a": [[1, EVIL]]}, "weights": {}}, "k.rewards.a.0.1"),
         (
             {"_target_": MULTI, "rewards": {"a": {"_target_": COMPRESSIBILITY, "quality": EVIL}}, "weights": {}},
             "k.rewards.a.quality",
@@ -35,6 +33,15 @@ def test_a_strange_target_is_refused_at_any_depth(node, key):
         with pytest.raises(UsageError, match=rf"^{key}\._target_=os\.system: only guidedgen\. may be called") as caught:
             call(OmegaConf.create(node), "k")
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("held", [{"b": {"c": EVIL}}, [[1, EVIL]], [EVIL], "text", 3, True])
+def test_what_is_no_node_is_no_part_of_a_run(held, tried):
+    """Whatever lies inside it."""
+    for call in (config.check_node, config.build):
+        with pytest.raises(UsageError, match=r"^k\.rewards\.a=.*: expected Reward, got (dict|list|str|int|bool)"):
+            call(OmegaConf.create({"_target_": MULTI, "rewards": {"a": held}, "weights": {}}), "k")
+    tried("refused")
 
 
 def test_an_interpolated_target_is_refused():
