@@ -7,7 +7,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from guidedgen import command_line, config, usage
+from guidedgen import command_line, config, terminal, usage
 
 
 def prepare(cfg: DictConfig) -> object:
@@ -36,12 +36,16 @@ def main(cfg: DictConfig) -> float | None:
     return experiment.main(cfg)
 
 
-if __name__ == "__main__":
+def command() -> None:
     sys.argv[1:] = command_line.for_hydra(sys.argv[1:])
     if command_line.asks_for_help(sys.argv[1:]):
         print(usage.text(config.CONF, shutil.get_terminal_size((132, 24)).columns))
-        sys.exit()
+        return
     command_line.preflight(sys.argv[1:], prepare)
     if swept := command_line.swept(sys.argv[1:]):
         announce(*swept)
     main()
+
+
+if __name__ == "__main__":
+    terminal.run(command)

@@ -25,10 +25,14 @@ Rooms, and who may import whom (held by tests/test_layers.py):
     evaluate                       from images to metrics                                      <- types, images, metrics, store
     pages                          a study as one page and as tables                           <- types, shapes, store, config
     report                         progress, tables, grids                                     <- cost, evaluate, pages
+    targets                        which class or function a config may name                   <- types
     plain_yaml                     a stored config, and nothing more than that                 <- inside, shapes
-    config                         config to objects, and a run's identity                     <- types, plain_yaml
-    command_line                   its arguments to configs                                    <- types, config
+    config                         config to objects, and a run's identity                     <- types, targets, plain_yaml
+    hydra_settings, option_files   what of Hydra's a command may give; folders of further options        <- types
+    command_line                   its arguments to configs                            <- types, config, hydra_settings
+    terminal                       where its output goes, and its exit code                    <- types
     usage                          what --help shows                                           <- config
+    options                        counts, names and the device, checked                       <- types, shards, targets
     jobs                           a config to a checked job                                   <- all of these
     sweeps                         the runs of a sweep, and what each is worth                 <- config, command_line, jobs
     fetching                       what commands read that is not here, and bringing it       <- config, command_line, models, zoo

@@ -11,21 +11,29 @@ import copy
 import functools
 import importlib.util
 import itertools
+import math
 import os
 import re
 import sys
+import unicodedata
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from guidedgen import config
+from guidedgen import config, hydra_settings, option_files
 from guidedgen.types import UsageError
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
+# Options of groups with few options of their own, which are left out where a class of the user's own takes their place.
+_BARE = {"method": "base", "reward": "none", "dataset": "lab", "scheduler": "ddpm", "tracker": "none"}
+# Nodes that objects are built of: what they hold is checked by what takes it, and may be added or left out.
+_OPEN = ("method", "reward", "dataset", "scheduler", "model", "tracker", "metrics", "zoo")
+_RUNS = 10_000  # of a sweep at most
+_LETTERS, _NESTED = 20_000, 30  # of an override at most; brackets in each other
 # Options of Hydra's that a package of their own brings: it, and the extra that installs it.
 _PLUGINS = {"hydra/launcher=slurm": ("submitit", "slurm"), "hydra/sweeper=optuna_maximize": ("optuna", "optuna"),
             "hydra/sweeper=optuna": ("optuna", "optuna")}  # fmt: skip
@@ -33,24 +41,55 @@ _PLUGINS = {"hydra/launcher=slurm": ("submitit", "slurm"), "hydra/sweeper=optuna
 
 def for_hydra(arguments: Sequence[str]) -> list[str]:
     """The arguments as Hydra takes them: flags before overrides, with the default model that GUIDEDGEN_MODEL names. A model that
-    the command line or its experiment chooses goes before it.
+    the command line or its experiment chooses goes before it. A class of the user's own starts from no options but the user's.
 
-    A flag that is not Hydra's ends the process with one line and exit code 2.
+    A flag that is not taken ends the process with one line and exit code 2.
     """
-    given = _parsed(arguments).overrides
-    flags = [argument for argument in arguments if argument not in given]
+    try:
+        return _for_hydra(hydra_settings.parsed(arguments))
+    except UsageError as error:
+        _refuse(str(error))
+
+
+def _for_hydra(parsed: argparse.Namespace) -> list[str]:
+    if parsed.shell_completion:  # whose arguments are no overrides
+        return [*hydra_settings.flags(parsed), *parsed.overrides]
     # Of an option that is null by default, +experiment=... would add a second one.
-    overrides = [re.sub(r"^\+(experiment|row)=", r"\1=", override) for override in given]
+    overrides = [re.sub(r"^\+(experiment|row)=", r"\1=", override) for override in parsed.overrides]
+    for group in _BARE:
+        overrides = _of_own_class(group, overrides)
     model = os.environ.get("GUIDEDGEN_MODEL")
     if model and not any(map(_chooses_model, overrides)):
+        if model not in (options := config.groups(_folders(_config_dir(parsed)))["model"]):
+            raise UsageError(
+                f"GUIDEDGEN_MODEL={model}: no such model{config.near(model, options)}; choose from {', '.join(options)}"
+            )
         overrides = [f"model={model}", *overrides]
-    return [*flags, *overrides]
+    return [*hydra_settings.flags(parsed), *overrides]
+
+
+def _of_own_class(group: str, overrides: list[str]) -> list[str]:
+    """The overrides, with what leaves a group's node empty before a `_target_` for which no option of the group is chosen: the
+    default's options are not those of another class. Those that are given are then added, whether the default has them or not.
+    """
+    named = re.compile(rf"\+{{0,2}}{group}\._target_=")
+    if not any(map(named.match, overrides)) or any(override.startswith(f"{group}=") for override in overrides):
+        return overrides
+    leaf = OmegaConf.load(config.CONF / group / f"{_BARE[group]}.yaml")
+    left_out = [f"~{group}.{key}" for key in map(str, leaf) if key != "_target_"]
+    return [
+        f"{group}={_BARE[group]}",
+        *left_out,
+        *(re.sub(rf"^\+{{0,2}}(?={group}\.[^=]+=)", "++", override) for override in overrides),
+    ]
 
 
 def _chooses_model(override: str) -> bool:
     key, _, value = override.partition("=")
     overlay = config.CONF / "experiment" / f"{value}.yaml"
-    return key == "model" or (key == "experiment" and overlay.is_file() and "override /model:" in overlay.read_text())
+    return key == "model" or (
+        key == "experiment" and os.path.isfile(overlay) and "override /model:" in overlay.read_text(encoding="utf-8")
+    )
 
 
 def preflight(arguments: Sequence[str], prepare: Callable[[DictConfig], object]) -> None:
@@ -90,11 +129,10 @@ def _config_dir(parsed: argparse.Namespace) -> Path | None:
 
 
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    from hydra._internal.utils import get_args_parser
-
-    parser = get_args_parser()
-    parser.error = _refuse  # type: ignore[method-assign]
-    return parser.parse_intermixed_args(list(arguments))
+    try:
+        return hydra_settings.parsed(arguments)
+    except UsageError as error:
+        _refuse(str(error))
 
 
 def _refuse(message: str) -> NoReturn:
@@ -111,14 +149,20 @@ def check(parsed: argparse.Namespace, prepare: Callable[[DictConfig], object]) -
 
     config_dir = _config_dir(parsed)
     items = parse(parsed.overrides)
+    if config_dir:
+        option_files.check_folder(config_dir, config.groups([config.CONF]).keys())
     known = config.groups(_folders(config_dir))
+    hydra_settings.check_overrides(items)
     _check_options(items, known)
     own = [str(item.input_line) for item in items if not item.is_hydra_override()]
     if len(own) < len(items):
-        hydra_settings([str(item.input_line) for item in items if item.is_hydra_override()], config_dir)
+        settings([str(item.input_line) for item in items if item.is_hydra_override()], config_dir)
     if parsed.multirun:
         given = {item.key_or_group for item in items}
-        own += [override for override in sweeper(items, config_dir)[1] if override.partition("=")[0] not in given]
+        how, swept = sweeper(items, config_dir)
+        own += [override for override in swept if override.partition("=")[0] not in given]
+        hydra_settings.check_overrides(parse(own))
+        _check_listed(own, how)
     for overrides in _alternatives(own, known, multirun=parsed.multirun):
         _check_names(overrides, known, config_dir)
         cfg = composed(overrides, config_dir)
@@ -126,7 +170,35 @@ def check(parsed: argparse.Namespace, prepare: Callable[[DictConfig], object]) -
             row = next(item.split("=", 1)[1] for item in overrides if item.startswith("row="))
             tables = [f"experiment={name}" for name in known["experiment"] if name.startswith(row.split("/")[0] + "/")]
             raise UsageError(f"row={row}: is a row of a table; choose that too: {', '.join(tables)}")
+        if parsed.cfg:
+            _check_shown(cfg, parsed)
         prepare(cfg)
+
+
+def _check_shown(cfg: DictConfig, parsed: argparse.Namespace) -> None:
+    """Raises UsageError where what --cfg asks for is not there, or does not resolve."""
+    try:
+        shown = cfg if parsed.package in (None, "_global_") or parsed.cfg != "job" else OmegaConf.select(cfg, parsed.package)
+        if shown is None:
+            raise UsageError(f"--package={parsed.package}: there is no such key{config.near(parsed.package, keys(cfg))}")
+        if parsed.resolve:
+            OmegaConf.to_container(cfg, resolve=True)
+    except UsageError:
+        raise
+    except Exception as error:  # OmegaConf's many errors
+        raise UsageError(f"--cfg={parsed.cfg}: {error}") from error
+
+
+def _check_listed(overrides: Sequence[str], how: DictConfig) -> None:
+    """Raises UsageError where a sweep has too many runs, or intervals without a sweeper that chooses from them."""
+    swept = [item for item in parse(overrides) if item.is_sweep_override()]
+    intervals = [item for item in swept if not item.is_discrete_sweep()]
+    if intervals and str(how._target_).endswith(".BasicSweeper"):
+        raise UsageError(
+            f"{intervals[0].input_line}: an interval needs a sweeper that chooses from it: hydra/sweeper=optuna_maximize"
+        )
+    if not intervals and (runs := math.prod(len(_values(item)) for item in swept)) > _RUNS:
+        raise UsageError(f"{' '.join(str(item.input_line) for item in swept)}: are {runs} runs; {_RUNS} at most")
 
 
 def sweeper(items: Sequence[Override], config_dir: Path | None = None) -> tuple[Any, list[str]]:
@@ -135,12 +207,12 @@ def sweeper(items: Sequence[Override], config_dir: Path | None = None) -> tuple[
     Raises UsageError where it does not compose, and for several experiments that each bring a sweep.
     """
     asked = [item for item in items if item.is_hydra_override() or item.key_or_group == "experiment"]
-    settings = hydra_settings([str(item.input_line) for item in asked if not item.is_sweep_override()], config_dir).sweeper
+    how = settings([str(item.input_line) for item in asked if not item.is_sweep_override()], config_dir).sweeper
     for item in asked:
         for value in _values(item) if item.is_sweep_override() else ():
-            if hydra_settings([f"{item.get_key_element()}={value}"], config_dir).sweeper.get("params"):
+            if settings([f"{item.get_key_element()}={value}"], config_dir).sweeper.get("params"):
                 raise UsageError(f"{item.input_line}: {value} is a sweep of its own; run one after the other")
-    return settings, [f"{key}={values}" for key, values in (settings.get("params") or {}).items()]
+    return how, [f"{key}={values}" for key, values in (how.get("params") or {}).items()]
 
 
 def _alternatives(overrides: Sequence[str], known: Container[str], *, multirun: bool) -> Iterator[list[str]]:
@@ -165,8 +237,17 @@ def _alternatives(overrides: Sequence[str], known: Container[str], *, multirun: 
 
 
 def _values(sweep: Any) -> list[str]:
-    """The values of a sweep, or the ends of an interval, from which a sweeper chooses as it goes."""
-    return list(sweep.sweep_string_iterator()) if sweep.is_discrete_sweep() else [str(sweep.value().start), str(sweep.value().end)]
+    """The values of a sweep, or the ends of an interval, from which a sweeper chooses as it goes. Raises UsageError where it has
+    none, or more than could be run.
+    """
+    if not sweep.is_discrete_sweep():
+        return [str(sweep.value().start), str(sweep.value().end)]
+    if type(sweep.value()).__name__ == "Glob":
+        raise UsageError(f"{sweep.input_line}: name the options, as in {sweep.key_or_group}=a,b")
+    found = list(itertools.islice(sweep.sweep_string_iterator(), _RUNS + 1))
+    if not found or len(found) > _RUNS:
+        raise UsageError(f"{sweep.input_line}: has {f'more than {_RUNS}' if found else 'no'} values")
+    return found
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
@@ -176,12 +257,23 @@ def parse(overrides: Sequence[str]) -> list[Override]:
 
     parser, found = OverridesParser.create(), []
     for override in overrides:
+        key = override.partition("=")[0][:100]
+        if any(unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\r\t" for letter in override):
+            raise UsageError(f"{ascii(key)[1:-1]}: has characters in it that cannot be printed; dataset=jsonl takes them")
+        if len(override) > _LETTERS or _nesting(override) > _NESTED:
+            raise UsageError(f"{key}: is longer than {_LETTERS} letters, or has more than {_NESTED} brackets inside each other")
         try:
             found.append(parser.parse_override(override))
-        except HydraException as error:
+        except (HydraException, RecursionError) as error:
             raise UsageError(f"{override}: cannot be read as key=value; a text with spaces or commas needs two layers of quotes, "
                              "as in 'dataset.prompt=\"a red circle, and a square\"'") from error  # fmt: skip
     return found
+
+
+def _nesting(text: str) -> int:
+    """How many brackets are open at once at most, those in quotes included."""
+    depth = itertools.accumulate((letter in "([{") - (letter in ")]}") for letter in text)
+    return max(depth, default=0)
 
 
 def _check_options(items: Sequence[Override], known: Mapping[str, Sequence[str]]) -> None:
@@ -209,14 +301,45 @@ def _check_names(overrides: Sequence[str], known: Mapping[str, Sequence[str]], c
     cfg = _compose(tuple(str(item.input_line) for item in items if item.key_or_group in known and not item.is_delete()), config_dir)
     there = set(keys(cfg))
     for item in items:
-        key = item.key_or_group
-        if key not in known and key not in there:
-            raise UsageError(f"{item.input_line}: there is no key {key!r}{config.near(key, [*there, *known])}")
-        if item.is_delete() and "." not in key:
+        key, root = item.key_or_group, item.key_or_group.split(".")[0]
+        adds, inside = item.is_add() or item.is_force_add(), root in _OPEN and "." in key
+        if key not in known and key not in there and not (adds and inside and _has_room(key, there)):
+            beside = key.startswith(("metrics.scorers.", "metrics.distances.")) and not item.is_delete()
+            way_out = f"; +{key}=... adds it" if beside else config.near(key, [*there, *known])
+            raise UsageError(f"{item.input_line}: there is no key {key!r}{way_out}")
+        if item.is_delete() and (not inside or key in known):
             raise UsageError(f"{item.input_line}: cannot be left out")
-        node = None if item.is_delete() or key in known else OmegaConf.select(cfg, key)
+        if key in known:
+            continue
+        node = None if item.is_delete() or key not in there else _selected(cfg, item)
         if isinstance(node, DictConfig) and "_target_" not in node and not isinstance(item.value(), dict):
             raise UsageError(f"{item.input_line}: it has options of its own, as {key}.{next(map(str, node), '...')}")
+        if isinstance(node, DictConfig) and root not in _OPEN and (strange := {*_named(key, item.value())} - there):
+            raise UsageError(f"{item.input_line}: there is no key {min(strange)!r}{config.near(min(strange), there)}")
+        there.update(_named(key, item.value()))
+
+
+def _has_room(key: str, there: Container[str]) -> bool:
+    """Whether what is added under a key would be looked at: an option of a node, a metric, a part of one of these."""
+    root, name = key.split(".")[:2]
+    if root == "metrics":
+        return name in ("scorers", "distances", "per_class")
+    return root != "zoo" or f"zoo.{name}" in there
+
+
+def _selected(cfg: DictConfig, item: Override) -> Any:
+    try:
+        return OmegaConf.select(cfg, item.key_or_group)
+    except Exception as error:  # OmegaConf's many errors
+        raise UsageError(f"{item.input_line}: {error}") from error
+
+
+def _named(key: str, value: object) -> Iterator[str]:
+    """A key, those above it and those of a value in it."""
+    parts = key.split(".")
+    yield from (".".join(parts[: i + 1]) for i in range(len(parts)))
+    for name, inner in value.items() if isinstance(value, dict) else ():
+        yield from _named(f"{key}.{name}", inner)
 
 
 def keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
@@ -237,7 +360,7 @@ def composed(overrides: Sequence[str], config_dir: Path | None = None) -> DictCo
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
     items = parse(overrides)
-    choices = [item for item in items if any((place / item.key_or_group).is_dir() for place in _folders(config_dir))]
+    choices = [item for item in items if any(os.path.isdir(place / item.key_or_group) for place in _folders(config_dir))]
     values = [item for item in items if item not in choices]
     cfg = copy.deepcopy(_compose(tuple(str(item.input_line) for item in choices), config_dir))
     try:
@@ -247,26 +370,38 @@ def composed(overrides: Sequence[str], config_dir: Path | None = None) -> DictCo
     return cfg
 
 
-def hydra_settings(overrides: Sequence[str], config_dir: Path | None = None) -> Any:
-    """The `hydra` node that plain overrides compose to. Raises UsageError where they do not compose."""
-    return _compose(tuple(overrides), config_dir, return_hydra_config=True).hydra
+def settings(overrides: Sequence[str], config_dir: Path | None = None) -> Any:
+    """The `hydra` node that plain overrides compose to. Raises UsageError where they do not compose, or give what is not to be."""
+    return _compose_whole(tuple(overrides), config_dir).hydra
 
 
 @functools.lru_cache(maxsize=1000)
-def _compose(overrides: tuple[str, ...], config_dir: Path | None, **how: bool) -> DictConfig:
+def _compose(overrides: tuple[str, ...], config_dir: Path | None) -> DictConfig:
     """Kept, and so not to be changed: to read the files takes thirty times as long as all that follows."""
+    cfg = _compose_whole(overrides, config_dir).copy()
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
+@functools.lru_cache(maxsize=1000)
+def _compose_whole(overrides: tuple[str, ...], config_dir: Path | None) -> DictConfig:
+    """The same with Hydra's settings, which are checked: an overlay may have brought them."""
     from hydra import compose, initialize_config_dir
 
     search = [f"hydra.searchpath=['file://{own}']" for own in _folders(config_dir)[1:]]
     with initialize_config_dir(str(config.CONF), version_base="1.3"):
         try:
-            return compose("config", overrides=[*search, *overrides], **how)
+            cfg = compose("config", overrides=[*search, *overrides], return_hydra_config=True)
         except Exception as error:  # Hydra's and OmegaConf's errors have no common base
             raise UsageError(f"{' '.join(overrides)}: {error}") from error
+    if overrides or config_dir:
+        hydra_settings.check_composed(cfg.hydra, _compose_whole((), None).hydra)
+    return cfg
 
 
 def _folders(config_dir: Path | None) -> list[Path]:
     """Where options are: the project's, and --config-dir's. Raises UsageError where that is no folder."""
-    if config_dir and not config_dir.is_dir():
+    if config_dir and not os.path.isdir(config_dir):
         raise UsageError(f"--config-dir={config_dir}: no such folder")
     return [config.CONF, *([config_dir] if config_dir else [])]

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import importlib
-import importlib.util
 import inspect
 import json
+import math
 import re
 import types
 import typing
@@ -19,12 +18,13 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-from guidedgen import plain_yaml
+from guidedgen import plain_yaml, targets
 from guidedgen.types import BadValue, UsageError
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
-TARGETS = ("guidedgen.",)  # whose code a config may call; `allow_targets` adds to it
-_OF_HYDRA = ("_target_", "_convert_", "_partial_", "_recursive_")  # keys of a node that are no options of its target
+# Keys of a node that are no options of its target, and the values that leave an object of its class with its parts built.
+_OF_HYDRA = {"_target_": None, "_convert_": ("none", "partial", "object", "all"), "_partial_": (False,), "_recursive_": (True,)}
+_WHOLE = 1_000_000  # largest count that an option may hold: what is larger is a slip, and would not fit into any memory
 # What a stored config needs for a run to be built from it; what else there is now, older runs do not have.
 _NODES = ("run", "zoo", "metrics", "metrics.scorers", "metrics.distances", "model", "method", "dataset", "scheduler")
 _VALUES = ("seed", "samples_per_prompt", "batch_size", "device", "dtype", "reference", "allow_targets", "run.fresh", "run.profile",
@@ -34,13 +34,14 @@ _NOT_IDENTITY = ("outputs", "study", "run", "tracker", "metrics", "zoo", "refere
 
 
 def groups(folders: Sequence[Path]) -> dict[str, list[str]]:
-    """Config groups and their options. An overlay's or a row's may lie in a folder of its group, as in experiment=codex/aesthetic;
-    other folders in a group are groups themselves, as method/gradients. What a method needs on a model (`settings`) is chosen with
-    them, and no group.
+    """Config groups, which are those of the first folder, and their options. An overlay's or a row's may lie in a folder of its
+    group, as in experiment=codex/aesthetic; other folders in a group are groups themselves, as method/gradients. What a method
+    needs on a model (`settings`) is chosen with them, and no group.
     """
     found: dict[str, set[str]] = {}
+    names = [place.name for place in folders[0].iterdir() if place.is_dir()] if folders else []
     for folder in folders:
-        for file in folder.rglob("*.yaml"):
+        for file in (file for name in names for file in (folder / name).rglob("*.yaml")):
             option = file.relative_to(folder).with_suffix("")
             nested = option.parts[0] in ("experiment", "row")
             for parent in option.parents[:-1] if nested else option.parents[:-1][:1]:
@@ -142,61 +143,87 @@ def build(node: DictConfig, key: str, allow: Sequence[str] = ()) -> Any:
     dictionaries: Hydra's `instantiate` would resolve their texts several times, and so change one that holds "${" itself.
 
     Raises:
-        UsageError: the target is not allowed or does not exist, an option is unknown, missing or of the wrong type or value.
+        UsageError: the target is not allowed, does not exist or is not what the key asks for; an option is unknown, missing or of
+            the wrong type or value; a constructor of the user's own raises.
     """
     check_node(node, key, allow)
-    return _built(node, key, allow)
+    return _built(node, key)
 
 
-def _built(value: Any, key: str, allow: Sequence[str]) -> Any:
+def _built(value: Any, key: str) -> Any:
     """A config's value with every interpolation resolved, once, and every node with `_target_` built."""
     if isinstance(value, ListConfig):
-        return [_built(value[i], f"{key}.{i}", allow) for i in range(len(value))]
+        return [_built(value[i], f"{key}.{i}") for i in range(len(value))]
     if not isinstance(value, DictConfig):
         return value
     names: list[Any] = list(value)
     if "_target_" not in value:
-        return {name: _built(value[name], f"{key}.{name}", allow) for name in names}
-    for name in ("_partial_", "_recursive_"):
-        if name in value:
-            raise UsageError(f"{key}.{name}: a node is always built whole; leave it out")
-    options = {str(name): _built(value[name], f"{key}.{name}", allow) for name in names if name not in _OF_HYDRA}
+        return {name: _built(value[name], f"{key}.{name}") for name in names}
+    options = {str(name): _built(value[name], f"{key}.{name}") for name in names if name not in _OF_HYDRA}
     try:
-        return target_of(value, key, allow)(**options)
+        built = targets.load(str(value["_target_"]))(**options)
     except BadValue as error:
         raise UsageError(f"{key}.{error.name}={error.value}: {error.rule}") from error
+    except Exception as error:
+        path = str(value["_target_"])
+        if isinstance(error, UsageError) or path.startswith(targets.TARGETS):
+            raise
+        raise UsageError(f"{key}: {path} cannot be made: {targets.raised(error)}") from error
+    targets.check_built(built, str(value["_target_"]), key, targets.at(key))
+    return built
 
 
-def check_node(node: DictConfig, key: str, allow: Sequence[str] = ()) -> None:
-    """Raises UsageError where `build` would not get as far as calling the targets of the node and of those inside it."""
-    target = target_of(node, key, allow)
+def check_node(node: DictConfig, key: str, allow: Sequence[str] = (), kind: targets.Kind | None = None) -> None:
+    """Raises UsageError where `build` would not get as far as calling the targets of the node and of those inside it.
+
+    `kind` is what the target has to make; what the key asks for unless given.
+    """
+    target = target_of(node, key, allow, kind)
     parameters = inspect.signature(target).parameters
-    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    hints, own = targets.hints(target), str(node["_target_"]).startswith(targets.TARGETS)
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for name in map(str, node):
         if name in _OF_HYDRA:
             continue
-        if name not in parameters or name.startswith("_"):  # `_args_` would hide options from the checks
+        if name.startswith("_") or not (name in parameters or takes_all):  # `_args_` would hide options from the checks
             way_out = near(name, parameters) or f"; an experiment's, it may be: '~{key}.{name}' leaves it out"
             raise UsageError(f"{key}.{name}: {node['_target_']} has no such option{way_out}")
         _check_value(node[name], hints.get(name, Any), f"{key}.{name}", allow)
+        if own:
+            _check_sizes(node[name], f"{key}.{name}")
     for name, parameter in parameters.items():
-        if parameter.default is parameter.empty and name not in node:
+        fills_up = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        if parameter.default is parameter.empty and name not in node and not fills_up:
             raise UsageError(f"{key}.{name}: missing; {node['_target_']} needs it")
+    for name, values in _OF_HYDRA.items():
+        if values is not None and node.get(name, values[0]) not in values:
+            raise UsageError(f"{key}.{name}={shown(node[name])}: expected {' or '.join(map(str, values))}")
 
 
 def _check_value(value: Any, hint: Any, key: str, allow: Sequence[str]) -> None:
     """Raises UsageError for a value of the wrong type, or a wrong node inside it at any depth: Hydra would build that too."""
     if isinstance(value, DictConfig) and "_target_" in value:
-        check_node(value, key, allow)
+        check_node(value, key, allow, targets.of(hint))
         return
     _check_type(value, hint, key)
+    inner = typing.get_args(hint)[-1] if typing.get_origin(hint) in (dict, list, Mapping, Sequence) else Any
     if isinstance(value, DictConfig):
-        inner = typing.get_args(hint)[1] if typing.get_origin(hint) in (dict, Mapping) else Any
         for name in map(str, value):
             _check_value(value[name], inner, f"{key}.{name}", allow)
     elif isinstance(value, ListConfig):
         for i, item in enumerate(value):
-            _check_value(item, Any, f"{key}.{i}", allow)
+            _check_value(item, inner, f"{key}.{i}", allow)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{key}={value}: has to be a finite number")
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        raise UsageError(f"{key}={value}: has to fit into 64 bits")
+
+
+def _check_sizes(value: Any, key: str) -> None:
+    """Raises UsageError where a count, or one in a list, is beyond all measure. Seeds are no counts."""
+    for each in value if isinstance(value, ListConfig) else [value]:
+        if isinstance(each, int) and abs(each) > _WHOLE and not key.endswith("seed"):
+            raise UsageError(f"{key}={each}: has to be at most {_WHOLE}")
 
 
 def without_weightless(node: DictConfig) -> DictConfig:
@@ -215,26 +242,17 @@ def without_weightless(node: DictConfig) -> DictConfig:
 
 
 def module_of(node: Mapping[str, Any] | DictConfig) -> str:
-    """The file a node's target lives in: one method, reward or dataset, one file."""
-    return str(node["_target_"]).split(".")[-2]
+    """What a node is called in names of runs and of scores: the file its target lives in, as one method, reward or data set is one
+    file; for other targets, of the user's own too, with its class.
+    """
+    return targets.called(str(node["_target_"]))
 
 
-def target_of(node: DictConfig, key: str, allow: Sequence[str] = ()) -> Callable[..., Any]:
-    """The class or function a node names. Raises UsageError where it is not allowed or does not exist."""
+def target_of(node: DictConfig, key: str, allow: Sequence[str] = (), kind: targets.Kind | None = None) -> Callable[..., Any]:
+    """The class or function a node names. Raises UsageError where it is not allowed, does not exist or is not of the kind."""
     if not isinstance(node, DictConfig) or "_target_" not in node:
         raise UsageError(f"{key}={shown(node)}: expected a mapping with the _target_ it is built by")
-    path = str(node["_target_"])
-    prefixes = (*TARGETS, *allow)
-    if not path.startswith(prefixes):
-        raise UsageError(f"{key}._target_={path}: only {', '.join(prefixes)} may be called; add its package to allow_targets=[...]")
-    module, _, name = path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"{key}._target_={path}: {error}") from error
-    if not callable(found):
-        raise UsageError(f"{key}._target_={path}: not a class or function")
-    return found
+    return targets.named(node, key, allow, targets.at(key) if kind is None else kind)
 
 
 def _check_type(value: Any, hint: Any, key: str) -> None:
@@ -264,12 +282,15 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
     if hint in (str, bool):
         return isinstance(value, hint)
+    if origin in (dict, Mapping):
+        return isinstance(value, dict)
     if origin in (list, tuple, Sequence):
         if not isinstance(value, list):
             return False
         each = arguments if origin is tuple and Ellipsis not in arguments else arguments[:1] * len(value)
         return all(_fits(item, wanted) for item, wanted in zip(value, each, strict=False))
-    return True  # a type that YAML cannot spell: the constructor's business
+    # A part of a run is a node. Another type that YAML cannot spell is the constructor's business.
+    return not (inspect.isclass(hint) and hint.__module__.startswith(targets.TARGETS))
 
 
 def read_plain(file: Path) -> tuple[dict[str, Any], str]:

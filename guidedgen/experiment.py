@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from guidedgen import config, judging, learning, report, sampling, sweeps
 from guidedgen.jobs import Job, prepare
-from guidedgen.store import RunFailed
+from guidedgen.store import RunFailed, check_writable
 from guidedgen.types import Stopped, UsageError
 
 
@@ -104,6 +104,8 @@ def run(job: Job) -> Mapping[str, Any]:
             _open(unguided)
             sampling.sample_all(unguided, label)
             sampling.close(unguided)
+    if job.folder.done and not fresh:
+        check_writable(job.folder.path, "outputs")  # its metrics are of other judges
     if fresh or not job.folder.done:
         _open(job, fresh=fresh)
         job.folder.note(f"started: {shlex.join(_command())}; {sampling.left(job)} of {len(job.samples)} samples to make")

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationKeyError
 
-from guidedgen import config, evaluate
+from guidedgen import config, evaluate, options
 from guidedgen.datasets.references import read_reference
 from guidedgen.datasets.tasks import check_text
 from guidedgen.metrics.classes import PerClass
@@ -26,8 +23,6 @@ from guidedgen.shards import Shard, find_shard
 from guidedgen.store import RunFolder, check_writable
 from guidedgen.tracker import Tracker
 from guidedgen.types import BadValue, Learner, Method, Reward, Sample, Scheduler, Task, UsageError
-
-_COUNTS = ("seed", "samples_per_prompt", "batch_size")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,9 +73,13 @@ class Job:
 def prepare(cfg: DictConfig) -> Job:
     """Builds and checks a run. Raises UsageError for whatever is wrong with it; loads no network."""
     shard = find_shard(*_shard(cfg), os.environ)
-    if shard.count > 1 and cfg.run.fresh:
+    if shard.count > 1 and options.value(cfg, "run.fresh"):
         raise UsageError("run.fresh=true: not where others write too (shard.count above 1); remove the run's folder first")
-    job = _prepare(_settled(cfg, shard), shard)
+    cfg = options.settled(cfg, shard)
+    for name in map(str, cfg.zoo):  # of which a run uses a few: a slip in another would go unseen
+        if cfg.zoo[name] is not None:
+            config.check_node(cfg.zoo[name], f"zoo.{name}", tuple(cfg.allow_targets))
+    job = _prepare(cfg, shard)
     try:
         check_writable(job.folder.path.parent, "outputs")
     except UsageError:
@@ -94,7 +93,7 @@ def place(cfg: DictConfig) -> Path:
 
     Raises UsageError where that much is wrong with it.
     """
-    cfg = _settled(cfg, Shard(), elsewhere=True)
+    cfg = options.settled(cfg, Shard(), elsewhere=True)
     allow = tuple(cfg.allow_targets)
     method = config.build(cfg.method, "method", allow)
     reward = config.build(config.without_weightless(cfg.reward), "reward", allow) if cfg.reward else None
@@ -104,68 +103,9 @@ def place(cfg: DictConfig) -> Path:
 
 def _shard(cfg: DictConfig) -> tuple[int | str, int | str]:
     """Options of older runs' configs, which have none, are those of a whole run."""
-    node = cfg.get("shard") or {"count": 1, "index": 0}
-    return node["count"], node["index"]
-
-
-def _settled(cfg: DictConfig, shard: Shard, *, elsewhere: bool = False) -> DictConfig:
-    """A resolved copy in which device and dtype are real ones and the plain numbers are checked. It is the whole run's.
-
-    `elsewhere`: a device that is named need not be on this machine.
-    """
-    cfg = copy.deepcopy(cfg)
-    OmegaConf.update(cfg, "shard", {"count": 1, "index": 0}, force_add=True)
-    for key in _COUNTS:
-        if not isinstance(cfg[key], int) or isinstance(cfg[key], bool):
-            raise UsageError(f"{key}={cfg[key]}: expected a whole number")
-        if cfg[key] < (0 if key == "seed" else 1):
-            raise UsageError(f"{key}={cfg[key]}: must be at least {0 if key == 'seed' else 1}")
-    for key in ("fresh", "profile"):
-        if not isinstance(cfg.run[key], bool):
-            raise UsageError(f"run.{key}={cfg.run[key]}: expected true or false")
-    if not isinstance(cfg.run.get("show_flagged", False), bool):  # which older runs do not have
-        raise UsageError(f"run.show_flagged={cfg.run.show_flagged}: expected true or false")
-    if cfg.study is None or not str(cfg.study) or "/" in str(cfg.study) or str(cfg.study).startswith("."):
-        raise UsageError(f"study={cfg.study}: expected a plain folder name")
-    for key, wanted in {"outputs": "a folder", "reference": "base, none or a folder of pictures"}.items():
-        if not isinstance(cfg[key], str) or not cfg[key]:
-            raise UsageError(f"{key}={cfg[key]}: expected {wanted}")
-    if not elsewhere or cfg.device == "auto":
-        cfg.device = _device(str(cfg.device), shard)
-    if cfg.dtype == "auto":
-        cfg.dtype = "float32" if cfg.device == "cpu" else "float16"
-    try:
-        cfg = config.resolved(cfg)
-        missing = sorted(OmegaConf.missing_keys(cfg))
-    except InterpolationKeyError as error:
-        wanted = str(error).split("'")[1]
-        if wanted.startswith("table."):
-            raise UsageError(f"row={cfg.table.row}: no row of experiment={cfg.table.name}, which has no {wanted}") from error
-        way_out = rf"for the text itself write \${{{wanted}}}, or read it from a file: dataset=text"
-        raise UsageError(f"${{{wanted}}}: no such key; {way_out}") from error
-    except Exception as error:  # OmegaConf's many errors
-        referred = re.search(r"Missing mandatory value: (\S+)", str(error))  # by an interpolation
-        if referred is None:
-            raise UsageError(str(error)) from error
-        missing = [referred[1]]
-    if missing:
-        raise UsageError(f"{missing[0]}: missing; give it as {missing[0]}=...")
-    return cfg
-
-
-def _device(name: str, shard: Shard) -> str:
-    if name == "auto":
-        if not torch.cuda.is_available():
-            return "cpu"
-        count = torch.cuda.device_count()  # which every process of a machine may see
-        return f"cuda:{shard.local % count}" if shard.local is not None and count > 1 else "cuda"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        have = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        raise UsageError(f"device={name}: not on this machine; choose from auto, {', '.join(have)}") from error
-    return str(device)
+    if not cfg.get("shard"):
+        return 1, 0
+    return options.value(cfg, "shard.count"), options.value(cfg, "shard.index")
 
 
 def _prepare(cfg: DictConfig, shard: Shard, model: StableDiffusion | None = None) -> Job:
@@ -189,6 +129,7 @@ def _prepare(cfg: DictConfig, shard: Shard, model: StableDiffusion | None = None
         raise UsageError(
             f"method={config.module_of(cfg.method)}: with these options it ends where noise is left: scheduler.end=first"
         )
+    _check_memory(method, model)
     lessons, originals = _lessons(cfg, shard, method, model)
     everything = [*tasks, *(lesson.task for lesson in lessons)]
     model.check(everything, method.tuning.num_vectors if isinstance(method, Learner) and method.tuning.what == "token" else 0)
@@ -198,7 +139,6 @@ def _prepare(cfg: DictConfig, shard: Shard, model: StableDiffusion | None = None
         **_each(cfg.metrics.scorers, "metrics.scorers", allow),
     }
     blurs = _blurs(cfg, method, reward, scorers)
-    seeds = range(cfg.seed, cfg.seed + cfg.samples_per_prompt)
     run_id = _identity(cfg, guided=method.needs.reward, blurs=blurs)
     base, reference = _reference(cfg, shard, model)
     return Job(
@@ -210,7 +150,7 @@ def _prepare(cfg: DictConfig, shard: Shard, model: StableDiffusion | None = None
         reward=reward,
         scheduler=scheduler,
         grid=grid,
-        samples=[Sample(task=task, seed=seed) for task in tasks for seed in seeds],
+        samples=_samples(tasks, cfg.seed, cfg.samples_per_prompt, "samples_per_prompt"),
         scorers=scorers,
         distances=_each(cfg.metrics.distances, "metrics.distances", allow),
         per_class=_per_class(cfg, tasks, allow),
@@ -239,7 +179,25 @@ def _lessons(cfg: DictConfig, shard: Shard, method: Method, model: StableDiffusi
         tasks = lessons.prompts.tasks()
     except BadValue as error:
         raise UsageError(f"method.prompts.{error.name}={error.value}: {error.rule}") from error
-    return [Sample(task=task, seed=lessons.seed + i) for task in tasks for i in range(lessons.noises_per_prompt)], originals
+    return _samples(tasks, lessons.seed, lessons.noises_per_prompt, "method.noises_per_prompt"), originals
+
+
+def _samples(tasks: Sequence[Task], seed: int, count: int, key: str) -> Sequence[Sample]:
+    """`count` samples of each task, the first of this seed. Raises UsageError where they would fill the memory."""
+    if len(tasks) * count > options.SAMPLES:
+        raise UsageError(f"{key}={count}: {len(tasks)} prompts make {len(tasks) * count} samples; {options.SAMPLES} are the most")
+    return [Sample(task=task, seed=seed + i) for task in tasks for i in range(count)]
+
+
+def _check_memory(method: Method, model: StableDiffusion) -> None:
+    """Raises UsageError where the latents of one sample's particles alone would not fit into this machine's memory."""
+    particles = getattr(method, "num_particles", 1)
+    most = max(particles) if isinstance(particles, Sequence) else particles
+    needed, there = 4 * most * math.prod(model.latent_shape), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise UsageError(
+            f"method.num_particles={particles}: their latents take {needed >> 30} GiB; this machine has {there >> 30} GiB of memory"
+        )
 
 
 def _each(nodes: DictConfig, key: str, allow: Sequence[str]) -> dict[str, Any]:
@@ -254,7 +212,10 @@ def _each(nodes: DictConfig, key: str, allow: Sequence[str]) -> dict[str, Any]:
 def _per_class(cfg: DictConfig, tasks: Sequence[Task], allow: Sequence[str]) -> PerClass | None:
     """What measures class by class, where the metrics have it; the unguided run has nothing to be measured against."""
     node = cfg.metrics.get("per_class")
-    if not node or config.module_of(cfg.method) == "base":
+    if node is None:
+        return None
+    config.check_node(node, "metrics.per_class", allow)
+    if config.module_of(cfg.method) == "base":
         return None
     way_out = "; metrics.per_class=null does without"
     if cfg.reference != "base":

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from guidedgen.types import UsageError
 
 Item = TypeVar("Item")
+_MOST = 100_000  # shares
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,16 +39,17 @@ def find_shard(count: int | str, index: int | str, environ: Mapping[str, str]) -
 
     Raises UsageError for a count or an index that cannot be, and where a share is asked for that nothing says the index of.
     """
-    torchrun, step = "TORCHELASTIC_RUN_ID" in environ, int(environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
-    local = environ.get("LOCAL_RANK") if torchrun else environ.get("SLURM_LOCALID") if step else None
-    size = int(environ["WORLD_SIZE"] if torchrun else environ["SLURM_STEP_NUM_TASKS"] if step else 1)
+    torchrun = "TORCHELASTIC_RUN_ID" in environ
+    step = not torchrun and _number(environ, "SLURM_STEP_NUM_TASKS", 1, "1") > 1
+    local = _number(environ, "LOCAL_RANK" if torchrun else "SLURM_LOCALID", 0, "-1") if torchrun or step else -1
+    size = _number(environ, "WORLD_SIZE", 1) if torchrun else _number(environ, "SLURM_STEP_NUM_TASKS", 1) if step else 1
     found = size if count == "auto" else _whole("shard.count", count, 1)
     if index != "auto":
         place = _whole("shard.index", index, 0)
     elif torchrun or step:
-        place = int(environ["RANK" if torchrun else "SLURM_PROCID"])
+        place = _number(environ, "RANK" if torchrun else "SLURM_PROCID", 0)
     elif found > 1 and "SLURM_ARRAY_TASK_ID" in environ:
-        place = int(environ["SLURM_ARRAY_TASK_ID"]) - int(environ.get("SLURM_ARRAY_TASK_MIN", 0))
+        place = _number(environ, "SLURM_ARRAY_TASK_ID", 0) - _number(environ, "SLURM_ARRAY_TASK_MIN", 0, "0")
     elif found > 1:
         way_out = f"give shard.index=0..{found - 1}, or start the shares as tasks of torchrun, srun or a SLURM array"
         raise UsageError(f"shard.count={count}: which share is this? {way_out}")
@@ -54,10 +57,21 @@ def find_shard(count: int | str, index: int | str, environ: Mapping[str, str]) -
         place = 0
     if not 0 <= place < found:
         raise UsageError(f"shard.index={place}: shard.count={found} has shares 0..{found - 1}")
-    return Shard(index=place, count=found, local=None if local is None else int(local))
+    return Shard(index=place, count=found, local=None if local < 0 else local)
 
 
-def _whole(key: str, value: int | str, least: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UsageError(f"{key}={value}: expected auto, or a whole number of at least {least}")
+def _whole(key: str, value: object, least: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= _MOST:
+        bounds = f"at least {least}" if isinstance(value, int) and value < least else f"{least} to {_MOST}"
+        raise UsageError(f"{key}={value}: expected auto, or a whole number of {bounds}")
     return value
+
+
+def _number(environ: Mapping[str, str], name: str, least: int, default: str | None = None) -> int:
+    """What a launcher has set. Raises UsageError where that is no number, or is missing without a default."""
+    told = environ.get(name, default)
+    if told is None:
+        raise UsageError(f"{name}: is missing, which the launcher that started this process sets; give shard.count and shard.index")
+    if name in environ and not (re.fullmatch(r"\d{1,9}", told) and int(told) >= least):
+        raise UsageError(f"{name}={told}: in the environment, expected a whole number of at least {least}; unset it, or mend it")
+    return int(told)

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from guidedgen.types import BadValue, GradientEngine, Task, UsageError
+from guidedgen import terminal
+from guidedgen.types import GradientEngine, Task, UsageError
 
 if TYPE_CHECKING:
     from guidedgen.models.stable_diffusion import StableDiffusion
@@ -93,8 +94,6 @@ def gradients(arguments: argparse.Namespace) -> None:
 
     from guidedgen.models.stable_diffusion import StableDiffusion
 
-    if torch.device(arguments.device).type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"--device {arguments.device}: torch sees no GPU here; use --device cpu")
     model = StableDiffusion(
         path=arguments.model, name="bench", device=arguments.device, dtype=arguments.dtype, guidance_scale=7.5,
         batch_size=arguments.samples,
@@ -129,6 +128,21 @@ def gradients(arguments: argparse.Namespace) -> None:
     Console().print(table)
 
 
+def check(arguments: argparse.Namespace) -> None:
+    """Settles the device. Raises UsageError for numbers that cannot be, before anything is loaded."""
+    from guidedgen import options
+
+    arguments.device = options.real_device(arguments.device)
+    for steps in arguments.steps:
+        if not 1 <= steps <= 1000:
+            raise UsageError(f"--steps {steps}: must be from 1 to 1000, the steps that the model is trained for")
+    bounds = {"samples": (1, options.SAMPLES), "threads": (1, 1024), "memory_gb": (0, 1e6)}
+    for name, (least, most) in bounds.items():
+        value = getattr(arguments, name)
+        if value is not None and not least <= value <= most:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: must be from {least:g} to {most:g}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("gradients",))
@@ -142,16 +156,13 @@ def main() -> None:
     parser.add_argument("--memory-gb", type=float, default=0.0, help="adds checkpointing that may keep so many gigabytes")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     arguments = parser.parse_args()
-    if arguments.threads:
+    check(arguments)
+    if arguments.threads is not None:
         import torch
 
         torch.set_num_threads(arguments.threads)
-    try:
-        gradients(arguments)
-    except (UsageError, BadValue) as error:
-        print(f"guidedgen: {error}", file=sys.stderr)
-        sys.exit(2)
+    gradients(arguments)
 
 
 if __name__ == "__main__":
-    main()
+    terminal.run(main)

@@ -8,11 +8,13 @@ What can change is what judges: metrics, reward and zoo, whole or by their keys;
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from guidedgen import terminal
 from guidedgen.types import UsageError
 
 
@@ -22,7 +24,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--config-dir", type=lambda given: Path(given).absolute(), help="a folder with options of your own")
     asked = parser.parse_intermixed_args(arguments)
     what = asked.what
-    overrides = [given for given in what if ("=" in given or given.startswith(("+", "~"))) and not Path(given).is_dir()]
+    overrides = [given for given in what if ("=" in given or given.startswith(("+", "~"))) and not os.path.isdir(given)]
     folders = [Path(given) for given in what if given not in overrides]
     if not folders:
         parser.error("no run: give its folder, as in outputs/<study>/<run>")
@@ -39,4 +41,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    terminal.run(lambda: main(sys.argv[1:]))

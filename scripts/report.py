@@ -1,11 +1,13 @@
 """Writes a study's page, report.html, with its tables as CSV and LaTeX beside it: python scripts/report.py outputs/<study>"""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from guidedgen import terminal
 from guidedgen.types import UsageError, printable
 
 
@@ -18,6 +20,8 @@ def main(arguments: list[str]) -> None:
     wrong = 0
     for folder in folders:  # one that cannot be read does not hide the others
         try:
+            if not os.path.isdir(folder):
+                raise UsageError(f"{folder}: no such folder; give a study's, as outputs/default")
             print("\n".join(printable(str(path)) for path in page.write(folder)))
         except UsageError as error:
             print(f"guidedgen: {error}", file=sys.stderr)
@@ -26,4 +30,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    terminal.run(lambda: main(sys.argv[1:]))

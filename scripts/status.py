@@ -7,11 +7,13 @@ done; running; partial: stopped or killed, the same command goes on; failed, wit
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from guidedgen import terminal
 from guidedgen.types import UsageError
 
 
@@ -23,19 +25,22 @@ def main(arguments: list[str]) -> None:
     asked = parser.parse_intermixed_args(arguments)
     from guidedgen import command_line, status, sweeps
 
-    try:
-        if "=" in asked.what[0]:
-            overrides = command_line.for_hydra(asked.what)
-            command_line.preflight(["-m", *command_line.arguments(overrides, asked.config_dir)], lambda _: None)
-            states = status.of_sweep(sweeps.runs(overrides, asked.config_dir))
-        else:
-            states = [state for folder in asked.what for state in status.of_study(Path(folder))]
-    except UsageError as error:
-        print(f"guidedgen: {error}", file=sys.stderr)
-        sys.exit(2)
+    folders = [Path(given) for given in asked.what if "=" not in given or os.path.isdir(given)]
+    if folders and len(folders) < len(asked.what):
+        raise UsageError(f"{folders[0]}: folders of studies, or the overrides of a sweep, not both")
+    if folders:
+        for folder in folders:
+            if not os.path.isdir(folder):
+                raise UsageError(f"{folder}: no such folder; give a study's, as outputs/default, or a sweep's overrides")
+        states = [state for folder in folders for state in status.of_study(folder)]
+    else:
+        overrides = command_line.for_hydra(command_line.arguments(asked.what, asked.config_dir))
+        command_line.preflight(["-m", *overrides], lambda _: None)
+        overrides = [override for override in overrides if not override.startswith("--")]
+        states = status.of_sweep(sweeps.runs(overrides, asked.config_dir))
     status.show([state for state in states if not asked.failed or state.state != "done"])
     print(status.summary(states))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    terminal.run(lambda: main(sys.argv[1:]))

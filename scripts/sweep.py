@@ -15,11 +15,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from guidedgen import command_line, sweeps
+from guidedgen import command_line, hydra_settings, sweeps, terminal
 from guidedgen.store import write_atomic
 from guidedgen.types import UsageError
 
@@ -79,31 +79,49 @@ def _prepare(cfg: DictConfig) -> object:
     return jobs.prepare(cfg)
 
 
+def submit(command: Sequence[str]) -> None:
+    """Raises UsageError where there is no sbatch; one that fails has said why, and ends the process with exit code 1."""
+    try:
+        code = subprocess.run(command, check=False).returncode
+    except OSError as error:
+        raise UsageError(
+            f"--submit: {command[0]} cannot be started ({error.strerror}); without it the command is printed"
+        ) from error
+    if code:
+        sys.exit(1)
+
+
+def _check_launcher(launcher: DictConfig) -> None:
+    """Raises UsageError for options of more than one value that are none."""
+    for key, kind, wanted in (("setup", ListConfig, "a list of lines"), ("additional_parameters", DictConfig, "a mapping")):
+        if launcher[key] is not None and not isinstance(launcher[key], kind):
+            raise UsageError(f"hydra.launcher.{key}={launcher[key]}: expected {wanted}, or null")
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("overrides", nargs="+", help="as of python run.py -m")
     parser.add_argument("--submit", action="store_true", help="submit it")
     parser.add_argument("--config-dir", type=lambda given: Path(given).absolute(), help="a folder of further options")
     asked = parser.parse_intermixed_args(arguments)
-    overrides, config_dir = command_line.for_hydra(asked.overrides), asked.config_dir
-    try:
-        plain = [override for override in overrides if override.startswith("hydra.")]
-        launcher = command_line.hydra_settings(["hydra/launcher=slurm", *plain], config_dir).launcher
-        overrides = [override for override in overrides if override not in plain]
-        if any(launcher[key] for key in GPUS) and not any(override.startswith("device=") for override in overrides):
-            overrides.append("device=cuda")  # a part of a run's name: it must not depend on where it is asked for
-        command_line.preflight(["-m", *command_line.arguments(overrides, config_dir)], _prepare)
-        runs = sweeps.runs(overrides, config_dir)
-        _check_lines(runs)
-        arrays = {write(part, launcher): len(part) for part in (runs[i : i + ARRAY] for i in range(0, len(runs), ARRAY))}
-    except UsageError as error:
-        print(f"guidedgen: {error}", file=sys.stderr)
-        sys.exit(2)
+    config_dir = asked.config_dir
+    overrides = command_line.for_hydra(command_line.arguments(asked.overrides, config_dir))
+    overrides = [override for override in overrides if not override.startswith("--")]
+    plain = [override for override in overrides if override.startswith("hydra.")]
+    hydra_settings.check_overrides(command_line.parse(plain))
+    launcher = command_line.settings(["hydra/launcher=slurm", *plain], config_dir).launcher
+    _check_launcher(launcher)
+    overrides = [override for override in overrides if override not in plain]
+    if any(launcher[key] for key in GPUS) and not any(override.startswith("device=") for override in overrides):
+        overrides.append("device=cuda")  # a part of a run's name: it must not depend on where it is asked for
+    command_line.preflight(["-m", *command_line.arguments(overrides, config_dir)], _prepare)
+    runs = sweeps.runs(overrides, config_dir)
+    _check_lines(runs)
+    arrays = {write(part, launcher): len(part) for part in (runs[i : i + ARRAY] for i in range(0, len(runs), ARRAY))}
     for folder, count in arrays.items():
         command = ["sbatch", *options(launcher, count, folder), str(SCRIPTS / "sweep.sbatch"), str(folder)]
         if asked.submit:
-            if code := subprocess.run(command, check=False).returncode:
-                sys.exit(code)
+            submit(command)
             continue
         engine = f"parallel -j 1 -a {folder}/lines eval {shlex.quote(sys.executable)} run.py"
         print(f"# {count} runs, one a line of {folder}/lines; without SLURM: {engine}")
@@ -111,4 +129,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    terminal.run(lambda: main(sys.argv[1:]))

@@ -1,11 +1,13 @@
 """Prints a study's runs as a Markdown table: python scripts/table.py outputs/<study>"""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from guidedgen import terminal
 from guidedgen.types import UsageError
 
 
@@ -18,6 +20,8 @@ def main(arguments: list[str]) -> None:
     tables, wrong = [], 0
     for folder in folders:  # one that cannot be read does not hide the others
         try:
+            if not os.path.isdir(folder):
+                raise UsageError(f"{folder}: no such folder; give a study's, as outputs/default")
             tables.append(report.study_table(folder))
         except UsageError as error:
             print(f"guidedgen: {error}", file=sys.stderr)
@@ -27,4 +31,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    terminal.run(lambda: main(sys.argv[1:]))

@@ -20,6 +20,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from guidedgen import options, store, terminal
+from guidedgen.types import UsageError
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Settles the device. Raises UsageError for numbers that cannot be, before anything is made."""
+    arguments.device = options.real_device(arguments.device)
+    for name, (least, most) in {"seed": (0, 2**62), "scale": (1e-6, 1000), "threads": (1, 1024)}.items():
+        value = getattr(arguments, name)
+        if value is not None and not least <= value <= most:
+            raise UsageError(f"--{name} {value}: must be from {least:g} to {most:g}")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -45,7 +57,11 @@ def main() -> None:
     from guidedgen.lab import exam, shipping, training
     from guidedgen.lab.fitting import Settings
 
-    if arguments.threads:
+    parts = arguments.parts or training.PARTS
+    if unknown := set(parts) - set(training.PARTS):
+        parser.error(f"no such part: {', '.join(unknown)}; choose from {', '.join(training.PARTS)}")
+    check(arguments)
+    if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     if arguments.evaluate:
         exam.main(arguments.device)
@@ -63,11 +79,9 @@ def main() -> None:
     if arguments.card:
         shipping.write_card(settings)
         return
-    parts = arguments.parts or training.PARTS
-    if unknown := set(parts) - set(training.PARTS):
-        parser.error(f"no such part: {', '.join(unknown)}; choose from {', '.join(training.PARTS)}")
+    store.check_writable(arguments.folder, "--folder")
     shipping.train(parts, settings)
 
 
 if __name__ == "__main__":
-    main()
+    terminal.run(main)

@@ -52,6 +52,7 @@ def importable() -> Iterator[None]:
     module.Brightness = Brightness
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "brightness", module)
+        patch.setattr(Brightness, "__module__", "brightness")  # as if it were defined there
         yield
 
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from guidedgen import command_line, config, jobs, sweeps, usage
+from guidedgen.store import RunFolder
 from guidedgen.types import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -196,6 +198,66 @@ WRONG = {
     "not an override": (["code"], ["code"]),
     "switch that is no switch": (["run.fresh=maybe"], ["run.fresh=maybe", "true or false"]),
     "tracker mode": (["tracker.mode=onlin"], ["tracker.mode=onlin", "did you mean online?"]),
+    "a stored job's code": (["--experimental-rerun=job.pickle"], ["--experimental-rerun", "the same command again resumes"]),
+    "the same, cut short": (["--experimental-re=job.pickle"], ["--experimental-re"]),
+    "another folder of configs": (["--config-path=/tmp"], ["--config-path", "--config-dir"]),
+    "another main config": (["--config-name", "other"], ["--config-name", "experiment="]),
+    "a folder of options with none": (["--config-dir=hollow"], ["--config-dir", "hollow", "method"]),
+    "two things at once": (["-m", "--cfg", "job"], ["--multirun and --cfg", "only one"]),
+    "a part of nothing": (["--package=method"], ["--package", "--cfg job"]),
+    "a part that is not there": (["--cfg=job", "--package=metod"], ["--package=metod", "did you mean method?"]),
+    "a value that refers to itself, shown": (["--cfg=job", "--resolve", "seed=${seed}"], ["--cfg=job"]),
+    "completion of an unknown shell": (["-sc", "install=ksh"], ["--shell-completion", "install=bash"]),
+    "completion asked by nobody": (["-sc", "query=bash"], ["COMP_LINE"]),
+    "a launcher of somebody's": (["hydra.launcher._target_=os.system"], ["hydra.launcher._target_", "hydra.launcher.partition"]),
+    "a sweeper of somebody's": (["hydra.sweeper._target_=os.system"], ["hydra.sweeper._target_", "is not to be given"]),
+    "a sampler of somebody's": (
+        ["-m", "hydra/sweeper=optuna_maximize", "hydra.sweeper.sampler={_target_: os.system}"],
+        ["_target_=os.system", "sampler"],
+    ),
+    "a callback": (["+hydra.callbacks.a._target_=os.system"], ["+hydra.callbacks.a._target_", "is not to be given"]),
+    "a place among Hydra's settings": (["method@hydra.callbacks.a=base"], ["is not to be given"]),
+    "Hydra's own folder": (["hydra.run.dir=/tmp"], ["hydra.run.dir", "is not to be given"]),
+    "further folders": (["hydra.searchpath=[pkg://os]"], ["hydra.searchpath", "is not to be given"]),
+    "a sweep in disguise": (["hydra.mode=MULTIRUN"], ["hydra.mode", "is not to be given"]),
+    "a log of somebody's": (["hydra.job_logging=null"], ["hydra.job_logging", "is not to be given"]),
+    "a sweep of nothing": (["-m", "seed=range(0,0)"], ["seed=range(0,0)", "no values"]),
+    "a sweep without end": (["-m", "seed=range(0,1000000000)"], ["more than 10000"]),
+    "a product without end": (["-m", "seed=range(0,1000)", "batch_size=range(1,1000)"], ["999000 runs"]),
+    "options by a pattern": (["-m", "method=glob(co*)"], ["name the options"]),
+    "an interval for a list": (["-m", "method=codex", "method.strength=interval(0,1)"], ["hydra/sweeper=optuna_maximize"]),
+    "a number for a name": (["study=5"], ["study=5", "plain folder name", 'study="5"']),
+    "a name of control characters": (["study='a\x1bb'"], ["study", "cannot be printed"]),
+    "a name that is too long": (["study=" + "x" * 300], ["study=xxx", "100 bytes"]),
+    "a variable that is not set": (["study=${oc.env:NOPE}"], ["study", "NOPE"]),
+    "a key that refers to itself": (["seed=${seed}"], ["seed: "]),
+    "a limit that is a number": (["run.objective_limit=5"], ["run.objective_limit=5", "distances.cmmd.value: 0.5"]),
+    "a limit that is none": (["run.objective_limit={distances.fid.value: nan}"], ["distances.fid.value=nan", "finite"]),
+    "an objective that is a number": (["run.objective=5"], ["run.objective=5", "scores.taste.value"]),
+    "a share without its count": (["~shard.count"], ["~shard.count", "cannot be left out"]),
+    "shares of a new kind": (["shard={kind: 1}"], ["shard.kind"]),
+    "no device": (["device=meta"], ["device=meta", "choose from auto, cpu"]),
+    "a device of another maker": (["device=mps"], ["device=mps", "choose from"]),
+    "a device of a part": (["zoo.clip.device=cuda:99"], ["zoo.clip.device=cuda:99", "choose from"]),
+    "a model's name with folders": (["model.name=../../x"], ["model.name=../../x", "plain name"]),
+    "no model's name": (["~model.name"], ["model.name"]),
+    "letters for packages": (["allow_targets=my_lab."], ["allow_targets=my_lab.", "expected a list"]),
+    "Python's own packages": (["allow_targets=[os.]"], ["allow_targets", "os."]),
+    "every package": (["allow_targets=['']"], ["allow_targets", "no name of a package"]),
+    "a function that a room imports": (
+        ["method._target_=guidedgen.models.tuning.save_file"],
+        ["method._target_=guidedgen.models.tuning.save_file", "guidedgen.methods"],
+    ),
+    "a part of the zoo that is none": (["zoo.filter=5"], ["zoo.filter=5"]),
+    "a strength that is no number": (["method=mpgd", "method.step_size=nan"], ["method."]),
+    "infinite guidance": (["model.guidance_scale=inf"], ["model.guidance_scale=inf", "finite"]),
+    "samples beyond all measure": (["samples_per_prompt=1000000000000"], ["samples_per_prompt=1000000000000", "at most 1000000"]),
+    "samples of many prompts": (["samples_per_prompt=900000"], ["samples_per_prompt=900000", "1000000 are the most"]),
+    "steps beyond all measure": (["scheduler.num_steps=1000000000"], ["scheduler.num_steps=1000000000"]),
+    "particles beyond all measure": (["method.num_particles=1000000000"], ["method.num_particles=1000000000", "at most 1000000"]),
+    "a seed beyond 64 bits": (["seed=9223372036854775808"], ["seed=9223372036854775808", "at most"]),
+    "brackets in brackets": (["+method.x=" + "[" * 600 + "]" * 600], ["method.x", "brackets inside each other"]),
+    "a text without end": (["dataset=prompt", "dataset.prompt=" + "x" * 30000], ["dataset.prompt", "longer than"]),
     "quality of a JPEG": (["reward=compressibility", "reward.quality=500"], ["reward.quality=500"]),
 }
 
@@ -214,9 +276,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("case", WRONG)
 def test_a_wrong_command_is_one_line(
-    case: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    case: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tried: Callable[..., None]
 ) -> None:
-    """In this process, for speed: `preflight` is all that runs before Hydra's own main."""
+    """In this process, for speed: this is all that runs before Hydra's own main."""
     arguments, wanted = WRONG[case]
     monkeypatch.chdir(place)
     with pytest.raises(SystemExit) as left:
@@ -227,6 +289,7 @@ def test_a_wrong_command_is_one_line(
     assert said.err.startswith("guidedgen: ")
     assert said.err.count("\n") == 1
     assert all(part in said.err for part in wanted), said.err
+    tried("refused")
 
 
 @pytest.mark.parametrize("case", ["typo in a nested key", "missing weights offline", "prompt of 500 words", "unknown flag"])
@@ -237,6 +300,188 @@ def test_a_wrong_command_leaves_at_once(case: str, place: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert all(part in done.stderr for part in wanted)
     assert not (place / "outputs" / "default").exists() or not list((place / "outputs" / "default").iterdir())
+
+
+OWN_REWARD = """
+import dataclasses
+from guidedgen.types import Needs, Task
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reward:
+    x: float = 1.0
+    differentiable = True
+    networks = ()
+    def __call__(self, images, tasks):
+        return self.x * images.mean((1, 2, 3))
+
+class Other(Reward): ...
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method:
+    twice: int = 1
+    needs = Needs(reward=False)
+    def __call__(self, problem, observe=None): ...
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dataset:
+    words: str = "circle"
+    def tasks(self):
+        return [Task(id="a", prompt=self.words)]
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A package of the user's own, on the path."""
+    name = f"{tmp_path.name[:20]}_lab".replace("-", "_")
+    (tmp_path / f"{name}.py").write_text(OWN_REWARD)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return name
+
+
+def prepared(*given: str, folder: Path) -> list[jobs.Job]:
+    """The runs that a command line makes, none of which is started."""
+    found: list[jobs.Job] = []
+    quick = [f"outputs={folder / 'outputs'}", "tracker=none", "device=cpu", "reference=none", "metrics=none"]
+    line = command_line.for_hydra([*quick, *given])
+    command_line.preflight(line, lambda cfg: found.append(jobs.prepare(cfg)))
+    return found
+
+
+@pytest.mark.parametrize("sign", ["", "+", "++"])
+def test_classes_of_the_user_s_own_take_their_own_options(sign: str, own: str, tmp_path: Path, tried: Callable[..., None]) -> None:
+    """As the README promises, without the options of the default that they take the place of."""
+    allow = f"allow_targets=[{own}.]"
+    (job,) = prepared(f"{sign}reward._target_={own}.Reward", f"{sign}reward.x=3", allow, folder=tmp_path)
+    assert job.reward is not None and job.reward.x == 3 and job.reward_name == f"{own}_Reward"
+    assert job.name.startswith(f"code-{own}_Reward-lab-lab-") and list(job.scorers) == [f"{own}_Reward"]
+    (job,) = prepared(f"{sign}method._target_={own}.Method", f"{sign}method.twice=2", allow, folder=tmp_path)
+    assert job.method.twice == 2 and job.method_name == f"{own}_Method"
+    (job,) = prepared(f"{sign}dataset._target_={own}.Dataset", f"{sign}dataset.words=square", allow, folder=tmp_path)
+    assert [sample.task.prompt for sample in job.samples] == ["square"]
+    tried("used", 3)
+
+
+def test_two_rewards_of_one_package_are_told_apart(own: str, tmp_path: Path, tried: Callable[..., None]) -> None:
+    """In a sweep as well, whose listed folders are the runs' own."""
+    given = [f"reward._target_={own}.Reward,{own}.Other", f"allow_targets=[{own}]", "reward.x=2", "metrics=none", "tracker=none",
+             f"outputs={tmp_path / 'outputs'}", "device=cpu", "reference=none"]  # fmt: skip
+    first, second = prepared("-m", *given, folder=tmp_path)
+    assert (first.reward_name, second.reward_name) == (f"{own}_Reward", f"{own}_Other")
+    listed = sweeps.listed(*command_line.swept(command_line.for_hydra(["-m", *given])))
+    assert [run.folder for run in listed] == [first.folder.path, second.folder.path]
+    tried("used", 2)
+
+
+@pytest.mark.parametrize(
+    "form", ["+metrics.scorers.mine={{_target_: {own}.Other, x: 5}}", "+metrics.scorers.mine._target_={own}.Other"]
+)
+def test_metrics_are_added_by_a_plus(form: str, own: str, tmp_path: Path, tried: Callable[..., None]) -> None:
+    more = [] if "x:" in form else ["+metrics.scorers.mine.x=5"]
+    (job,) = prepared("metrics=lab", form.format(own=own), *more, f"allow_targets=[{own}]", folder=tmp_path)
+    assert job.scorers["mine"].x == 5 and "taste" in job.scorers
+    tried("used")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["reward._target_={own}.Reward"], "add its package to allow_targets"),
+        (["reward._target_={own}.Reward", "allow_targets=[{own}.]", "reward.y=1"], "reward.y: {own}.Reward has no such option"),
+        (["reward._target_={own}.Method", "allow_targets=[{own}.]"], "takes a Reward; this one has no differentiable"),
+        (["reward=aesthetic", "reward._target_={own}.Reward", "allow_targets=[{own}.]"], "'~reward.clip' leaves it out"),
+        (["metrics.scorers.mine={{_target_: {own}.Reward}}"], "+metrics.scorers.mine=... adds it"),
+        (["+metrics.mine={{_target_: {own}.Reward}}"], "no key 'metrics.mine'"),
+        (["+zoo.mine={{_target_: {own}.Reward}}"], "no key 'zoo.mine'"),
+    ],
+)
+def test_a_class_of_the_user_s_own_that_does_not_go_is_one_line(
+    given: list[str], told: str, own: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], tried: Callable[..., None]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        prepared(*(part.format(own=own) for part in given), folder=tmp_path)
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and said.count("\n") == 1 and told.format(own=own) in said, said
+    tried("refused")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["-m", "hydra/launcher=slurm", "hydra.launcher.partition=gpu", "hydra.launcher.setup=[module load x]", "seed=0,1"],
+        ["-m", "hydra/sweeper=optuna_maximize", "hydra.sweeper.n_trials=2", "hydra.sweeper.sampler.seed=3", "seed=choice(1,2)"],
+        ["-m", "hydra.sweeper.max_batch_size=1", "seed=1,2"],
+        ["-m", "experiment=codex/lab/aesthetic", "hydra/launcher=basic"], ["--cfg", "all"], ["--cfg", "job", "--package", "method.gradients",
+        "method=doodl"], ["--info"], ["-r"],
+    ],
+)  # fmt: skip
+def test_what_of_hydra_s_makes_sense_is_taken(given: list[str], tried: Callable[..., None]) -> None:
+    command_line.preflight(command_line.for_hydra(given), lambda _: None)
+    tried("used")
+
+
+def test_flags_are_given_to_hydra_in_one_way() -> None:
+    assert command_line.for_hydra(["-cd", "x", "seed=1", "-m"]) == ["--multirun", "--config-dir=x", "seed=1"]
+    assert command_line.for_hydra(["seed=1", "-c", "job", "-p", "method"]) == ["--cfg=job", "--package=method", "seed=1"]
+
+
+@pytest.mark.parametrize("model", ["nonsense", "lab,sd15", "../lab", "lab method=base"])
+def test_a_default_model_that_is_none_is_one_line(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tried: Callable[..., None]
+) -> None:
+    monkeypatch.setenv("GUIDEDGEN_MODEL", model)
+    with pytest.raises(SystemExit) as left:
+        command_line.for_hydra(["seed=1"])
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and said.startswith(f"guidedgen: GUIDEDGEN_MODEL={model}: no such model") and said.count("\n") == 1
+    tried("refused")
+
+
+BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]\n" for i in range(20))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [BOMB, "a: " + "[" * 2000 + "]" * 2000, "a: &a [*a]", "a: *b", "a: [", "x" * (1 << 21), "\x00", "caf\xe9: 1", "a:\n" + " {a:" * 60,
+     "hydra: {callbacks: {a: {_target_: os.system}}}", "hydra: {run: {dir: /tmp}}", "hydra: {mode: MULTIRUN}",
+     "hydra: {job_logging: {formatters: {a: {(): os.system}}}}", "hydra: {launcher: {_target_: os.system}}",
+     "hydra: {sweeper: {params: {+hydra.callbacks.a._target_: os.system}}}", "hydra: {sweeper: {params: {hydra.run.dir: /tmp}}}",
+     "hydra: {sweeper: {_target_: subprocess.Popen}}", "hydra: {job: {env_set: {LD_PRELOAD: x}}}", "allow_targets: [os.]",
+     "method: {_target_: guidedgen.models.tuning.save_file, filename: evil}"],
+)  # fmt: skip
+def test_an_overlay_that_is_hostile_or_damaged_is_one_line(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tried: Callable[..., None]
+) -> None:
+    file = tmp_path / "own" / "experiment" / "evil.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(f"# @package _global_\n{text}".encode("latin-1"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as left:
+        prepared(*(["-m"] if "params" in text else []), f"--config-dir={tmp_path / 'own'}", "experiment=evil", folder=tmp_path)
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and said.startswith("guidedgen: ") and said.count("\n") == 1, said
+    assert not (tmp_path / "evil").exists()
+    tried("refused")
+
+
+def test_what_is_done_can_be_shown_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tried: Callable[..., None]
+) -> None:
+    """And is not begun again there, nor made where it is not done."""
+
+    def read_only(folder: Path, key: str) -> None:
+        raise UsageError(f"{key}={folder}: cannot be written to")
+
+    monkeypatch.setattr(jobs, "check_writable", read_only)
+    with pytest.raises(SystemExit):
+        prepared(folder=tmp_path)
+    monkeypatch.setattr(RunFolder, "done", True)
+    (job,) = prepared(folder=tmp_path)
+    assert not job.folder.path.exists()
+    with pytest.raises(SystemExit):
+        prepared("run.fresh=true", folder=tmp_path)
+    assert capsys.readouterr().err.count("cannot be written to") == 2
+    tried("refused", 2), tried("used")
 
 
 def test_options_in_a_folder_of_one_s_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,14 +40,21 @@ ALLOWED = {
     "locks": {"inside"},
     "store": {"types", "inside", "locks", "shapes"},
     "tracker": {"types", "images", "inside", "store"},
+    "targets": {"types"},
     "plain_yaml": {"inside", "shapes"},
-    "config": {"types", "plain_yaml"},
-    "command_line": {"types", "config"},
+    "config": {"types", "plain_yaml", "targets"},
+    "terminal": {"types"},
+    "hydra_settings": {"types"},
+    "option_files": {"types"},
+    "command_line": {"types", "config", "hydra_settings", "option_files"},
     "usage": {"config"},
     "evaluate": {"types", "images", "metrics", "rewards", "zoo", "store"},
     "pages": {"types", "inside", "shapes", "store", "config"},
     "report": {"types", "images", "cost", "store", "evaluate", "pages"},
-    "jobs": {"types", "images", "process", "models", "datasets", "metrics", "shards", "store", "tracker", "config", "evaluate"},
+    "options": {"types", "config", "shards", "targets"},
+    "jobs": {
+        "types", "images", "process", "models", "datasets", "metrics", "shards", "store", "tracker", "config", "evaluate", "options",
+    },
     "sweeps": {"types", "config", "command_line", "jobs"},
     "status": {"types", "store", "sweeps"},
     "fetching": {"types", "config", "command_line", "datasets", "models", "zoo"},
@@ -62,7 +69,8 @@ ANNOTATIONS = {"types": {"problem", "process"}}
 
 # Packages, and the only rooms that may import them; any other package needs a row and a line in pyproject.toml.
 PACKAGES = {
-    "torch": set(ALLOWED) - {"store", "tracker", "config", "command_line", "datasets", "pages"},
+    "torch": set(ALLOWED)
+    - {"store", "tracker", "config", "command_line", "datasets", "pages", "targets", "hydra_settings", "option_files", "terminal"},
     "numpy": {"noise", "images", "evaluate", "metrics", "lab", "report"},
     "PIL": {"images", "evaluate", "rewards", "datasets", "lab", "report", "pages"},
     "diffusers": {"models", "lab"},
@@ -77,9 +85,11 @@ PACKAGES = {
     "kornia": {"augment"},
     "spacy": {"metrics"},
     "wandb": {"tracker"},
-    "hydra": {"config", "command_line", "sweeps", "experiment"},
-    "yaml": {"plain_yaml"},
+    "hydra": {"config", "hydra_settings", "command_line", "sweeps", "experiment"},
     "omegaconf": {
+        "targets",
+        "hydra_settings",
+        "options",
         "plain_yaml",
         "config",
         "command_line",
@@ -91,6 +101,7 @@ PACKAGES = {
         "experiment",
         "pages",
     },
+    "yaml": {"plain_yaml", "option_files"},
     "peft": {"models"},
     "rich": {"report", "status", "lab"},
 }

@@ -1,12 +1,20 @@
 """The thin mains: what they print and how they fail."""
 
+import contextlib
+import inspect
+import io
 import json
 import os
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from guidedgen.lab import shipping
+from guidedgen.types import BadValue, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -20,6 +28,60 @@ def script(name: str, *arguments: str, **environment: str) -> subprocess.Complet
         check=False,
         timeout=120,
     )
+
+
+BAD = {
+    "bench.py": [
+        ["gradients", "--device", "foo"], ["gradients", "--device", "cuda:99"], ["gradients", "--device", "meta"],
+        ["gradients", "--samples", "0"], ["gradients", "--samples", "1000000000000"], ["gradients", "--steps", "0"],
+        ["gradients", "--steps", "1001"], ["gradients", "--memory-gb", "nan"], ["gradients", "--memory-gb", "inf"],
+        ["gradients", "--threads", "-1"], ["gradients", "--threads", "0"], ["gradients", "--threads", "1000000"],
+        ["gradients", "--dtype", "float8"], ["gradients", "--model", "nowhere/at/all"], ["gradients", "--model", "FILE"],
+    ],
+    "train_lab.py": [
+        ["--folder", "FILE"], ["--folder", "FILE/x"], ["--folder", "/proc/x"], ["--device", "foo"], ["--device", "cuda:99"],
+        ["--scale", "nan"], ["--scale", "inf"], ["--scale", "0"], ["--scale", "-1"], ["--seed", "-1"], ["--threads", "-1"], ["--threads", "0"],
+    ],
+    "status.py": [["nowhere"], ["FILE"], ["a=b"], ["FOLDER", "a=1"], ["seed=1,2", "sed=3"], ["study=../x"], ["seed=range(0,0)"], ["dataset.prompt=" + "x" * 300, "sed=1"]],
+    "table.py": [["nowhere"], ["FILE"], ["FOLDER"], ["x" * 300], ["a=b"]],
+    "report.py": [["nowhere"], ["FILE"], ["FOLDER"], ["x" * 300], ["a=b"]],
+    "evaluate.py": [["nowhere"], ["FILE"], ["FOLDER"], ["FOLDER", "metrics=x"], ["x" * 300], ["FOLDER", "--config-dir=FILE"]],
+    "sweep.py": [
+        ["seed=range(0,0)"], ["sed=1"], ["hydra.run.dir=x"], ["hydra.launcher._target_=os.system"], ["hydra.launcher.setup=x", "seed=1"],
+        ["hydra.launcher.additional_parameters=5", "seed=1"], ["study=a/b"], ["seed=1", "outputs=FILE"], ["seed=1", "--config-dir=FILE"],
+        ["seed=1", "device=vulkan"],
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "arguments"), [(name, given) for name, those in BAD.items() for given in those])
+def test_a_script_says_in_one_line_what_it_cannot_do(
+    name: str, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: Callable[..., None]
+) -> None:
+    """In this process; `terminal.run` makes a line of what is raised, as tests/test_terminal.py has it."""
+    (tmp_path / "FILE").write_text("not a folder")
+    (tmp_path / "FOLDER").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shipping, "train", lambda *_: pytest.fail("it trains"))
+    main = runpy.run_path(str(ROOT / "scripts" / name))["main"]
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    taken = [arguments] if inspect.signature(main).parameters else []
+    with contextlib.redirect_stderr(io.StringIO()) as said, pytest.raises((UsageError, BadValue, SystemExit)) as left:
+        main(*taken)
+    assert left.type is not SystemExit or (left.value.code == 2 and said.getvalue().startswith("guidedgen: ")), said.getvalue()
+    assert said.getvalue().count("\n") == (left.type is SystemExit)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "outputs") == ["FILE", "FOLDER"]
+    tried("refused")
+
+
+def test_a_study_s_folder_may_have_an_equals_sign(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tried: Callable[..., None]
+) -> None:
+    (tmp_path / "a=b" / "run").mkdir(parents=True)
+    (tmp_path / "a=b" / "run" / "config.yaml").write_text("seed: 0\n")
+    runpy.run_path(str(ROOT / "scripts" / "status.py"))["main"]([str(tmp_path / "a=b")])
+    assert "1 runs: 1 partial" in capsys.readouterr().out
+    tried("used")
 
 
 def test_fetch_says_in_one_line_what_cannot_be_had(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,39 @@ def test_the_share_is_what_the_process_was_started_as(count: Any, index: Any, en
 def test_a_share_that_cannot_be_is_refused(count: Any, index: Any, environ: dict[str, str], told: str) -> None:
     with pytest.raises(UsageError, match=told):
         find_shard(count, index, environ)
+
+
+ODD = [
+    TORCHRUN | {"WORLD_SIZE": "0"}, TORCHRUN | {"WORLD_SIZE": "many"}, TORCHRUN | {"RANK": "x"}, TORCHRUN | {"RANK": "-1"},
+    TORCHRUN | {"RANK": "4"}, TORCHRUN | {"LOCAL_RANK": "x"}, {"TORCHELASTIC_RUN_ID": "none"}, TORCHRUN | {"WORLD_SIZE": ""},
+    {name: value for name, value in TORCHRUN.items() if name != "RANK"}, SRUN | {"SLURM_STEP_NUM_TASKS": "abc"},
+    SRUN | {"SLURM_STEP_NUM_TASKS": "1.5"}, SRUN | {"SLURM_PROCID": "x"}, SRUN | {"SLURM_PROCID": "9"}, SRUN | {"SLURM_LOCALID": "-"},
+    {name: value for name, value in SRUN.items() if name != "SLURM_PROCID"}, SRUN | {"SLURM_STEP_NUM_TASKS": "9" * 40},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("environ", ODD)
+def test_what_a_launcher_cannot_have_meant_is_refused(environ: dict[str, str], tried: Callable[..., None]) -> None:
+    with pytest.raises(UsageError, match=r"WORLD_SIZE|RANK|SLURM_\w+|shard\.index=\d") as caught:
+        find_shard("auto", "auto", environ)
+    assert "\n" not in str(caught.value)
+    tried("refused")
+
+
+@pytest.mark.parametrize("name", ["SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN"])
+def test_an_array_s_odd_numbers_matter_where_they_are_read(name: str, tried: Callable[..., None]) -> None:
+    environ = ARRAY | {name: "odd"}
+    assert find_shard("auto", "auto", environ) == Shard() and find_shard(8, 3, environ) == Shard(index=3, count=8)
+    with pytest.raises(UsageError, match=f"{name}=odd"):
+        find_shard(8, "auto", environ)
+    tried("refused"), tried("used", 2)
+
+
+@pytest.mark.parametrize("count", [None, "x", 1.5, True, [], 10**6, -(10**400)])
+def test_a_number_of_shares_that_is_none_is_refused(count: Any, tried: Callable[..., None]) -> None:
+    with pytest.raises(UsageError, match=r"^shard\.count="):
+        find_shard(count, 0, {})
+    tried("refused")
 
 
 @pytest.mark.parametrize(("count", "size"), list(itertools.product([1, 2, 3, 8], [0, 1, 7, 8, 100])))

@@ -40,7 +40,7 @@ def test_an_experiment_s_own_rows_are_swept_unless_the_command_names_some() -> N
 
 
 def test_how_runs_are_made_is_no_part_of_them() -> None:
-    assert overrides("hydra.launcher.partition=gpu", "hydra/launcher=slurm", "hydra.sweep.dir=x", "seed=1") == [["seed=1"]]
+    assert overrides("hydra.launcher.partition=gpu", "hydra/launcher=slurm", "hydra.launcher.gres=gpu:1", "seed=1") == [["seed=1"]]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         return compose(*arguments, overrides=overrides, **options)
 
     monkeypatch.setattr(hydra, "compose", counted)
-    command_line._compose.cache_clear()
+    command_line._compose.cache_clear(), command_line._compose_whole.cache_clear()
     return calls
 
 
@@ -99,7 +99,7 @@ def test_files_are_read_once_where_every_value_is_checked(readings: list[list[st
     sweep = ["-m", "method=base,code", "seed=range(0,20)", "tracker=none", "hydra.sweeper.max_batch_size=5"]
     command_line.preflight(sweep, lambda cfg: checked.append((cfg.method._target_.split(".")[-2], cfg.seed)))
     assert checked == [("base", 0), ("code", 0), *(("base", seed) for seed in range(1, 20))]
-    assert len(readings) == 1 + 2  # for the sweep, and each method
+    assert len(readings) == 1 + 1 + 2  # for Hydra's own settings, for the sweep, and each method
 
 
 def test_options_that_do_not_go_together_are_found_before_the_first_run(capsys: pytest.CaptureFixture[str]) -> None:

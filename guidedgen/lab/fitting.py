@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from guidedgen.noise import generator as stream
+from guidedgen.types import UsageError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -96,15 +97,20 @@ def fit(part: Part, settings: Settings, progress: Progress) -> Any:
 
 
 def _resume(checkpoint: Path, state: Mapping[str, _Stateful], kind: str) -> tuple[int, float]:
-    """The step to go on from and the seconds spent so far. Raises ValueError for a checkpoint of other settings."""
+    """The step to go on from and the seconds spent so far. Raises UsageError for a checkpoint of other settings, or none."""
     if not checkpoint.exists():
         return 0, 0.0
-    stored = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    if stored["kind"] != kind:
-        raise ValueError(f"{checkpoint} is of {stored['kind']}, not {kind}; move it away or train into another --folder")
-    for name, holder in state.items():
-        holder.load_state_dict(stored[name])
-    return stored["step"], stored["seconds"]
+    way_out = "move it away or train into another --folder"
+    try:
+        stored = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        of, step, seconds = stored["kind"], int(stored["step"]), float(stored["seconds"])
+        for name, holder in state.items() if of == kind else ():
+            holder.load_state_dict(stored[name])
+    except Exception as error:  # whatever torch makes of a file that is none of its own, or of another network
+        raise UsageError(f"{checkpoint}: no checkpoint of {kind} ({type(error).__name__}); {way_out}") from error
+    if of != kind:
+        raise UsageError(f"{checkpoint} is of {of}, not {kind}; {way_out}")
+    return step, seconds
 
 
 def _save(checkpoint: Path, note: Mapping[str, int | float | str], state: Mapping[str, _Stateful]) -> None:
