@@ -63,7 +63,8 @@ def preflight(arguments: Sequence[str], prepare: Callable[[DictConfig], object])
         return
     shown = parsed.cfg or parsed.info  # which need not be one that can be run
     try:
-        check(parsed, (lambda _: None) if shown else prepare)
+        with config.sharing():
+            check(parsed, (lambda _: None) if shown else prepare)
     except UsageError as error:
         _refuse(str(error))
 
@@ -171,17 +172,24 @@ def _values(sweep: Any) -> list[str]:
 
 def parse(overrides: Sequence[str]) -> list[Override]:
     """Overrides as Hydra reads them. Raises UsageError for the first that it cannot read."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    parser, found = OverridesParser.create(), []
+    found = []
     for override in overrides:
         try:
-            found.append(parser.parse_override(override))
+            found.append(_parse(override))
         except HydraException as error:
             raise UsageError(f"{override}: cannot be read as key=value; a text with spaces or commas needs two layers of quotes, "
                              "as in 'dataset.prompt=\"a red circle, and a square\"'") from error  # fmt: skip
     return found
+
+
+@functools.lru_cache(maxsize=10_000)
+def _parse(override: str) -> Override:
+    """Kept, and so not to be changed: the runs of a sweep have most in common."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_override(override)
 
 
 def _check_options(items: Sequence[Override], known: Mapping[str, Sequence[str]]) -> None:
@@ -245,6 +253,50 @@ def composed(overrides: Sequence[str], config_dir: Path | None = None) -> DictCo
     except Exception as error:  # Hydra's and OmegaConf's errors have no common base
         raise UsageError(f"{' '.join(overrides)}: {error}") from error
     return cfg
+
+
+def free_values(overrides: Sequence[str], config_dir: Path | None = None) -> dict[str, Any]:
+    """Those of a run's overrides that do no more than to set one key: numbers, texts and null of keys that neither the config nor
+    another override refers to. By dotted key.
+    """
+    items = parse(overrides)
+    choices = [item for item in items if any((place / item.key_or_group).is_dir() for place in _folders(config_dir))]
+    composed = _compose(tuple(str(item.input_line) for item in choices), config_dir)
+    referred = _referred(tuple(str(item.input_line) for item in choices), config_dir)
+    told = [str(item.input_line) for item in items]
+    if referred is None or any("${" in override for override in told):
+        return {}
+    free = {}
+    for item in items:
+        key, plain = item.key_or_group, item not in choices and item.package is None
+        if not plain or item.is_sweep_override() or item.is_delete() or item.is_add() or item.is_force_add():
+            continue
+        value = item.value()
+        parents = {key[:i] for i, letter in enumerate(key) if letter == "."}
+        if value is not None and (not isinstance(value, int | float | str) or value == "???"):
+            continue
+        there = OmegaConf.select(composed, key)
+        if not parents & referred and not any(f"{name}.".startswith(f"{key}.") for name in referred) and not OmegaConf.is_config(there):
+            free[key] = value
+    return free
+
+
+@functools.lru_cache(maxsize=1000)
+def _referred(overrides: tuple[str, ...], config_dir: Path | None) -> frozenset[str] | None:
+    """The keys that a composed config's interpolations name; None where one is of another kind than ${a.b}."""
+    plain = OmegaConf.to_container(_compose(overrides, config_dir), resolve=False)
+    inside = [text for value in _leaves(plain) if isinstance(value, str) for text in re.findall(r"\$\{([^}]*)", value)]
+    named = {text for text in inside if re.fullmatch(r"\w+(\.\w+)*", text)}
+    others = [text for text in inside if text not in named and not re.fullmatch(r"oc\.env:[^$]*", text)]
+    return None if others else frozenset(named)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(item)
+    else:
+        yield value
 
 
 def hydra_settings(overrides: Sequence[str], config_dir: Path | None = None) -> Any:

@@ -4,6 +4,7 @@ misses, and the identity of a run. Every mistake is one line, found before anyth
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import importlib
@@ -13,9 +14,10 @@ import json
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
@@ -55,11 +57,23 @@ def near(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def identity(config: DictConfig) -> str:
-    """Twelve hex digits that name what is sampled: a hash of the resolved config less storage, display and judgement."""
-    plain = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(plain, dict)
-    return digest({str(key): value for key, value in plain.items() if key not in _NOT_IDENTITY})
+def identity(config: DictConfig | Mapping[str, Any], contents: Mapping[str, Any] | None = None) -> str:
+    """Twelve hex digits that name what is sampled: a hash of the resolved config less storage, display and judgement, and of the
+    `contents` of the files it names.
+    """
+    kept = _deciding(config)
+    return digest({**kept, "contents": contents} if contents else kept)
+
+
+def identity_without_contents(config: DictConfig) -> str:
+    """The name that a run was given before the contents of files and the values of numbers entered it."""
+    return hashlib.sha256(json.dumps(_deciding(config), sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _deciding(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
+    plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
+    assert isinstance(plain, Mapping)
+    return {str(key): value for key, value in plain.items() if key not in _NOT_IDENTITY}
 
 
 def published(config: DictConfig) -> dict[str, Any]:
@@ -100,20 +114,68 @@ def shown(value: Any) -> str:
 
 
 def digest(values: Mapping[str, Any]) -> str:
-    """Twelve hex digits that change with any of the values."""
+    """Twelve hex digits that change with any of the values; 2 and 2.0 are one, true and "2" are others."""
     plain = {key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for key, value in values.items()}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(_by_value(plain), sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _by_value(value: Any) -> Any:
+    """The value with every number spelled in one way: a whole one as an integer, so that -0.0 is 0 too."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    if isinstance(value, Mapping):
+        return {str(key): _by_value(item) for key, item in value.items()}
+    return [_by_value(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+# What many runs share
+
+_Made = TypeVar("_Made")
+_made: ContextVar[dict[Hashable, Any] | None] = ContextVar("made", default=None)
+
+
+@contextlib.contextmanager
+def sharing() -> Iterator[None]:
+    """Inside, what `once` makes is made once: for checks of many runs that have most in common, none of which is run."""
+    token = None if _made.get() is not None else _made.set({})
+    try:
+        yield
+    finally:
+        if token is not None:
+            _made.reset(token)
+
+
+def once(make: Callable[[], _Made], name: Callable[[], Hashable]) -> _Made:
+    """What `make` gives; inside `sharing`, what it gave for the same name before."""
+    made = _made.get()
+    if made is None:
+        return make()
+    known = name()
+    if known not in made:
+        made[known] = make()
+    return made[known]
+
+
+def spelled(node: Any) -> str:
+    """All that a node or a value says, resolved, in one text: a name for `once`."""
+    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    return json.dumps(plain, default=repr)
 
 
 # From a config node to an object
 
 
 def build(node: DictConfig, key: str, allow: Sequence[str] = ()) -> Any:
-    """The object a node with `_target_` describes, with every name and type checked first.
+    """The object a node with `_target_` describes, with every name and type checked first; inside `sharing`, one for all equal
+    nodes.
 
     Raises:
         UsageError: the target is not allowed or does not exist, an option is unknown, missing or of the wrong type or value.
     """
+    return once(lambda: _build(node, key, allow), lambda: ("object", key, tuple(allow), spelled(node)))
+
+
+def _build(node: DictConfig, key: str, allow: Sequence[str]) -> Any:
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 

@@ -164,6 +164,7 @@ def _environment(job: Job) -> dict[str, Any]:
     return {
         "command": _command(),
         "samples": len(job.samples),
+        "contents": job.contents,
         "commit": commit or None,
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in packages},

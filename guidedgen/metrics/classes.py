@@ -42,6 +42,11 @@ class ClassFolders:
 
     path: str
 
+    @property
+    def files(self) -> tuple[str]:
+        """The folder."""
+        return (self.path,)
+
     def check(self, tasks: Sequence[Task]) -> None:
         """Raises UsageError as ClassPictures says."""
         for task in tasks:

@@ -93,6 +93,12 @@ class StableDiffusion:
             return locate_lab("generator/model_index.json", key="model.path=lab", part="generator").parent
         return locate(self.path, key="model.path", files=_FILES, required=_REQUIRED)
 
+    @property
+    def files(self) -> tuple[str | Path, ...]:
+        """What it is made of: the folders of the parts that are read, and what was learned besides."""
+        parts = [self.folder / part for part in (*_PARTS, "scheduler", "tokenizer")]
+        return (*parts, *([] if self.learned is None else [self._learned]))
+
     def _config(self, part: str, name: str = "config.json") -> dict[str, Any]:
         try:
             return json.loads((self.folder / part / name).read_text())

@@ -60,6 +60,7 @@ class OpenClip:
         self.size: int = description["vision_cfg"].get("image_size", 224)
         self.file = locate_file(path, filename, key=key, revision=revision)
         self._key = key
+        self._described = Path(architecture).expanduser() if architecture.endswith(".json") else None
 
     @property
     def network(self) -> open_clip.model.CLIP:
