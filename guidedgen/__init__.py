@@ -19,6 +19,7 @@ Rooms, and who may import whom (held by tests/test_layers.py):
     shards                         which share of a run a process takes                        <- types
     store                          a run's folder                                              <- types
     tracker                        its mirror in W&B                                           <- types, store
+    contents                       what files hold, by which runs are told apart               <- types
     evaluate                       from images to metrics                                      <- types, images, metrics, store
     pages                          a study as one page and as tables                           <- types, store, config
     report                         progress, tables, grids                                     <- cost, evaluate, pages

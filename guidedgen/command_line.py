@@ -18,7 +18,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from guidedgen import config
 from guidedgen.types import UsageError
@@ -272,11 +272,13 @@ def free_values(overrides: Sequence[str], config_dir: Path | None = None) -> dic
         if not plain or item.is_sweep_override() or item.is_delete() or item.is_add() or item.is_force_add():
             continue
         value = item.value()
-        parents = {key[:i] for i, letter in enumerate(key) if letter == "."}
         if value is not None and (not isinstance(value, int | float | str) or value == "???"):
             continue
-        there = OmegaConf.select(composed, key)
-        if not parents & referred and not any(f"{name}.".startswith(f"{key}.") for name in referred) and not OmegaConf.is_config(there):
+        above, _, name = key.rpartition(".")
+        parent = OmegaConf.select(composed, above, throw_on_resolution_failure=False) if above else composed
+        if not isinstance(parent, DictConfig) or isinstance(parent._get_node(name), DictConfig | ListConfig):
+            continue
+        if not any(f"{key}.".startswith(f"{other}.") or other.startswith(f"{key}.") for other in referred):
             free[key] = value
     return free
 

@@ -1,8 +1,8 @@
 """What files hold: the digests by which a run and its judgement belong to contents and not to paths.
 
 A built object says what it reads by its attributes that are paths, by those of its parts, and by `files` where it keeps a path in
-another form. A file counts by its SHA-256, a file of the hub's cache by the commit of its snapshot, which need not be read. What was
-read once is kept in a small file of the user's cache, by size and times, so that gigabytes are read once.
+another form. A file counts by its SHA-256, a file of the hub's cache by the commit of its snapshot, which need not be read. The
+digests are kept in a small file of the user's cache, by size and times, so that gigabytes are read once.
 """
 
 from __future__ import annotations
@@ -65,6 +65,24 @@ def of_files(files: Iterable[Path]) -> str:
     rows = sorted([file.name, sha256(file)] for file in files)
     _store()
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def changed(then: Parts, now: Parts) -> list[str]:
+    """The parts, with the first file of each, that hold something else now."""
+    found = []
+    for part in sorted({*then, *now}):
+        before, after = then.get(part, {}), now.get(part, {})
+        if names := [name for name in {**before, **after} if before.get(name) != after.get(name)]:
+            found.append(f"{part} ({names[0]}{', ...' if len(names) > 1 else ''})")
+    return found
+
+
+def recorded(environment: Mapping[str, Any], name: str = "contents") -> Parts | None:
+    """The contents that a run has recorded in its environment.json; None of an older run, and where they are damaged."""
+    parts = environment.get(name)
+    if not isinstance(parts, dict) or not all(isinstance(digests, dict) for digests in parts.values()):
+        return None
+    return parts if all(isinstance(value, str) for digests in parts.values() for value in digests.values()) else None
 
 
 # From objects to paths

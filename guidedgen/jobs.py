@@ -23,7 +23,7 @@ from guidedgen.models import tuning
 from guidedgen.models.stable_diffusion import StableDiffusion
 from guidedgen.process.grid import Grid
 from guidedgen.shards import Shard, find_shard
-from guidedgen.store import RunFolder, check_writable
+from guidedgen.store import RunFailed, RunFolder, check_writable
 from guidedgen.tracker import Tracker
 from guidedgen.types import BadValue, Learner, Method, Reward, Sample, Scheduler, Task, UsageError
 
@@ -445,6 +445,38 @@ def _of_method(method: Method, allow: Sequence[str]) -> contents.Digests:
         found["source_image"] = contents.sha256(Path(picture))
     if isinstance(method, Learner):
         found["lessons"] = contents.of_tasks(_lesson_tasks(method))
+    return found
+
+
+def check_unchanged(job: Job) -> None:
+    """Raises RunFailed where a file that a job reads as it goes does not hold any more what the run is named by. What was read
+    when the job was prepared, as its prompts, may be edited for the next one.
+    """
+    tasks = list({sample.task.id: sample.task for sample in job.samples}.values())
+    now = _contents(_plain(job.cfg), tasks=tasks, method=job.method, model=job.model, scheduler=job.scheduler, reward=job.reward)
+    for part, digests in job.contents.items():
+        if part == "dataset" and _source(job.method):  # whose picture stands in for the tasks' own
+            continue
+        if changed := [name for name in digests if name != "lessons" and now.get(part, {}).get(name) != digests[name]]:
+            told = f"{part} ({changed[0]}) was changed while the run was at work"
+            raise RunFailed(f"{job.folder.path}: {told}; the same command makes the run of what it holds now")
+
+
+def stored_unguided(folder: Path, cfg: DictConfig, parts: contents.Parts | None) -> list[Path]:
+    """Where the unguided run of a stored run may lie beside it, made of the same contents: as one that blurs nothing, and as one
+    that does. `parts` are the contents that the run has recorded, None of runs that recorded none.
+    """
+    cfg = _unguided(cfg)
+    found = []
+    for blurs in (False, True):
+        if parts is None:
+            kept = cfg.copy()
+            kept.reward = cfg.reward if blurs else None
+            run_id = config.identity_without_contents(OmegaConf.merge(kept, {"blurred": True}) if blurs else kept)
+        else:
+            shared = {part: digests for part, digests in parts.items() if part != "method"}
+            run_id = _identity(_plain(cfg), shared, guided=False, blurs=blurs)
+        found.append(folder.parent / _folder(cfg, run_id, guided=False).name)
     return found
 
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from guidedgen import config, contents, evaluate, learning, report, sampling
 from guidedgen.jobs import Job
-from guidedgen.store import RunFailed
+from guidedgen.store import RunFailed, RunFolder
 
 
 def judge(job: Job) -> dict[str, Any]:
@@ -97,7 +97,12 @@ def _recorded(job: Job, pictures: evaluate.Images) -> set[str]:
     """Names of the scorers whose scores the records of a run hold: those that are now as they were when it was sampled."""
     if not pictures.blurred:
         return set()
-    then, now = config.read_whole(pictures.paths[0].parent.parent / "config.yaml"), job.cfg
+    folder = pictures.paths[0].parent.parent
+    then, now = config.read_whole(folder / "config.yaml"), job.cfg
+    judged_then = contents.recorded(RunFolder(folder).read_json("environment.json"), "judged_with") or {}
+    files = judged_then.get("metrics", {})
+    if any(files.get(name, digest) != digest for name, digest in judged_with(job).get("metrics", {}).items()):
+        return set()
     judges = {str(name) for name, node in now.metrics.scorers.items() if then.metrics.scorers.get(name) == node}
     guides = job.scorers.keys() - now.metrics.scorers.keys()  # the reward, with what it reports
     return judges | (guides if then.reward == now.reward else set())
@@ -141,7 +146,8 @@ def _mark_shared(job: Job, metrics: Mapping[str, Any], guide: DictConfig | None)
 
 def judged_by(job: Job) -> str:
     """Names what a run is judged by, which may change after it was sampled: the files that its judges read do too."""
-    return config.digest({**{key: job.cfg[key] for key in ("reward", "metrics", "reference")}, "contents": judged_with(job)})
+    options = {key: job.cfg[key] for key in ("reward", "metrics", "reference")}
+    return config.digest({**options, "contents": [job.contents, judged_with(job)]})
 
 
 def judged_with(job: Job) -> contents.Parts:

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from guidedgen import config
+from guidedgen import config, contents
 from guidedgen.store import Record, RunFolder
 from guidedgen.types import UsageError
 
@@ -90,25 +90,28 @@ def _read(path: Path) -> Run:
     cfg = config.read(path / "config.yaml") if (path / "config.yaml").exists() else None
     plain = OmegaConf.to_container(cfg) if cfg is not None else {}
     assert isinstance(plain, dict)
+    environment = stored.read_json("environment.json")
     return Run(
         folder=path,
         name=path.name,
         metrics=stored.read_json("metrics.json"),
         records=list(stored.records().values()),
         failures=stored.failures(),
-        environment=stored.read_json("environment.json"),
+        environment=environment,
         config={str(key): value for key, value in plain.items()},
-        setting=_setting(cfg) if cfg is not None else path.name,
+        setting=_setting(cfg, contents.recorded(environment)) if cfg is not None else path.name,
         done=(path / "DONE").exists(),
     )
 
 
-def _setting(cfg: DictConfig) -> str:
-    """What an unguided run shares with those measured against it: all that is sampled from but the method and its reward."""
+def _setting(cfg: DictConfig, parts: contents.Parts | None) -> str:
+    """What an unguided run shares with those measured against it: all that is sampled from but the method and its reward, and what
+    of that the files held.
+    """
     kept = cfg.copy()
     for key in ("method", "reward"):
         kept.pop(key, None)
-    return config.identity(kept)
+    return config.identity(kept, {part: digests for part, digests in (parts or {}).items() if part not in ("method", "reward")})
 
 
 def _with_lent(runs: Sequence[Run]) -> list[Run]:
