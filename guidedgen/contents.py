@@ -185,19 +185,24 @@ def sha256(file: Path) -> str:
         stamp = _stamp(path)
         before = _known.get(path)
         if before is not None and before[0] == stamp:
-            return before[1]
+            return _held(path, before[1])
         with open(path, "rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         settled = max(stamp[1], stamp[2]) / 1e9 < time.time() - _GRAIN and _stamp(path) == stamp
     except OSError as error:
         raise UsageError(f"{file}: cannot be read ({error.strerror or error})") from error
-    if _latest.setdefault(path, digest) != digest:
-        _latest[path] = digest
-        _forget()
     if settled:
         _known[path] = (stamp, digest)
         if stamp[0] >= _SMALL:
             _fresh[path] = (stamp, digest)
+    return _held(path, digest)
+
+
+def _held(path: str, digest: str) -> str:
+    """The digest; where it is another one than when this process last looked, nothing that was loaded is kept."""
+    if _latest.setdefault(path, digest) != digest:
+        _latest[path] = digest
+        _forget()
     return digest
 
 

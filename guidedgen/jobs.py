@@ -420,7 +420,7 @@ def _deciding(parts: contents.Parts, *, guided: bool, blurs: bool) -> contents.P
 
 
 def _contents(
-    cfg: Mapping[str, Any], *, tasks: Sequence[Task], method: Method, model: Any, scheduler: Scheduler, reward: Any
+    cfg: Mapping[str, Any] | DictConfig, *, tasks: Sequence[Task], method: Method, model: Any, scheduler: Scheduler, reward: Any
 ) -> contents.Parts:
     """The digests of what a run's parts read, of those that read anything. `tasks` are the data set's."""
     allow = tuple(cfg["allow_targets"])
@@ -453,7 +453,7 @@ def check_unchanged(job: Job) -> None:
     when the job was prepared, as its prompts, may be edited for the next one.
     """
     tasks = list({sample.task.id: sample.task for sample in job.samples}.values())
-    now = _contents(_plain(job.cfg), tasks=tasks, method=job.method, model=job.model, scheduler=job.scheduler, reward=job.reward)
+    now = _contents(job.cfg, tasks=tasks, method=job.method, model=job.model, scheduler=job.scheduler, reward=job.reward)
     for part, digests in job.contents.items():
         if part == "dataset" and _source(job.method):  # whose picture stands in for the tasks' own
             continue

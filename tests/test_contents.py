@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from safetensors.torch import save_file
 
 from guidedgen import config, contents, experiment, jobs, judging, rejudging
 from guidedgen.lab.networks import WEIGHTS
-from guidedgen.pages import page
+from guidedgen.pages import cautions, page
 from guidedgen.store import RunFailed, RunFolder
 from guidedgen.types import Task, UsageError
 
@@ -199,9 +200,14 @@ def test_a_file_that_cannot_be_read_is_one_line(
     tried("refused")
 
 
-def test_what_was_loaded_from_a_file_is_not_used_when_that_has_changed(tmp_path: Path) -> None:
+@trained
+@pytest.mark.parametrize("grain", [2, -60])  # with and without a digest that is kept
+def test_what_was_loaded_from_a_file_is_not_used_when_that_has_changed(
+    tmp_path: Path, grain: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from guidedgen.models import stable_diffusion
 
+    monkeypatch.setattr(contents, "_GRAIN", grain)
     file = tmp_path / "weights"
     file.write_text("a")
     contents.sha256(file)
@@ -565,6 +571,15 @@ def test_an_audited_picture_that_is_blurred_keeps_a_score_of_the_same_network_al
     _changed(file)
     job = jobs.prepare(cfg)
     assert judging._recorded(job, evaluate.Images.of_run(job.folder)) == set()
+
+
+@pytest.mark.parametrize(("digests", "told"), [("aa", False), ("ab", True)])
+def test_rows_that_networks_of_one_name_but_not_one_content_judged_are_not_to_be_compared(digests: str, told: bool) -> None:
+    rows = [
+        SimpleNamespace(metrics={"judged_with": {"metrics": {"head.pth": digest, f"{i}": "x"}}}) for i, digest in enumerate(digests)
+    ]
+    found = list(cautions._unlike_judges(rows))  # type: ignore[arg-type]
+    assert [("head.pth" in caution.text and caution.serious) for caution in found] == [True] * told
 
 
 def test_tasks_are_told_apart_by_all_that_they_say(tmp_path: Path) -> None:
