@@ -51,7 +51,8 @@ def _as_made(job: Job, cfg: DictConfig, chosen: Collection[str]) -> Job:
     base = job.base
     if base is not None:
         places = stored_unguided(job.folder.path.absolute(), cfg, parts)
-        place = next((place for place in places if (place / "config.yaml").exists()), places[job.blurs])
+        likely = sorted(places, key=lambda place: place != places[job.blurs])  # another reward may be chosen, that blurs nothing
+        place = next((place for place in likely if (place / "config.yaml").exists()), likely[0])
         base = dataclasses.replace(base, folder=RunFolder(place), samples=samples)
     return dataclasses.replace(job, samples=samples, base=base)
 
