@@ -472,7 +472,9 @@ def stored_unguided(folder: Path, cfg: DictConfig, parts: contents.Parts | None)
         if parts is None:
             kept = cfg.copy()
             kept.reward = cfg.reward if blurs else None
-            run_id = config.identity_without_contents(OmegaConf.merge(kept, {"blurred": True}) if blurs else kept)
+            if blurs:
+                OmegaConf.update(kept, "blurred", True, force_add=True)
+            run_id = config.identity_without_contents(kept)
         else:
             shared = {part: digests for part, digests in parts.items() if part != "method"}
             run_id = _identity(_plain(cfg), shared, guided=False, blurs=blurs)

@@ -90,7 +90,7 @@ def composed_once() -> None:
     """Lets Hydra start a sweep whose runs have all been composed and checked without composing each of them twice more."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    BasicSweeper.validate_batch_is_legal = lambda *_: None
+    BasicSweeper.validate_batch_is_legal = lambda *_: None  # type: ignore[method-assign]
 
 
 def listed(overrides: Sequence[str], config_dir: Path | None = None) -> list[Run]:
