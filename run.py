@@ -27,6 +27,7 @@ def announce(overrides: list[str], config_dir: Path | None) -> None:
         if any(state.state != "missing" for state in states):
             status.show(states)
         print(status.summary(states), flush=True)
+        sweeps.composed_once()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")

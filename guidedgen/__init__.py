@@ -22,6 +22,7 @@ Rooms, and who may import whom (held by tests/test_layers.py):
     shapes                         what stored files hold, checked as they are read
     store                          a run's folder                                              <- types, inside, locks, shapes
     tracker                        its mirror in W&B                                           <- types, inside, store
+    contents                       what files hold, by which runs are told apart               <- types
     evaluate                       from images to metrics                                      <- types, images, metrics, store
     pages                          a study as one page and as tables                           <- types, shapes, store, config
     report                         progress, tables, grids                                     <- cost, evaluate, pages

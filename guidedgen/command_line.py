@@ -20,7 +20,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from guidedgen import config, hydra_settings, option_files
 from guidedgen.types import UsageError
@@ -102,7 +102,8 @@ def preflight(arguments: Sequence[str], prepare: Callable[[DictConfig], object])
         return
     shown = parsed.cfg or parsed.info  # which need not be one that can be run
     try:
-        check(parsed, (lambda _: None) if shown else prepare)
+        with config.sharing():
+            check(parsed, (lambda _: None) if shown else prepare)
     except UsageError as error:
         _refuse(str(error))
 
@@ -252,10 +253,9 @@ def _values(sweep: Any) -> list[str]:
 
 def parse(overrides: Sequence[str]) -> list[Override]:
     """Overrides as Hydra reads them. Raises UsageError for the first that it cannot read."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    parser, found = OverridesParser.create(), []
+    found = []
     for override in overrides:
         key = override.partition("=")[0][:100]
         if any(unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\r\t" for letter in override):
@@ -263,7 +263,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
         if len(override) > _LETTERS or _nesting(override) > _NESTED:
             raise UsageError(f"{key}: is longer than {_LETTERS} letters, or has more than {_NESTED} brackets inside each other")
         try:
-            found.append(parser.parse_override(override))
+            found.append(_parse(override))
         except (HydraException, RecursionError) as error:
             raise UsageError(f"{override}: cannot be read as key=value; a text with spaces or commas needs two layers of quotes, "
                              "as in 'dataset.prompt=\"a red circle, and a square\"'") from error  # fmt: skip
@@ -274,6 +274,14 @@ def _nesting(text: str) -> int:
     """How many brackets are open at once at most, those in quotes included."""
     depth = itertools.accumulate((letter in "([{") - (letter in ")]}") for letter in text)
     return max(depth, default=0)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _parse(override: str) -> Override:
+    """Kept, and so not to be changed: the runs of a sweep have most in common."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_override(override)
 
 
 def _check_options(items: Sequence[Override], known: Mapping[str, Sequence[str]]) -> None:
@@ -368,6 +376,52 @@ def composed(overrides: Sequence[str], config_dir: Path | None = None) -> DictCo
     except Exception as error:  # Hydra's and OmegaConf's errors have no common base
         raise UsageError(f"{' '.join(overrides)}: {error}") from error
     return cfg
+
+
+def free_values(overrides: Sequence[str], config_dir: Path | None = None) -> dict[str, Any]:
+    """Those of a run's overrides that do no more than to set one key: numbers, texts and null of keys that neither the config nor
+    another override refers to. By dotted key.
+    """
+    items = parse(overrides)
+    choices = [item for item in items if any((place / item.key_or_group).is_dir() for place in _folders(config_dir))]
+    composed = _compose(tuple(str(item.input_line) for item in choices), config_dir)
+    referred = _referred(tuple(str(item.input_line) for item in choices), config_dir)
+    told = [str(item.input_line) for item in items]
+    if referred is None or any("${" in override for override in told):
+        return {}
+    free = {}
+    for item in items:
+        key, plain = item.key_or_group, item not in choices and item.package is None
+        if not plain or item.is_sweep_override() or item.is_delete() or item.is_add() or item.is_force_add():
+            continue
+        value = item.value()
+        if value is not None and (not isinstance(value, int | float | str) or value == "???"):
+            continue
+        above, _, name = key.rpartition(".")
+        parent = OmegaConf.select(composed, above, throw_on_resolution_failure=False) if above else composed
+        if not isinstance(parent, DictConfig) or isinstance(parent._get_node(name), DictConfig | ListConfig):
+            continue
+        if not any(f"{key}.".startswith(f"{other}.") or other.startswith(f"{key}.") for other in referred):
+            free[key] = value
+    return free
+
+
+@functools.lru_cache(maxsize=1000)
+def _referred(overrides: tuple[str, ...], config_dir: Path | None) -> frozenset[str] | None:
+    """The keys that a composed config's interpolations name; None where one is of another kind than ${a.b}."""
+    plain = OmegaConf.to_container(_compose(overrides, config_dir), resolve=False)
+    inside = [text for value in _leaves(plain) if isinstance(value, str) for text in re.findall(r"\$\{([^}]*)", value)]
+    named = {text for text in inside if re.fullmatch(r"\w+(\.\w+)*", text)}
+    others = [text for text in inside if text not in named and not re.fullmatch(r"oc\.env:[^$]*", text)]
+    return None if others else frozenset(named)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(item)
+    else:
+        yield value
 
 
 def settings(overrides: Sequence[str], config_dir: Path | None = None) -> Any:

@@ -4,6 +4,7 @@ misses, and the identity of a run. Every mistake is one line, found before anyth
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import inspect
@@ -12,9 +13,10 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
@@ -58,16 +60,23 @@ def near(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def identity(config: DictConfig) -> str:
-    """Twelve hex digits that name what is sampled: a hash of the resolved config less storage, display and judgement."""
-    plain = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(plain, dict)
-    return identity_of({str(key): value for key, value in plain.items()})
+def identity(config: DictConfig | Mapping[str, Any], contents: Mapping[str, Any] | None = None) -> str:
+    """Twelve hex digits that name what is sampled: a hash of the resolved config less storage, display and judgement, and of the
+    `contents` of the files it names.
+    """
+    kept = _deciding(config)
+    return digest({**kept, "contents": contents} if contents else kept)
 
 
-def identity_of(plain: Mapping[str, Any]) -> str:
-    """The same of a config's plain values."""
-    return digest({key: value for key, value in plain.items() if key not in _NOT_IDENTITY})
+def identity_without_contents(config: DictConfig) -> str:
+    """The name that a run was given before the contents of files and the values of numbers entered it."""
+    return hashlib.sha256(json.dumps(_deciding(config), sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _deciding(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
+    plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
+    assert isinstance(plain, Mapping)
+    return {str(key): value for key, value in plain.items() if key not in _NOT_IDENTITY}
 
 
 def resolved(config: DictConfig) -> DictConfig:
@@ -130,24 +139,74 @@ def shown(value: Any) -> str:
 
 
 def digest(values: Mapping[str, Any]) -> str:
-    """Twelve hex digits that change with any of the values."""
+    """Twelve hex digits that change with any of the values; 2 and 2.0 are one, true and "2" are others."""
     plain = {key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for key, value in values.items()}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(_by_value(plain), sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _by_value(value: Any) -> Any:
+    """The value with every number spelled in one way: a whole one as an integer, so that -0.0 is 0 too."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    if isinstance(value, Mapping):
+        return {str(key): _by_value(item) for key, item in value.items()}
+    return [_by_value(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+# What many runs share
+
+_Made = TypeVar("_Made")
+_made: ContextVar[dict[Hashable, Any] | None] = ContextVar("made", default=None)
+
+
+@contextlib.contextmanager
+def sharing() -> Iterator[None]:
+    """Inside, what `once` makes is made once: for checks of many runs that have most in common, none of which is run."""
+    token = None if _made.get() is not None else _made.set({})
+    try:
+        yield
+    finally:
+        if token is not None:
+            _made.reset(token)
+
+
+def once(make: Callable[[], _Made], name: Callable[[], Hashable]) -> _Made:
+    """What `make` gives; inside `sharing`, what it gave for the same name before."""
+    made = _made.get()
+    if made is None:
+        return make()
+    known = name()
+    if known not in made:
+        made[known] = make()
+    return made[known]
+
+
+def spelled(node: Any) -> str:
+    """All that a node or a value says, resolved, in one text: a name for `once`."""
+    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    return json.dumps(plain, default=repr)
 
 
 # From a config node to an object
 
 
 def build(node: DictConfig, key: str, allow: Sequence[str] = ()) -> Any:
-    """The object a node with `_target_` describes, with every name and type checked first. Options are plain values, lists and
-    dictionaries: Hydra's `instantiate` would resolve their texts several times, and so change one that holds "${" itself.
+    """The object a node with `_target_` describes, with every name and type checked first; inside `sharing`, one for all equal
+    nodes. Options are plain values, lists and dictionaries: Hydra's `instantiate` would resolve their texts several times, and so
+    change one that holds "${" itself.
 
     Raises:
         UsageError: the target is not allowed, does not exist or is not what the key asks for; an option is unknown, missing or of
             the wrong type or value; a constructor of the user's own raises.
     """
+    return once(lambda: _build(node, key, allow), lambda: ("object", key, tuple(allow), spelled(node)))
+
+
+def _build(node: DictConfig, key: str, allow: Sequence[str]) -> Any:
     check_node(node, key, allow)
-    return _built(node, key)
+    built = _built(node, key)
+    targets.check_built(built, str(node["_target_"]), key, targets.at(key))
+    return built
 
 
 def _built(value: Any, key: str) -> Any:
@@ -161,7 +220,7 @@ def _built(value: Any, key: str) -> Any:
         return {name: _built(value[name], f"{key}.{name}") for name in names}
     options = {str(name): _built(value[name], f"{key}.{name}") for name in names if name not in _OF_HYDRA}
     try:
-        built = targets.load(str(value["_target_"]))(**options)
+        return targets.load(str(value["_target_"]))(**options)
     except BadValue as error:
         raise UsageError(f"{key}.{error.name}={error.value}: {error.rule}") from error
     except Exception as error:
@@ -169,8 +228,6 @@ def _built(value: Any, key: str) -> Any:
         if isinstance(error, UsageError) or path.startswith(targets.TARGETS):
             raise
         raise UsageError(f"{key}: {path} cannot be made: {targets.raised(error)}") from error
-    targets.check_built(built, str(value["_target_"]), key, targets.at(key))
-    return built
 
 
 def check_node(node: DictConfig, key: str, allow: Sequence[str] = (), kind: targets.Kind | None = None) -> None:

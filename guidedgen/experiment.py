@@ -167,6 +167,8 @@ def _environment(job: Job) -> dict[str, Any]:
     return {
         "command": _command(),
         "samples": len(job.samples),
+        "contents": job.contents,
+        "judged_with": judging.judged_with(job),
         "commit": commit or None,
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in packages},

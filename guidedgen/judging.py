@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from guidedgen import config, evaluate, learning, report, sampling
+from guidedgen import config, contents, evaluate, learning, report, sampling
 from guidedgen.jobs import Job
-from guidedgen.store import RunFailed
+from guidedgen.store import RunFailed, RunFolder
 
 
 def judge(job: Job) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def _judge_at(job: Job) -> dict[str, Any]:
             theirs = evaluate.score(reference, job.scorers, tasks, recorded=_recorded(job, reference), **where)
         beside = {name: (kept, evaluate.score(kept, job.scorers, tasks, **where)) for name, kept in own.beside().items()}
         summary = evaluate.summarise(own, reference, ours, theirs, job.verdicts)
-        metrics = {**_described(job, guide), "judged_by": judged_by(job), **summary}
+        metrics = {**_described(job, guide), "judged_by": judged_by(job), "judged_with": judged_with(job), **summary}
         metrics["blurred"] = len(own.blurred)
         metrics["failed"] = len(lost)
         if beside:
@@ -97,7 +97,12 @@ def _recorded(job: Job, pictures: evaluate.Images) -> set[str]:
     """Names of the scorers whose scores the records of a run hold: those that are now as they were when it was sampled."""
     if not pictures.blurred:
         return set()
-    then, now = config.read_whole(pictures.paths[0].parent.parent / "config.yaml"), job.cfg
+    folder = pictures.paths[0].parent.parent
+    then, now = config.read_whole(folder / "config.yaml"), job.cfg
+    judged_then = contents.recorded(RunFolder(folder).read_json("environment.json"), "judged_with") or {}
+    files = judged_then.get("metrics", {})
+    if any(files.get(name, digest) != digest for name, digest in judged_with(job).get("metrics", {}).items()):
+        return set()
     judges = {str(name) for name, node in now.metrics.scorers.items() if then.metrics.scorers.get(name) == node}
     guides = job.scorers.keys() - now.metrics.scorers.keys()  # the reward, with what it reports
     return judges | (guides if then.reward == now.reward else set())
@@ -140,5 +145,16 @@ def _mark_shared(job: Job, metrics: Mapping[str, Any], guide: DictConfig | None)
 
 
 def judged_by(job: Job) -> str:
-    """Names what a run is judged by, which may change after it was sampled."""
-    return config.digest({key: job.cfg[key] for key in ("reward", "metrics", "reference")})
+    """Names what a run is judged by, which may change after it was sampled: the files that its judges read do too."""
+    options = {key: job.cfg[key] for key in ("reward", "metrics", "reference")}
+    return config.digest({**options, "contents": [job.contents, judged_with(job)]})
+
+
+def judged_with(job: Job) -> contents.Parts:
+    """The digests of what a run's judges read, and of the pictures that it is measured against."""
+    judges = [job.scorers, job.distances, job.per_class]
+    found = {"metrics": contents.of(*judges, packages=tuple(job.cfg.allow_targets))}
+    if job.reference is not None:
+        records = [file] if (file := job.reference / "records.jsonl").exists() else []
+        found["reference"] = {"pictures": contents.of_files([*evaluate.Images.of_folder(job.reference).paths, *records])}
+    return {part: digests for part, digests in found.items() if digests}

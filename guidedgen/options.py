@@ -45,7 +45,8 @@ def settled(cfg: DictConfig, shard: Shard, *, elsewhere: bool = False) -> DictCo
     if value(cfg, "dtype") == "auto":
         cfg.dtype = "float32" if cfg.device == "cpu" else "float16"
     cfg = _resolved(cfg)
-    for key, found in _devices(cfg):
+    # Those of the zoo first, which other nodes refer to.
+    for key, found in sorted(_devices(cfg), key=lambda pair: not pair[0].startswith("zoo.")):
         if not elsewhere:
             real_device(found, key=key)
         elif not re.fullmatch(_DEVICES, str(found)):

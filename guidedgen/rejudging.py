@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from guidedgen import command_line, config, evaluate, judging, sampling
-from guidedgen.jobs import Job, prepare
+from guidedgen import command_line, config, contents, evaluate, judging, sampling
+from guidedgen.jobs import Job, prepare, stored_unguided
 from guidedgen.store import RunFolder
-from guidedgen.types import UsageError
+from guidedgen.types import Sample, Task, UsageError
 
 # What of a stored run's config may change when it is judged again: groups, and keys. All else has made its pictures.
 _GROUPS = ("metrics", "reward", "zoo")
@@ -37,12 +37,52 @@ def judge_again(folder: Path, overrides: Sequence[str] = (), config_dir: Path | 
         if overrides:  # which may be what is wrong
             raise
         raise UsageError(f"{folder / 'config.yaml'}: {error}") from error
+    job = _as_made(job, cfg, chosen={item.key_or_group.split(".")[0] for item in command_line.parse(overrides)})
     _check_stored(job)
-    if not sampling.left(job):  # whoever of several processes was to be the last may have died
+    if not _left(job):  # whoever of several processes was to be the last may have died
         sampling.close(job.base)
         sampling.merge(job)
         job.folder.finish()
     return judging.judge(job)
+
+
+def _as_made(job: Job, cfg: DictConfig, chosen: Collection[str]) -> Job:
+    """The job of a stored run, whose config is given, with the samples that were made, and against the unguided run of the same
+    contents. Says it where files have changed since, or where that is not known; not of a reward that is `chosen` anew.
+    """
+    parts = contents.recorded(job.folder.read_json("environment.json"))
+    if parts is None:
+        _tell(job, "what its files held when it was made is not recorded; it is judged by what they hold now")
+    elif differ := contents.changed(*({p: d for p, d in of.items() if p not in chosen} for of in (parts, job.contents))):
+        _tell(job, f"changed since it was made: {', '.join(differ)}; its pictures stay, and are judged by what is there now")
+    samples = _samples(job, parts)
+    base = job.base
+    if base is not None:
+        places = stored_unguided(job.folder.path.absolute(), cfg, parts)
+        likely = sorted(places, key=lambda place: place != places[job.blurs])  # another reward may be chosen, that blurs nothing
+        place = next((place for place in likely if (place / "config.yaml").exists()), likely[0])
+        base = dataclasses.replace(base, folder=RunFolder(place), samples=samples)
+    return dataclasses.replace(job, samples=samples, base=base)
+
+
+def _samples(job: Job, parts: contents.Parts | None) -> Sequence[Sample]:
+    """The job's; where its prompts have changed since, or may have, those that were recorded."""
+    known = {sample.name: sample for sample in job.samples}
+    records = job.folder.records()
+    if records.keys() <= known.keys() if parts is None else parts.get("dataset") == job.contents.get("dataset"):
+        return job.samples
+    tasks = {name: Task(id=record.task, prompt=record.prompt, category=record.category) for name, record in records.items()}
+    return [known.get(name) or Sample(task=tasks[name], seed=record.seed) for name, record in records.items()]
+
+
+def _left(job: Job) -> int:
+    """How many samples are neither finished nor failed, by the job or by what was recorded when it was made."""
+    wanted = job.folder.read_json("environment.json").get("samples")
+    return max(sampling.left(job), wanted - len(job.folder.tried()) if isinstance(wanted, int) else 0)
+
+
+def _tell(job: Job, note: str) -> None:
+    print(f"guidedgen: {job.folder.path}: {note}", file=sys.stderr)
 
 
 def _check_stored(job: Job) -> None:
@@ -57,11 +97,11 @@ def _check_stored(job: Job) -> None:
         runs.append((job.base, "the same with method=base"))
     for run, command in runs:
         evaluate.check_stored(run.folder, f"; where it is damaged remove it: {command} makes it anew")
-        left, spoiled = sampling.left(run), run.folder.spoiled
+        left, spoiled = _left(run), run.folder.spoiled
         if left or spoiled:
             damage = f" (damaged lines of records.jsonl: {spoiled})" if spoiled else ""
-            told = f"{left} of {len(run.samples)} samples missing{damage}, and not judged; {command} makes what is missing"
-            print(f"guidedgen: {run.folder.path}: {told}", file=sys.stderr)
+            missing = f"{left} of {max(left, len(run.samples))} samples missing{damage}"
+            _tell(run, f"{missing}, and not judged; {command} makes what is missing")
 
 
 def changed(cfg: DictConfig, overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from guidedgen import cost, images, report
-from guidedgen.jobs import Job
+from guidedgen.jobs import Job, check_unchanged
 from guidedgen.noise import Noise
 from guidedgen.problem import Problem
 from guidedgen.process.grid import Grid, tail
@@ -61,6 +61,7 @@ def _sample_batches(job: Job, label: str, batches: Sequence[Sequence[Sample]]) -
     steps = [needs.chains * (len(_grid(job, _share(job, batch[0]))) - 1) if needs.steps is None else needs.steps for batch in todo]
     with report.progress(label, total=sum(steps)) as advance:
         for made in _outcomes(job, todo, finished, _at_most(sum(steps), advance)):
+            check_unchanged(job)
             sample, record = made.sample, made.record
             if sample.name in finished:
                 continue

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from guidedgen import sweeps
 from guidedgen.store import RunFolder
 from guidedgen.sweeps import Run
 from guidedgen.types import UsageError, printable
@@ -73,7 +74,8 @@ def of_sweep(runs: Sequence[Run]) -> list[State]:
     """
     shared = set.intersection(*(set(run.overrides) for run in runs)) if len(runs) > 1 else set()
     names = [shlex.join(override for override in run.overrides if override not in shared) for run in runs]
-    return [dataclasses.replace(of_folder(run.folder), name=name) for run, name in zip(runs, names, strict=True)]
+    places = sweeps.folders(runs)
+    return [dataclasses.replace(of_folder(place), name=name) for place, name in zip(places, names, strict=True)]
 
 
 def show(states: Sequence[State]) -> None:

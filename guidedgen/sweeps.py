@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from guidedgen.jobs import Job
 
 
+_SETTLED = ("device", "dtype", "allow_targets")  # keys whose values are not taken as they are given, or say how others are
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
     """One run of a sweep."""
@@ -58,6 +61,36 @@ def runs(overrides: Sequence[str], config_dir: Path | None = None) -> list[Run]:
             raise UsageError(f"{item.input_line}: no list of values; give one, as in {item.get_key_element()}=0.1,0.2")
     (batch,) = BasicSweeper.split_arguments(items, max_batch_size=None)
     return [Run(overrides=run, config_dir=config_dir) for run in batch]
+
+
+def folders(runs: Sequence[Run]) -> list[Path]:
+    """Where the files of each go, as `Run.folder` says. Those that differ by values of free keys alone are composed once.
+
+    Raises UsageError where a config is wrong.
+    """
+    from guidedgen import jobs
+
+    groups: dict[Any, list[tuple[int, dict[str, Any]]]] = {}
+    for i, run in enumerate(runs):
+        free = command_line.free_values(run.overrides, run.config_dir)
+        kept = {key: value for key, value in free.items() if key not in _SETTLED}
+        rest = tuple(override for override in run.overrides if override.partition("=")[0] not in kept)
+        groups.setdefault((rest, tuple(sorted(kept)), run.config_dir), []).append((i, kept))
+    found: dict[int, Path] = {}
+    with config.sharing():
+        for members in groups.values():
+            first = runs[members[0][0]]
+            cfg = command_line.composed(first.overrides, first.config_dir)
+            places = jobs.places(cfg, [values for _, values in members])
+            found |= {i: place for (i, _), place in zip(members, places, strict=True)}
+    return [found[i] for i in range(len(runs))]
+
+
+def composed_once() -> None:
+    """Lets Hydra start a sweep whose runs have all been composed and checked without composing each of them twice more."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    BasicSweeper.validate_batch_is_legal = lambda *_: None  # type: ignore[method-assign]
 
 
 def listed(overrides: Sequence[str], config_dir: Path | None = None) -> list[Run]:

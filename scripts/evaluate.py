@@ -33,6 +33,8 @@ def main(arguments: list[str]) -> None:
     wrong = []
     for folder in folders:  # one that cannot be judged does not hide the others
         try:
+            if not os.path.isdir(folder):
+                raise UsageError(f"{folder}: no such folder; give a run's, as in outputs/<study>/<run>")
             report.show(rejudging.judge_again(folder, overrides, asked.config_dir))
         except UsageError as error:
             wrong.append(f"guidedgen: {' '.join(str(error).split())}")

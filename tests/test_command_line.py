@@ -84,11 +84,11 @@ WRONG = {
         ["method.process=ddim", "reversible needs edict"],
     ),
     "flow of a pair": (
-        ["method=doodl", "scheduler=ddim", "method/gradients=adjoint"],
+        ["method=doodl", "method.process=edict", "method/gradients=adjoint"],
         ["method.process=edict", "adjoint needs ddim"],
     ),
     "picture that is not there": (
-        ["method=doodl", "scheduler=ddim", "method.source_image=none.png", "method.tied=false"],
+        ["method=doodl", "method.process=edict", "method.source_image=none.png", "method.tied=false"],
         ["method.source_image=none.png", "cannot be read as an image"],
     ),
     "picture for a single latent": (

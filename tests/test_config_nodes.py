@@ -298,6 +298,7 @@ def test_null_is_no_object_of_a_class(name: str, own: str):
 def test_augmentations_may_not_be_null():
     """Of a method, whose every other option is as its file has it."""
     node = OmegaConf.load(config.CONF / "method" / "blip_inversion.yaml")
+    del node["defaults"]
     with pytest.raises(UsageError, match=r"^method\.augmentations=null: expected Augmentations, got null$"):
         config.check_node(OmegaConf.merge(node, {"augmentations": None}), "method")
 

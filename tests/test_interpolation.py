@@ -70,10 +70,10 @@ def test_objects_get_their_texts_as_they_are() -> None:
         assert task.prompt == rf"${{seed}} {TEXT} 0 \${{x}}"
 
 
-@pytest.mark.parametrize("name", ["_partial_", "_recursive_"])
-def test_a_node_is_built_whole(name: str, tried: Tried) -> None:
-    node = {"_target_": "guidedgen.datasets.prompt.OnePrompt", "prompt": "a", name: True}
-    with pytest.raises(UsageError, match=rf"^dataset\.{name}: a node is always built whole"):
+@pytest.mark.parametrize(("name", "value"), [("_partial_", True), ("_recursive_", False)])
+def test_a_node_is_built_whole(name: str, value: bool, tried: Tried) -> None:
+    node = {"_target_": "guidedgen.datasets.prompt.OnePrompt", "prompt": "a", name: value}
+    with pytest.raises(UsageError, match=rf"^dataset\.{name}={value}: expected {not value}"):
         config.build(OmegaConf.create(node), "dataset")
     tried("refused")
 

@@ -128,6 +128,69 @@ def test_a_run_s_folder_is_the_one_it_will_write_to(tmp_path: Path) -> None:
     assert found[3] == jobs.prepare(cfg).folder.path
 
 
+SWEEPS = [
+    ["method=base,code", "seed=0,1", "model.guidance_scale=2,2.0,3"],
+    ["method=code,codex", "method.num_particles=2,3", "samples_per_prompt=1,2"],
+    ["experiment=codex/lab/aesthetic", "seed=0,1"],
+    ["experiment=codex/lab/aesthetic", "row=codex/greedy", "table.strength=0.1,0.2"],  # which others refer to
+    ["dataset.category=colour,shape", "dataset.limit=1,2,null"],
+    ["dataset=text", "dataset.path=a.txt,b.txt", "seed=0,1"],
+    ["dataset=prompt", "dataset.prompt='a, b',c"],
+    ["dataset=prompt", "dataset.prompt='a ${seed}',c", "seed=0,1"],
+    ["dtype=float32,bfloat16", "device=auto,cpu", "seed=0,1"],
+    ["reward=multi", "reward.weights.pickscore=0,1"],
+    ["reward=evasion", "run.show_flagged=true,false"],
+    ["zoo.clip.name=lab-guide,lab-preference"],
+    ["study=s,t", "model.name=a,b"],
+    ["method=codex", "method.num_particles=[2,4],[4,4]", "batch_size=1,2", "+run.more=1,2", "~tracker"],
+]
+
+
+@trained
+@pytest.mark.parametrize("given", SWEEPS, ids=" ".join)
+def test_the_folders_of_a_sweep_are_those_of_its_runs(given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much of what they share is composed and built once."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("a red circle\n")
+    Path("b.txt").write_text("a blue square\n")
+    try:
+        runs = sweeps.runs(given)
+        expected = [run.folder for run in runs]
+    except UsageError as error:
+        pytest.fail(str(error))
+    assert sweeps.folders(runs) == expected
+
+
+@trained
+def test_a_sweep_over_seeds_is_planned_at_the_cost_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = {"_prepare": 0, "_settled": 0}
+
+    def counted(name: str) -> None:
+        called = getattr(jobs, name)
+
+        def count(*arguments: object, **options: object) -> object:
+            calls[name] += 1
+            return called(*arguments, **options)
+
+        monkeypatch.setattr(jobs, name, count)
+
+    for name in calls:
+        counted(name)
+    sweep = [f"outputs={tmp_path}", "tracker=none", "method=base,code,codex", "seed=range(0,10)"]
+    command_line.preflight(["-m", *sweep], jobs.prepare)
+    assert calls["_prepare"] == 5  # each method, and for two of them the unguided run
+    calls["_settled"] = 0
+    assert len(set(sweeps.folders(sweeps.runs(sweep)))) == 30
+    assert calls["_settled"] == 3
+
+
+@pytest.mark.parametrize("seeds", ["0,1,-1", "0,1,x", "0,1.5", "0,null"])
+def test_every_value_is_checked_all_the_same(seeds: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        command_line.preflight(["-m", f"outputs={tmp_path}", "tracker=none", f"seed={seeds}"], jobs.prepare)
+    assert left.value.code == 2 and "guidedgen: seed=" in capsys.readouterr().err
+
+
 # What a run is worth
 
 METRICS = {

@@ -22,7 +22,7 @@ from torch import Tensor
 from guidedgen import images as pictures
 from guidedgen.lab.captions import Description, Thing, parse
 from guidedgen.lab.judge import relation_odds, shipped_classifier
-from guidedgen.lab.networks import Reading
+from guidedgen.lab.networks import WEIGHTS, Reading
 from guidedgen.lab.world import BACKGROUNDS, COLOURS, SHAPES, SIZE, SIZES, TEXTURES
 from guidedgen.types import Detection
 
@@ -39,6 +39,7 @@ class SceneAnswers:
     """
 
     name = "lab-classifier"
+    files = (WEIGHTS / "classifier.safetensors",)
     differentiable = True
 
     def __init__(self, *, device: str | torch.device = "cpu") -> None:
@@ -61,6 +62,7 @@ class SceneDetector:
     """
 
     name = "lab-classifier"
+    files = (WEIGHTS / "classifier.safetensors",)
 
     def __init__(self, *, device: str | torch.device = "cpu") -> None:
         self.device = torch.device(device)

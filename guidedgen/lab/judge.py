@@ -18,7 +18,7 @@ from torch import Tensor
 from guidedgen import images as pictures
 from guidedgen.lab import captions, taste
 from guidedgen.lab.captions import Description, Thing
-from guidedgen.lab.networks import Reading, SceneClassifier, load_classifier
+from guidedgen.lab.networks import WEIGHTS, Reading, SceneClassifier, load_classifier
 from guidedgen.lab.world import BACKGROUNDS, COLOURS, SHAPES, SIZE, SLOTS, TEXTURES
 from guidedgen.types import Task
 
@@ -191,6 +191,7 @@ class SceneAccuracy:
 
     differentiable = False
     networks = ("lab-classifier",)
+    files = (WEIGHTS / "classifier.safetensors",)
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
         self.device = torch.device(device)

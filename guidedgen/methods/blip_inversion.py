@@ -54,9 +54,9 @@ class BlipInversion:
     `mode` referee_only takes the step of the referee alone, in the last iterations too, of w1 times the norm of a distillation
     gradient of unit elements; distill_only is distillation alone: the rows of Table 3. `lr` and `distill_weight` are [first, last],
     along a cosine. `distill_iterations` below 1 is a share of all: 0.0625 is 10 of 160. `distill_window` are the least and the
-    greatest t, as shares of the trained steps. `keep` says which picture is the sample's: the last, or the best, whose copies the referee has
-    given most; the other is kept beside it. After a restart the code's average shares its memory with z and moves with it; ours
-    does not.
+    greatest t, as shares of the trained steps. `keep` says which picture is the sample's: the last, or the best, whose copies the
+    referee has given most; the other is kept beside it. After a restart the code's average shares its memory with z and moves with
+    it; ours does not.
     """
 
     augmentations: Augmentations

@@ -48,6 +48,11 @@ class ClassFolders:
 
     path: str
 
+    @property
+    def files(self) -> tuple[str]:
+        """The folder."""
+        return (self.path,)
+
     def check(self, tasks: Sequence[Task]) -> None:
         """Raises UsageError as ClassPictures says, and where a prompt names two classes, or its class has two folders."""
         for task in tasks:

@@ -7,8 +7,10 @@ The benchmark's questions are spaCy's noun chunks, which depend on its model: be
 from __future__ import annotations
 
 import functools
+import importlib.util
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from guidedgen.types import UsageError
@@ -44,6 +46,12 @@ class Spacy:
             way_out = f"get it with: python -m spacy download {model}; or {key}=null, by rules"
             raise UsageError(f"{key}={model}: not installed; {way_out}")
         self.model = model
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What tells the model's version: a package does not change otherwise."""
+        spec = importlib.util.find_spec(self.model)
+        return () if spec is None or spec.origin is None else (Path(spec.origin).with_name("meta.json"),)
 
     @property
     def name(self) -> str:

@@ -78,6 +78,11 @@ class Learned:
         self._words: dict[str, int] = {}
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The files and folders that it is made of; PEFT's configuration lies beside its weights."""
+        return tuple(piece.path.parent if piece.kind == "peft" else piece.path for piece in self._pieces)
+
+    @property
     def words(self) -> Mapping[str, int]:
         """How many tokens each of the words is."""
         return self._words

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from guidedgen import images
 from guidedgen.cost import Ledger
-from guidedgen.models.folder import Folder, needed, open_folder
+from guidedgen.models.folder import WEIGHTS, Folder, needed, open_folder
 from guidedgen.models.learned import Learned
 from guidedgen.models.words import Words, replaced, said
 from guidedgen.precision import run_in
@@ -85,6 +85,12 @@ class StableDiffusion:
     def reads(*, path: str, **_: object) -> tuple[Needed, ...]:
         """What is read of the hub or of a folder: nothing of the bundled model."""
         return () if path == "lab" else (needed(path),)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What it is made of: the folders of the parts that are read, and what was learned besides."""
+        parts = [self.folder / part for part in (*WEIGHTS, "scheduler", "tokenizer")]
+        return (*parts, *self.additions.files)
 
     def config(self, part: str) -> Mapping[str, Any]:
         """What the folder says of a part of the model."""

@@ -6,7 +6,7 @@ import collections
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
-from guidedgen import config
+from guidedgen import config, contents
 from guidedgen.pages.study import Run, Study, options
 
 # Features of FID's Inception. Of fewer images than features the covariance is singular, and FID mostly bias (Chong and Forsyth,
@@ -29,15 +29,8 @@ class Caution:
 def cautions(study: Study) -> list[Caution]:
     """All that apply, serious ones first."""
     judged = [run for run in study.rows if run.judged]
-    found = [
-        *_damaged(study),
-        *_unfinished(study),
-        *_failed(study.runs),
-        *_shared(judged),
-        *_few(judged),
-        *_unlike(study, judged),
-        *_blurred(judged),
-    ]
+    found = [*_damaged(study), *_unfinished(study), *_failed(study.runs), *_shared(judged), *_few(judged), *_unlike(study, judged)]
+    found += [*_blurred(judged), *_unrecorded(judged), *_unlike_judges(judged)]
     return sorted(found, key=lambda caution: not caution.serious)
 
 
@@ -154,6 +147,24 @@ def _unlike_rewards(runs: Sequence[Run]) -> Iterator[Caution]:
         keys = [key for key in dict.fromkeys(key for told in those for key in told) if len({told.get(key) for told in those}) > 1]
         if keys:
             yield Caution(text=f"{name} is not the same in every row, it differs in {_listed(keys)}: do not compare rows by it.")
+
+
+def _unlike_judges(runs: Sequence[Run]) -> Iterator[Caution]:
+    """Files of the judges that held something else when other rows were judged."""
+    held: dict[str, set[str]] = {}
+    for run in runs:
+        for name, digest in (contents.recorded(run.metrics, "judged_with") or {}).get("metrics", {}).items():
+            held.setdefault(name, set()).add(digest)
+    if names := [name for name, digests in held.items() if len(digests) > 1]:
+        text = f"Not every row is judged by the same content of {_listed(names)}: do not compare rows by what reads it."
+        yield Caution(text=f"{text} scripts/evaluate.py judges stored runs again.")
+
+
+def _unrecorded(runs: Sequence[Run]) -> Iterator[Caution]:
+    if old := [run for run in runs if contents.recorded(run.environment) is None]:
+        many = "1 run does" if len(old) == 1 else f"{len(old)} runs do"
+        text = f"{many} not record what the files held that made it, as runs of earlier versions: {_named(old)}."
+        yield Caution(text=text, serious=False)
 
 
 def _blurred(runs: Sequence[Run]) -> Iterator[Caution]:

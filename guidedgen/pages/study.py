@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from guidedgen import config, shapes
+from guidedgen import config, contents, shapes
 from guidedgen.store import Record, RunFolder
 from guidedgen.types import UsageError
 
@@ -107,16 +107,16 @@ def _read(path: Path) -> Run:
     stored = RunFolder(path)
     stored.check_plain()
     plain, text = _config(path / "config.yaml")
-    told = stored.told()
+    told, environment = stored.told(), stored.read_json("environment.json")
     return Run(
         folder=path,
         name=path.name,
         metrics=stored.read_json("metrics.json"),
         records=list(told.records.values()),
         failures=told.failures,
-        environment=stored.read_json("environment.json"),
+        environment=environment,
         config=plain,
-        setting=_setting(plain) if plain else path.name,
+        setting=_setting(plain, contents.recorded(environment)) if plain else path.name,
         done=stored.finished,
         spoiled=told.spoiled,
         text=text,
@@ -133,9 +133,13 @@ def _config(file: Path) -> tuple[dict[str, Any], str]:
     return plain, text
 
 
-def _setting(plain: Mapping[str, Any]) -> str:
-    """What an unguided run shares with those measured against it: all that is sampled from but the method and its reward."""
-    return config.identity_of({key: value for key, value in plain.items() if key not in ("method", "reward")})
+def _setting(plain: Mapping[str, Any], parts: contents.Parts | None) -> str:
+    """What an unguided run shares with those measured against it: all that is sampled from but the method and its reward, and what
+    of that the files held.
+    """
+    theirs = ("method", "reward")
+    held = {part: digests for part, digests in (parts or {}).items() if part not in theirs}
+    return config.identity({key: value for key, value in plain.items() if key not in theirs}, held)
 
 
 def _with_lent(runs: Sequence[Run]) -> list[Run]:

@@ -46,6 +46,11 @@ class ClipImage:
         self._references  # noqa: B018  reads the image
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """The image that is one for all, where there is one."""
+        return () if self.image is None else (self.image,)
+
+    @property
     def _parts(self) -> dict[str, Clip]:
         """The CLIPs that count."""
         return {name: clip for name, clip in self.clips.items() if self.weights[name]}

@@ -90,6 +90,11 @@ class StyleReward(abc.ABC):
     def __post_init__(self) -> None:
         self._references  # noqa: B018  reads the image
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The image that is one for all, where there is one."""
+        return () if self.image is None else (self.image,)
+
     @functools.cached_property
     def _references(self) -> References:
         return References(reward=self._name, image=self.image, embed=self._embed)

@@ -90,7 +90,7 @@ class LabHead:
 
         self.device = torch.device(device)
         self.dim: int = CLIP_DIM
-        locate_lab("aesthetic.safetensors", key=f"{key}={self.name}", part="aesthetic")
+        self.files = (locate_lab("aesthetic.safetensors", key=f"{key}={self.name}", part="aesthetic"),)
 
     @functools.cached_property
     @torch.inference_mode(False)

@@ -121,8 +121,10 @@ class LabBlip2:
 
     def __init__(self, *, device: torch.device | str = "cpu", key: str = "blip2") -> None:
         self.device = torch.device(device)
-        locate_lab("blip2.safetensors", key=f"{key}={self.name}", part="blip2")
-        locate_lab("generator/tokenizer/tokenizer.json", key=f"{key}={self.name}", part="generator")
+        self.files = (
+            locate_lab("blip2.safetensors", key=f"{key}={self.name}", part="blip2"),
+            locate_lab("generator/tokenizer/tokenizer.json", key=f"{key}={self.name}", part="generator"),
+        )
 
     @property
     def network(self) -> QFormer:

@@ -122,7 +122,7 @@ class LabClassifier:
 
     def __init__(self, *, device: torch.device | str = "cpu", key: str = "classifier") -> None:
         self.device = torch.device(device)
-        locate_lab("classifier.safetensors", key=f"{key}={self.name}", part="classifier")
+        self.files = (locate_lab("classifier.safetensors", key=f"{key}={self.name}", part="classifier"),)
 
     def label(self, name: str) -> Description:
         """The description that the name stands for. Raises UsageError where it is none."""

@@ -124,8 +124,10 @@ class LabClip:
         self.device = torch.device(device)
         self.dim: int = CLIP_DIM
         self._which = name.removeprefix("lab-")
-        locate_lab(f"clip-{self._which}.safetensors", key=f"{key}={name}", part=f"clip-{self._which}")
-        locate_lab("generator/tokenizer/tokenizer.json", key=f"{key}={name}", part="generator")
+        self.files = (
+            locate_lab(f"clip-{self._which}.safetensors", key=f"{key}={name}", part=f"clip-{self._which}"),
+            locate_lab("generator/tokenizer/tokenizer.json", key=f"{key}={name}", part="generator"),
+        )
 
     @property
     def network(self) -> open_clip.model.CLIP:

@@ -113,7 +113,7 @@ class LabTrunk:
 
     def __init__(self, *, device: torch.device | str = "cpu", key: str = "features") -> None:
         self.device = torch.device(device)
-        locate_lab("classifier.safetensors", key=f"{key}={self.name}", part="classifier")
+        self.files = (locate_lab("classifier.safetensors", key=f"{key}={self.name}", part="classifier"),)
 
     def __call__(self, images: Tensor) -> Tensor:
         """b 3 H W in [0, 1] -> b 256 96."""

@@ -73,7 +73,7 @@ class LabInception:
 
     def __init__(self, *, device: torch.device | str = "cpu", key: str = "features") -> None:
         self.device = torch.device(device)
-        locate_lab("classifier.safetensors", key=f"{key}={self.name}", part="classifier")
+        self.files = (locate_lab("classifier.safetensors", key=f"{key}={self.name}", part="classifier"),)
 
     @property
     def network(self) -> SceneClassifier:

@@ -61,6 +61,7 @@ class OpenClip:
         [needed] = self.reads(path=path, filename=filename, key=key)
         self.file = needed.locate_weights()
         self._key = key
+        self._described = Path(architecture).expanduser() if architecture.endswith(".json") else None
 
     @staticmethod
     def reads(*, path: str | Path, filename: str | None = None, key: str = "clip.path", **_: object) -> tuple[Needed, ...]:

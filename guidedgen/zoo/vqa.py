@@ -261,8 +261,10 @@ class LabVqa:
 
     def __init__(self, *, device: torch.device | str = "cpu", key: str = "vqa") -> None:
         self.device = torch.device(device)
-        locate_lab("vqa.safetensors", key=f"{key}={self.name}", part="vqa")
-        locate_lab("generator/tokenizer/tokenizer.json", key=f"{key}={self.name}", part="generator")
+        self.files = (
+            locate_lab("vqa.safetensors", key=f"{key}={self.name}", part="vqa"),
+            locate_lab("generator/tokenizer/tokenizer.json", key=f"{key}={self.name}", part="generator"),
+        )
 
     @property
     def network(self) -> BlipForQuestionAnswering:
