@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
 import json
 import math
 import re
@@ -140,8 +139,6 @@ class Learned:
         return int(self._networks["text_encoder"].config.hidden_size)  # type: ignore[union-attr, arg-type]
 
     def _adapter(self, piece: _Piece, state: Mapping[str, Tensor], header: Mapping[str, str]) -> lora.Adapter:
-        if importlib.util.find_spec("peft") is None:
-            raise UsageError(f"{piece.source}: a LoRA needs peft: pip install -c constraints.txt -e '.[adapters]'")
         config = read_json(piece.path.parent / "adapter_config.json", piece.source) if piece.kind == "peft" else None
         return lora.parse(state, header, config, self._networks, piece.source)
 

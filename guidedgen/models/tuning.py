@@ -11,7 +11,6 @@ token                learned_embeds.safetensors (textual inversion, Gal et al. 2
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,8 +59,6 @@ def tunable(model: StableDiffusion, tuning: Tuning) -> Tunable:
 def check(tuning: Tuning, model: StableDiffusion) -> None:
     """Raises UsageError where these parameters cannot be tuned; needs the tokenizer at most."""
     what, dtype = tuning.what, model.dtype
-    if what == "adapter" and importlib.util.find_spec("peft") is None:
-        raise UsageError("method.what=adapter needs peft: pip install -c constraints.txt -e '.[adapters]'")
     # An update of a weight is often less than the last digit that 16 bits hold, and float16 gradients by weights are not scaled.
     if what in ("weights", "attention") and dtype not in ("float32", "float64"):
         raise UsageError(f"dtype={dtype}: tuning the network's own weights needs dtype=float32; method.what=adapter needs bfloat16")
