@@ -12,9 +12,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from guidedgen.types import UsageError
+from guidedgen.zoo.weights import is_pointer
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-_LFS = b"version https://git-lfs"
 _TYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -35,12 +35,12 @@ def read_tensors(file: Path, source: str, *, values: bool = True) -> tuple[Any, 
     """
     try:
         with file.open("rb") as stream:
-            start = stream.read(len(_LFS))
+            start = stream.read(64)
     except OSError as error:
         raise UsageError(f"{source}: {file.name} cannot be read ({error.strerror})") from error
     if not start:
         raise UsageError(f"{source}: {file.name} is an empty file")
-    if start == _LFS:
+    if is_pointer(start):
         raise UsageError(f"{source}: {file.name} is a pointer of Git LFS, not the file it stands for; get that with: git lfs pull")
     try:
         if file.suffix == ".safetensors":

@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from guidedgen.models.folder import WEIGHTS
 from guidedgen.models.tensors import check_numbers, first, read_tensors
 from guidedgen.types import UsageError
+from guidedgen.zoo.pretrained import load_pretrained
+from guidedgen.zoo.weights import check_weights, choose, weight_files
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 Configs = Callable[[str], Mapping[str, Any]]  # of the model, by the folder of its part
 
-# Of files of weights, by the part of a model.
-STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 # What a network computes does not depend on these keys of its config.
 _IDLE = {"sample_size", "force_upcast"}
 _TEXT = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "hidden_act",
@@ -92,7 +93,7 @@ def check_network(folder: Path, part: str, configs: Configs, tokenizer: Callable
         if _plain(found) != _plain(wanted):
             raise UsageError(f"{source}: its {part} has {name}={found}, and this model's {wanted}; model.path= takes a whole model")
     shapes: dict[str, tuple[int, ...]] = {}
-    for file in network_files(folder, STEMS[part], source):
+    for file in network_files(folder, part, source):
         shapes |= shapes_of(read_tensors(file, source, values=False)[0], part)
     if part != "vae":  # diffusers renames what old ones call otherwise
         check_shapes(part, shapes, ours, source)
@@ -102,21 +103,13 @@ def _plain(value: object) -> object:
     return list(value) if isinstance(value, (list, tuple)) else value
 
 
-def network_files(folder: Path, stem: str, source: str) -> list[Path]:
+def network_files(folder: Path, part: str, source: str) -> list[Path]:
     """A network's weights: one file or the pieces that its index names, as safetensors before tensors of torch."""
-    for suffix, stem_ in ((".safetensors", stem), (".bin", "pytorch_model" if stem == "model" else stem)):
-        whole, index = folder / f"{stem_}{suffix}", folder / f"{stem_}{suffix}.index.json"
-        if whole.is_file():
-            return [whole]
-        if index.is_file():
-            named = read_json(index, source).get("weight_map")
-            if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
-                raise UsageError(f"{source}: {index.name} names no files")
-            files = [folder / Path(name).name for name in sorted(set(named.values()))]
-            if missing := [file.name for file in files if not file.is_file()]:
-                raise UsageError(f"{source}: {folder.name}/ lacks {first(missing)}, which its index names")
-            return files
-    raise UsageError(f"{source}: {folder.name}/ has no {stem}.safetensors")
+    name = choose({file.name for file in folder.iterdir()}, WEIGHTS[part])
+    if name is None:
+        raise UsageError(f"{source}: {folder.name}/ has no {WEIGHTS[part][0]}")
+    check_weights(folder, name, source)
+    return weight_files(folder, name, source)
 
 
 def _check_pipeline(folder: Path, configs: Configs, tokenizer: Callable[[], CLIPTokenizer], source: str) -> None:
@@ -151,12 +144,16 @@ def replace(network: Any, part: str, path: Path, source: str) -> None:
             state = {name.removeprefix("text_model."): value for name, value in state.items()} if part == "text_encoder" else state
             network.load_state_dict({f"{prefix}{name}": state[name] for name in names})
             return
-        safe = network_files(path, STEMS[part], source)[0].suffix == ".safetensors"
-        other, report = type(network).from_pretrained(
-            path, dtype=network.dtype, local_files_only=True, use_safetensors=safe, output_loading_info=True
+        safe = network_files(path, part, source)[0].suffix == ".safetensors"
+        other = load_pretrained(
+            type(network),
+            path,
+            what=f"its {part}",
+            safetensors=safe,
+            device=torch.device("cpu"),
+            dtype=network.dtype,
+            source=source,
         )
-        if wrong := [*report["missing_keys"], *report["unexpected_keys"]]:
-            raise UsageError(f"{source}: its {part} lacks or would not use {first(sorted(wrong))}")
         check_numbers(other.state_dict(), source)
         network.load_state_dict(other.state_dict())
 

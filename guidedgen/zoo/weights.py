@@ -42,16 +42,24 @@ def check_weights(folder: Path, name: str, source: str) -> None:
     are not those of their index.
     """
     index = folder / _index(name)
+    stored = {key: file.name for file in weight_files(folder, name, source) for key in _header(file, source)}
     if (folder / name).exists() or not index.exists():
-        _header(folder / name, source)
         return
-    placed, stored = _placed(index, source), {}
-    for piece in sorted(set(placed.values())):
-        if Path(piece).name != piece or not (folder / piece).is_file():
-            raise UsageError(f"{source}: {piece}, which {index.name} names, is not there; fetch it again")
-        stored.update(dict.fromkeys(_header(folder / piece, source), piece))
+    placed = _placed(index, source)
     if wrong := sorted(key for key in placed | stored if placed.get(key) != stored.get(key)):
         raise UsageError(f"{source}: {index.name} is not of these pieces: {len(wrong)} tensors differ, {wrong[0]} first")
+
+
+def weight_files(folder: Path, name: str, source: str) -> list[Path]:
+    """The file `name` of the folder, or the pieces of it that its index names. Raises UsageError where a piece is not there."""
+    index = folder / _index(name)
+    if (folder / name).exists() or not index.exists():
+        return [folder / name]
+    pieces = sorted(set(_placed(index, source).values()))
+    for piece in pieces:
+        if Path(piece).name != piece or not (folder / piece).is_file():
+            raise UsageError(f"{source}: {piece}, which {index.name} names, is not there; fetch it again")
+    return [folder / piece for piece in pieces]
 
 
 def is_pointer(start: bytes) -> bool:

@@ -712,7 +712,7 @@ WRONG_NETWORKS = {
     "another shape": "block_out_channels|in_channels|sample_size|shape", "compiled": "not used would be _orig_mod",
     "a key too many": "not used would be time_embedding.cond_proj", "a key too few": "lacks conv_in.bias", "heads": "attention_head_dim=8",
     "activation": "act_fn=gelu", "no weights": "no diffusion_pytorch_model", "no configuration": "cannot read config.json",
-    "a piece too few": "lacks .*00001-of-00002", "an index of nothing": "names no files",
+    "a piece too few": "00001-of-00002.*is not there", "an index of nothing": "index.json cannot be read",
     "half precision under another name": "no diffusion_pytorch_model.safetensors", "text encoder too small": "lacks encoder.layers.1",
     "text encoder of more words": "vocab_size=999", "SDXL": "text_encoder_2", "SDXL by its name": "StableDiffusionXLPipeline",
     "trained on v": "prediction_type=v_prediction", "another schedule": "beta_end=0.02", "another tokenizer": "tokenizer is not",

@@ -144,7 +144,7 @@ WRONG_WEIGHTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: _change(folder, lambda state: {"text_projection.weight": state["text_projection.weight"].char()}),
         "is quantised: text_projection.weight is of type I8",
     ),
-    "piece": (_lose_a_piece, "model-00002-of-00002.safetensors, which model.safetensors.index.json names, is not there"),
+    "piece": (_lose_a_piece, "has no model-00002-of-00002.safetensors"),
 }
 
 
