@@ -15,7 +15,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 
 
-@pytest.mark.parametrize("kills", [25, pytest.param(120, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [40, pytest.param(120, marks=pytest.mark.slow)])
 def test_kills_at_random_moments_leave_the_same_files(tmp_path: Path, kills: int, tried: Callable[..., None]) -> None:
     if not (WEIGHTS / "generator" / "model_index.json").exists():
         pytest.skip("the lab's weights are missing")
