@@ -1,9 +1,14 @@
 """Fixtures of the whole suite, and the count of the faults that it tries."""
 
+import atexit
+import contextlib
 import json
 import os
+import shutil
+import site
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +17,41 @@ import pytest
 from guidedgen.datasets import downloads
 from guidedgen.zoo import needed
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads slow a shared machine down several times
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores are shared by tests
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["WANDB_MODE"] = "offline"
+FOLDERS = ("HOME", "XDG_CACHE_HOME", "TORCH_HOME")  # where python scripts/fetch.py data ... keeps files
+# Of the machine and the shell that the tests are run in: keys, caches, jobs of a cluster, defaults of one's own.
+FOREIGN = (
+    "COLUMNS",
+    "FORCE_COLOR",
+    "GUIDEDGEN_MODEL",
+    "HF_",
+    "HUGGING",
+    "HYDRA_",
+    "SLURM_",
+    "TORCHELASTIC_",
+    "TRANSFORMERS_",
+    "WANDB_",
+    "XDG_",
+)
 
+
+def isolate() -> dict[str, str]:
+    """Gives this process and those that it starts an empty home; returns the machine's own FOLDERS. A worker has its starter's."""
+    if told := os.environ.get("GUIDEDGEN_TESTS_FOLDERS"):
+        return json.loads(told)
+    folders = {name: os.environ[name] for name in FOLDERS if name in os.environ}
+    user_base = site.getuserbase()  # of packages that pip install --user has put there
+    for name in [name for name in os.environ if name in FOLDERS or name.startswith(FOREIGN)]:
+        del os.environ[name]
+    home = tempfile.mkdtemp(prefix="home-of-tests-")
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    os.environ |= {"HOME": home, "PYTHONUSERBASE": user_base, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads slow a shared machine down several times
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores are shared by tests
+    os.environ["GUIDEDGEN_TESTS_FOLDERS"] = json.dumps(folders)
+    return folders
+
+
+OWN_FOLDERS = isolate()  # before torch or huggingface_hub is imported, which read it then
 GOLDEN = Path(__file__).resolve().parent / "golden"
 OUTCOMES = ("refused", "used", "kills", "lost")
 
@@ -32,7 +67,8 @@ def released() -> Callable[[str, str], Path]:
     """A benchmark's file as its authors released it: `released("hpdv2", "hps_v2_all_eval.txt")`. It is not part of the repository."""
 
     def find(name: str, file: str) -> Path:
-        return _fetched(downloads.kept(name) / file, f"data {name}")
+        with own_folders():
+            return _fetched(downloads.kept(name) / file, f"data {name}")
 
     return find
 
@@ -40,7 +76,23 @@ def released() -> Callable[[str, str], Path]:
 @pytest.fixture(scope="session")
 def released_head() -> Callable[[str], Path]:
     """The file of one of LAION's aesthetic heads. It is not part of the repository."""
-    return lambda file: _fetched(needed.kept_file(file), "aesthetic aesthetic_v1_l14 aesthetic_v1_b32")
+
+    def find(file: str) -> Path:
+        with own_folders():
+            return _fetched(needed.kept_file(file), "aesthetic aesthetic_v1_l14 aesthetic_v1_b32")
+
+    return find
+
+
+@contextlib.contextmanager
+def own_folders() -> Iterator[None]:
+    """The machine's own, where what is not part of the repository may have been fetched to."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in FOLDERS:
+            patch.delenv(name, raising=False)
+        for name, folder in OWN_FOLDERS.items():
+            patch.setenv(name, folder)
+        yield
 
 
 def _fetched(path: Path, names: str) -> Path:

@@ -1,12 +1,11 @@
 """README's pages: what they say to write is written, and what they say to run is run."""
 
-import os
 import re
+import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 
 from guidedgen.lab.networks import WEIGHTS
@@ -44,9 +43,7 @@ def test_a_page_s_files_and_commands_work(title: str, clone: Path) -> None:
     commands = [line for line in lines if line.startswith("python ")]
     assert commands
     for command in commands:
-        line = command.replace("python ", f"{sys.executable} ", 1).replace("n_trials=20", "n_trials=1")
-        done = subprocess.run(
-            f"{line} {QUICK}" if " run.py" in line else line, shell=True, cwd=clone, capture_output=True, text=True, check=False,
-            env={**os.environ, "PYTHONPATH": str(clone), "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+        _, script, *arguments = shlex.split(command.replace("n_trials=20", "n_trials=1"))
+        quick = QUICK.split() if script == "run.py" else []
+        done = processes.run(clone / script, *arguments, *quick, cwd=clone, PYTHONPATH=str(clone))
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"

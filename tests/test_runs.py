@@ -1,18 +1,16 @@
 """Whole runs on the bundled model: what they leave, that they resume, and that no sample depends on its neighbours."""
 
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -28,7 +26,6 @@ from guidedgen.store import RunFolder
 from guidedgen.types import Task, UsageError
 from guidedgen.zoo.inception import LabInception
 
-ROOT = Path(__file__).resolve().parent.parent
 QUICK = ["scheduler.num_steps=6", "dataset.limit=4", "tracker=none", "device=cpu"]
 QUICK_METHOD = {
     "base": [],
@@ -235,11 +232,16 @@ def test_what_a_method_keeps_beside_is_stored_and_judged(run: Run, capsys: pytes
 
 @pytest.mark.parametrize("method", QUICK_METHOD)
 def test_batches_do_not_change_images(run: Run, method: str) -> None:
-    """To float tolerance: two levels of 255."""
-    folders = [run(f"batch_size={size}", "reference=none", "metrics=none", method=method)[0] for size in (1, 8)]
-    one, eight = map(pixels, folders)
+    """To float tolerance: two levels of 255 in float32.
+
+    Batches of other sizes are computed by other kernels, which round otherwise on every processor, and a chain of gradients multiplies
+    that. Methods with gradients are therefore held in float64 to one level, as a value may lie at the edge of two bytes.
+    """
+    takes_gradients = method not in ("base", "best_of_n", "code")
+    options = ["reference=none", "metrics=none", *(["dtype=float64"] if takes_gradients else [])]
+    one, eight = (pixels(run(f"batch_size={size}", *options, method=method)[0]) for size in (1, 8))
     assert one.keys() == eight.keys()
-    assert max(np.abs(one[name] - eight[name]).max() for name in one) <= 2
+    assert max(np.abs(one[name] - eight[name]).max() for name in one) <= (1 if takes_gradients else 2)
 
 
 def test_order_does_not_change_images(run: Run, tmp_path: Path) -> None:
@@ -380,60 +382,47 @@ def test_any_stable_diffusion_folder_runs(run: Run, tmp_path: Path) -> None:
 # As processes
 
 
-Start = Callable[..., "subprocess.Popen[str]"]
+Start = Callable[..., processes.Started]
 
 
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Starts `python run.py` in a folder; whatever is left running is killed."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[processes.Started] = []
 
-    def go(folder: Path, *overrides: str) -> subprocess.Popen[str]:
-        command = [
-            sys.executable,
-            str(ROOT / "run.py"),
-            f"outputs={folder}",
-            *QUICK,
-            *QUICK_METHOD["code"],
-            "batch_size=1",
-            *overrides,
-        ]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        started.append(process)
-        return process
+    def go(folder: Path, *overrides: str) -> processes.Started:
+        options = [f"outputs={folder}", *QUICK, *QUICK_METHOD["code"], "batch_size=1"]
+        started.append(processes.Started("run.py", *options, *overrides, cwd=folder))
+        return started[-1]
 
     yield go
     for process in started:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
+        process.kill()
 
 
 def the_run(folder: Path) -> Path | None:
     return next((folder / "default").glob("code-*"), None) if (folder / "default").exists() else None
 
 
-def test_twenty_kills_leave_the_same_files(start: Start, tmp_path: Path) -> None:
-    """SIGKILL at 20 random moments, most of them while samples are made; then the same command once more."""
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    began = time.monotonic()
+def test_kills_of_the_command_leave_the_same_files(start: Start, tmp_path: Path) -> None:
+    """SIGKILL 5 times, each when a random number of files more is there; then the same command once more. tests/faults kills more."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder in (whole, broken):
+        folder.mkdir()
     done = start(whole)
     errors = done.communicate(timeout=300)[1]
     assert done.returncode == 0, errors
-    length = time.monotonic() - began
     expected, measured = lasting(the_run(whole)), figures(the_run(whole))
 
-    rng = random.Random(0)
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    kills = finished = 0
-    while kills < 20:
-        process = start(broken)
-        try:
-            process.wait(timeout=rng.uniform(0.3, 1.0) * length)
-        except subprocess.TimeoutExpired:
+    def made(folder: Path) -> int:
+        return sum(1 for _ in folder.rglob("*"))
+
+    rng, kills, total = random.Random(0), 0, made(whole)
+    while kills < 5:
+        process, wanted = start(broken), rng.randint(made(broken), total)
+        while process.poll() is None and made(broken) < wanted:
+            time.sleep(0.01)
+        if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             kills += 1
         process.communicate()
@@ -441,7 +430,6 @@ def test_twenty_kills_leave_the_same_files(start: Start, tmp_path: Path) -> None
         if folder is not None and RunFolder(folder).done:
             assert lasting(folder) == expected
             assert figures(folder) == pytest.approx(measured, abs=1e-5)
-            finished += 1
             shutil.rmtree(broken / "default")
     last = start(broken)
     assert last.communicate(timeout=300) and last.returncode == 0

@@ -4,13 +4,13 @@ import contextlib
 import inspect
 import io
 import json
-import os
 import runpy
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import processes
 import pytest
 
 from guidedgen.lab import shipping
@@ -20,14 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def script(name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / name), *arguments],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    return processes.run(f"scripts/{name}", *arguments, **environment)
 
 
 BAD = {
@@ -84,8 +77,8 @@ def test_a_study_s_folder_may_have_an_equals_sign(
     tried("used")
 
 
-def test_fetch_says_in_one_line_what_cannot_be_had(tmp_path: Path) -> None:
-    done = script("fetch.py", "org/none", HF_HOME=str(tmp_path))
+def test_fetch_says_in_one_line_what_cannot_be_had() -> None:
+    done = script("fetch.py", "org/none")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "org/none" in done.stderr
     assert "offline" in done.stderr

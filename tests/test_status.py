@@ -2,10 +2,9 @@
 
 import dataclasses
 import multiprocessing
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 
 from guidedgen import experiment, status, sweeps
@@ -13,7 +12,6 @@ from guidedgen.lab.networks import WEIGHTS
 from guidedgen.store import Record, RunFailed, RunFolder
 from guidedgen.types import Sample, Stopped, Task, UsageError
 
-ROOT = Path(__file__).resolve().parent.parent
 QUICK = ["scheduler.num_steps=2", "dataset.limit=1", "tracker=none", "device=cpu", "reference=none"]
 
 trained = pytest.mark.skipif(not (WEIGHTS / "generator" / "model_index.json").exists(), reason="the lab's weights are missing")
@@ -111,7 +109,8 @@ def test_a_sweep_says_what_is_missing_and_makes_it(tmp_path: Path) -> None:
     overrides = [f"outputs={tmp_path}", "method=base,best_of_n", "seed=0,1", *QUICK]
 
     def go(*command: str) -> str:
-        done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=True)
+        done = processes.run(*command)
+        assert done.returncode == 0, done.stderr
         return done.stdout
 
     one = [item.replace("base,best_of_n", "base").replace("0,1", "1") for item in overrides]
@@ -131,7 +130,7 @@ def test_a_sweep_says_what_is_missing_and_makes_it(tmp_path: Path) -> None:
 def test_values_that_do_not_go_together_leave_the_other_runs(tmp_path: Path) -> None:
     """Which are found when it is their turn: not all combinations of values are checked before."""
     overrides = [f"outputs={tmp_path}", "method=base,code", "scheduler=ddim", "scheduler.eta=1,0", "seed=0,1", *QUICK]
-    done = subprocess.run([sys.executable, "run.py", "-m", *overrides], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = processes.run("run.py", "-m", *overrides)
     assert done.returncode == 1
     assert [line for line in done.stderr.splitlines() if line.startswith("guidedgen: ")] == 2 * [
         "guidedgen: method=code needs a stochastic scheduler: scheduler=ddpm, or scheduler=ddim scheduler.eta=1"
@@ -145,6 +144,6 @@ def test_a_run_of_a_sweep_that_cannot_be_made_leaves_the_others(tmp_path: Path) 
     bad, good = sweeps.runs(overrides)
     bad.folder.parent.mkdir(parents=True)
     bad.folder.write_bytes(b"")  # where its folder should be
-    done = subprocess.run([sys.executable, "run.py", "-m", *overrides], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = processes.run("run.py", "-m", *overrides)
     assert done.returncode == 1 and str(bad.folder) in done.stderr
     assert (good.folder / "DONE").exists()

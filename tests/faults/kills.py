@@ -98,16 +98,19 @@ def whole(folder: RunFolder) -> bool:
 
 
 def lives(job: jobs.Job, expected: dict[str, bytes], kills: int, length: float, rng: random.Random) -> Iterator[dict[str, Any]]:
-    """Kills so often, at random moments; a run that gets done all the same is compared, and begun anew."""
+    """Kills so often, and a quarter of that while samples are made, at random moments; a run that gets done all the same is compared,
+    and begun anew. `length` is what a run takes; it follows the machine, which may be faster or slower later."""
     assert job.base is not None
-    study, hits = job.folder.path.parent, 0
-    while hits < kills:
+    study, hits, sampling = job.folder.path.parent, 0, 0
+    while hits < kills or sampling < kills / 4:
         number = rng.choice([signal.SIGKILL, signal.SIGTERM])
         child = start(job)
         time.sleep(rng.uniform(0, length / 2))  # what is resumed takes less
         os.kill(child, number)
         code, at = ended(child), phase(job)
         hits += code != 0  # else it was done before
+        sampling += code != 0 and "samples" in at
+        length *= 0.95 if code == 0 else 1.05 if at == "before any file" else 1
         life = {"signal": number.name, "code": code, "at": at, "whole": whole(job.base.folder) and whole(job.folder), "differ": []}
         if job.folder.done:
             life["differ"] = differing(contents(study), expected)

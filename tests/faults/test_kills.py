@@ -15,7 +15,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 
 
-@pytest.mark.parametrize("kills", [25, pytest.param(120, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [40, pytest.param(120, marks=pytest.mark.slow)])
 def test_kills_at_random_moments_leave_the_same_files(tmp_path: Path, kills: int, tried: Callable[..., None]) -> None:
     if not (WEIGHTS / "generator" / "model_index.json").exists():
         pytest.skip("the lab's weights are missing")
@@ -25,11 +25,11 @@ def test_kills_at_random_moments_leave_the_same_files(tmp_path: Path, kills: int
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     print(json.dumps(told, indent=1))
-    assert told["kills"] == kills
+    assert told["kills"] >= kills
     assert set(told["codes"]) <= {"SIGKILL -9", "SIGTERM 75", "SIGTERM -15"}  # the last: before the handler was there
     assert sum(count for at, count in told["at"].items() if "samples" in at) >= kills / 4  # while samples are made
     assert told["torn"] == 0  # after every single kill
     assert told["differ"] == [] and told["last"] == 0 and told["compared"] >= 1
     assert told["pair"] == [0, 0] and told["pair_differ"] == [] and told["pair_lines"] == [4, 4]
-    tried("kills", kills)
+    tried("kills", told["kills"])
     tried("lost", told["torn"] + len(told["differ"]))

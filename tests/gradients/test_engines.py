@@ -289,7 +289,7 @@ def test_memory_of_backprop_grows_with_the_steps(wide: Any, process: str) -> Non
     assert more == pytest.approx(2 * few, rel=0.05)
 
 
-@pytest.mark.parametrize(("process", "latents", "steps"), [("ddim", 1, 100), ("edict", 2, 20)])
+@pytest.mark.parametrize(("process", "latents", "steps"), [("ddim", 1, 40), ("edict", 2, 20)])
 def test_memory_of_checkpoint_grows_by_one_state_a_step(wide: Any, process: str, latents: int, steps: int) -> None:
     few, many = (peak(Checkpoint(), process, wide, count) for count in (10, steps))
     grown = (steps - 10) * latents * 4 * 4 * 4 * 4

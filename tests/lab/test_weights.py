@@ -38,7 +38,7 @@ def test_all_weights_together_fit_the_repository() -> None:
         ("clip-guide", 512),
         ("clip-preference", 512),
         ("clip-judge", 512),
-        ("blip2", 256),
+        ("blip2", 128),
         ("vqa", 256),
     ],
 )

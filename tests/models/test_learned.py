@@ -45,12 +45,13 @@ def pipeline(folder: Path) -> Any:
 
 
 def noise() -> Tensor:
-    return torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    return torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 @torch.no_grad()
 def theirs(pipe: Any, prompt: str = PROMPT) -> tuple[Tensor, Tensor]:
-    """Text embedding and the UNet's prediction, by diffusers' pipeline."""
+    """Text embedding and the UNet's prediction, by diffusers' pipeline, in float64."""
+    pipe.to(torch.float64)
     embedding, _ = pipe.encode_prompt(prompt, "cpu", 1, False)
     return embedding, pipe.unet(noise(), 500, embedding.expand(2, -1, -1)).sample
 
@@ -58,15 +59,16 @@ def theirs(pipe: Any, prompt: str = PROMPT) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def ours(folder: Path, learned: object, prompt: str = PROMPT) -> tuple[Tensor, Tensor]:
     """The same by this package. A word that the prompt does not hold comes to its beginning: prompts here hold them."""
-    model = StableDiffusion(path=str(folder), name="tiny", learned=learned)
+    model = StableDiffusion(path=str(folder), name="tiny", learned=learned, dtype="float64")
     embedding = model.encode_prompts([model.words.spoken(prompt)])
     assert not any(value.requires_grad for network in (model.unet, model.text_encoder) for value in network.parameters())
     return embedding, model.unet(noise(), 500, embedding.expand(2, -1, -1)).sample
 
 
 def assert_same(mine: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> None:
+    """Equal but for the order of sums. In float64 that is far below any difference in what is read, on every processor."""
     for one, two in zip(mine, other, strict=True):
-        torch.testing.assert_close(one, two, rtol=0, atol=1e-5 * two.abs().max().item())
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-11 * two.abs().max().item())
 
 
 def changed(folder: Path, outputs: tuple[Tensor, Tensor], prompt: str = PROMPT) -> list[bool]:
@@ -214,13 +216,14 @@ def test_each_module_of_kohya_has_its_own_alpha(source: Path, tmp_path: Path, tr
     unet, text = halves(pipe.unet, ATTENTION), halves(pipe.text_encoder, (*TEXT, "fc1"))
 
     def alpha(i: int) -> float:
-        return 0.5 + i % 3
+        return 2.0 ** (i % 3 - 1)  # which float32 multiplies by without rounding
 
     old = {f"text_model.{name}": pair for name, pair in text.items()}
     folder = write(tmp_path / "lora", kohya_names(unet, "lora_unet_", alpha) | kohya_names(old, "lora_te_", alpha))
+    pipe.to(torch.float64)
     for network, pairs in ((pipe.unet, unet), (pipe.text_encoder, text)):
         for i, (name, (down, up)) in enumerate(pairs.items()):
-            network.get_submodule(name).weight.data += up @ down * alpha(i) / RANK
+            network.get_submodule(name).weight.data += up.double() @ down.double() * alpha(i) / RANK
     mine, other = ours(source, str(folder)), theirs(pipe)
     assert_same(mine, other)
     tried("used")
@@ -345,10 +348,10 @@ def test_networks_take_the_place_of_the_model_s(source: Path, tmp_path: Path, ki
     mine = ours(source, str(learned))
     assert_same(mine, theirs(pipe))
     assert changed(source, mine) == [not kind.startswith("unet"), True]
-    model = StableDiffusion(path=str(source), name="tiny", learned=str(learned))
+    model = StableDiffusion(path=str(source), name="tiny", learned=str(learned), dtype="float64")
     with torch.no_grad():
         z = noise()
-        torch.testing.assert_close(model.vae.decode(z).sample, pipe.vae.decode(z).sample, rtol=0, atol=1e-6)
+        torch.testing.assert_close(model.vae.decode(z).sample, pipe.vae.decode(z).sample, rtol=0, atol=1e-11)
     tried("used")
 
 
@@ -408,9 +411,9 @@ def test_words_of_several_files_and_words_in_words_are_each_read(source: Path, t
     ids = pipe.tokenizer(spelt, padding="max_length", max_length=12, return_tensors="pt").input_ids
     assert ids.shape == (1, 12)
     with torch.no_grad():
-        embedding = pipe.text_encoder(ids).last_hidden_state
+        embedding = pipe.text_encoder.double()(ids).last_hidden_state
     for prompt in ("a <fx> zz9 <fx>er", "a <FX> ZZ9 <Fx>ER"):  # the tokenizer knows no upper case
-        torch.testing.assert_close(ours(source, str(tmp_path), prompt)[0], embedding, rtol=0, atol=1e-6)
+        torch.testing.assert_close(ours(source, str(tmp_path), prompt)[0], embedding, rtol=0, atol=1e-11)
     tried("used")
 
 
@@ -418,13 +421,14 @@ def test_a_word_of_the_negative_prompt_is_said_there_and_nowhere_else(source: Pa
     from guidedgen.types import Task
 
     folder = write(tmp_path / "word", {"<bad>": rand(3, 16)}, name=WORD)
-    model = StableDiffusion(path=str(source), name="tiny", learned=str(folder), negative_prompt="<bad> cat")
+    model = StableDiffusion(path=str(source), name="tiny", learned=str(folder), negative_prompt="<bad> cat", dtype="float64")
     denoiser = model.denoiser([Task(id="0", prompt=PROMPT)])
     pipe = pipeline(source)
     pipe.load_textual_inversion(folder)
+    pipe.to(torch.float64)
     cond, uncond = pipe.encode_prompt(PROMPT, "cpu", 1, True, "<bad> cat")
-    torch.testing.assert_close(denoiser.cond, cond, rtol=0, atol=1e-6)
-    torch.testing.assert_close(denoiser.uncond, uncond, rtol=0, atol=1e-6)
+    torch.testing.assert_close(denoiser.cond, cond, rtol=0, atol=1e-11)
+    torch.testing.assert_close(denoiser.uncond, uncond, rtol=0, atol=1e-11)
     model.check([Task(id="0", prompt=" ".join(["cat"] * 10))])  # all the room is the prompt's
     with pytest.raises(UsageError, match="reads 10"):
         StableDiffusion(path=str(source), name="tiny", learned=str(folder), negative_prompt="<bad> " + "cat " * 8).check([])
