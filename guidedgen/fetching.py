@@ -18,7 +18,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from guidedgen import command_line, config
+from guidedgen import command_line, config, targets
 from guidedgen.datasets import downloads
 from guidedgen.types import UsageError
 from guidedgen.zoo import hub
@@ -110,7 +110,7 @@ def of_config(cfg: DictConfig, keys: Sequence[str] = _NODES) -> Iterator[Reader]
                 plain = OmegaConf.to_container(node, resolve=True)
             except Exception as error:  # OmegaConf's many errors
                 raise UsageError(f"{key}: {' '.join(str(error).split())}") from error
-            yield from _readers(plain, allow)
+            yield from _readers(plain, key, allow)
 
 
 def of_name(name: str) -> list[Reader]:
@@ -160,19 +160,20 @@ def _mark_missing(cfg: DictConfig, prefix: str = "") -> None:
             cfg[name] = f"<{prefix}{name}>"
 
 
-def _readers(node: Any, allow: Sequence[str]) -> Iterator[Reader]:
-    """Those of a plain node and of the nodes in it."""
-    if isinstance(node, dict):
-        if "_target_" in node:
-            made = OmegaConf.create(node)
-            target = config.target_of(made, str(node.get("key", "fetch")), allow)
-            if parts := _parts(target, node):
-                yield Reader(parts, made if hasattr(target, "reads") else None, allow)
-        for child in node.values():
-            yield from _readers(child, allow)
-    elif isinstance(node, list):
-        for child in node:
-            yield from _readers(child, allow)
+def _readers(node: Any, key: str, allow: Sequence[str], kind: targets.Kind | None = None) -> Iterator[Reader]:
+    """Those of a plain node and of the nodes in it; what those in it have to be is checked where a run builds them."""
+    if isinstance(node, list):
+        node = dict(enumerate(node))
+    if not isinstance(node, dict):
+        return
+    if "_target_" in node:
+        made = OmegaConf.create(node)
+        target = config.target_of(made, key, allow, kind)
+        if parts := _parts(target, node):
+            yield Reader(parts, made if hasattr(target, "reads") else None, allow)
+        kind = targets.of(None)
+    for name, child in node.items():
+        yield from _readers(child, f"{key}.{name}", allow, kind)
 
 
 def _parts(target: Any, node: dict[str, Any]) -> Sequence[Part]:

@@ -59,7 +59,7 @@ ALLOWED = {
     },
     "sweeps": {"types", "config", "command_line", "jobs"},
     "status": {"types", "store", "sweeps"},
-    "fetching": {"types", "config", "command_line", "datasets", "models", "zoo"},
+    "fetching": {"types", "targets", "config", "command_line", "datasets", "models", "zoo"},
     "learning": {"types", "cost", "problem", "models", "store", "report", "jobs", "sampling"},
     "sampling": {"types", "images", "noise", "cost", "process", "problem", "store", "jobs", "report"},
     "judging": {"types", "config", "contents", "store", "jobs", "evaluate", "learning", "report", "sampling"},
