@@ -430,7 +430,8 @@ def check_unchanged(job: Job) -> None:
     for part, digests in job.contents.items():
         if part == "dataset" and _source(job.method):  # whose picture stands in for the tasks' own
             continue
-        if changed := [name for name in digests if name != "lessons" and now.get(part, {}).get(name) != digests[name]]:
+        held = now.get(part, {})
+        if changed := [name for name in digests if name != "lessons" and held.get(name, digests[name]) != digests[name]]:
             told = f"{part} ({changed[0]}) was changed while the run was at work"
             raise RunFailed(f"{job.folder.path}: {told}; the same command makes the run of what it holds now")
 

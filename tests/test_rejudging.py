@@ -203,7 +203,7 @@ def truncated(text: str) -> str:
         (lambda _: "", "not a whole run's config: it has no run"),
         (lambda _: "hello", "not a run's config (no mapping); remove it, and the run's own command writes it anew"),
         (lambda _: "\0", "not a run's config ("),
-        (truncated, "not a whole run's config: it has no dataset"),
+        (truncated, "not a whole run's config: it has no zoo"),
         (lambda text: text[: text.index("\nmodel:")] + "\nmodel: lab", "not a run's config (model=lab: expected a mapping)"),
         (lambda text: text.replace("name: lab\n", "name: ${nowhere}\n", 1), "not a run's config (model.name=${nowhere}: refers to another key"),
     ],

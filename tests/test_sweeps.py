@@ -2,13 +2,13 @@
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from guidedgen import command_line, config, jobs, sweeps
+from guidedgen import command_line, config, jobs, options, sweeps
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.types import UsageError
 
@@ -163,25 +163,25 @@ def test_the_folders_of_a_sweep_are_those_of_its_runs(given: list[str], tmp_path
 
 @trained
 def test_a_sweep_over_seeds_is_planned_at_the_cost_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = {"_prepare": 0, "_settled": 0}
+    calls = {"_prepare": 0, "settled": 0}
 
-    def counted(name: str) -> None:
-        called = getattr(jobs, name)
+    def counted(room: ModuleType, name: str) -> None:
+        called = getattr(room, name)
 
-        def count(*arguments: object, **options: object) -> object:
+        def count(*arguments: object, **named: object) -> object:
             calls[name] += 1
-            return called(*arguments, **options)
+            return called(*arguments, **named)
 
-        monkeypatch.setattr(jobs, name, count)
+        monkeypatch.setattr(room, name, count)
 
-    for name in calls:
-        counted(name)
+    counted(jobs, "_prepare")
+    counted(options, "settled")
     sweep = [f"outputs={tmp_path}", "tracker=none", "method=base,code,codex", "seed=range(0,10)"]
     command_line.preflight(["-m", *sweep], jobs.prepare)
     assert calls["_prepare"] == 5  # each method, and for two of them the unguided run
-    calls["_settled"] = 0
+    calls["settled"] = 0
     assert len(set(sweeps.folders(sweeps.runs(sweep)))) == 30
-    assert calls["_settled"] == 3
+    assert calls["settled"] == 3
 
 
 @pytest.mark.parametrize("seeds", ["0,1,-1", "0,1,x", "0,1.5", "0,null"])

@@ -299,4 +299,4 @@ def test_the_script_writes_the_page_and_says_where(study: Path) -> None:
 def test_the_script_says_in_one_line_what_is_no_study(tmp_path: Path) -> None:
     done = script(str(tmp_path / "none"))
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert "holds no run" in done.stderr
+    assert "no such folder" in done.stderr
