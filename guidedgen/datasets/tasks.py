@@ -17,10 +17,10 @@ from guidedgen.types import BadValue, Task
 
 LARGEST = 256 * 2**20  # bytes of a file of prompts: some millions of them
 LONGEST = 10_000  # characters of a text
-# Seen by nobody but part of the text: controls but the tab, line and paragraph separators, what turns the direction of text around,
-# deprecated format characters, byte order marks, annotations, and what is no character.
+# Seen by nobody but part of the text: controls but tabs and line ends, line and paragraph separators, what turns the direction of
+# text around, deprecated format characters, byte order marks, annotations, and what is no character.
 _UNSEEN = re.compile(
-    r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u206f\ufeff\ufff9-\ufffb\ufdd0-\ufdef"
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u206f\ufeff\ufff9-\ufffb\ufdd0-\ufdef"
     + "".join(f"{chr(plane + 0xFFFE)}{chr(plane + 0xFFFF)}" for plane in range(0, 0x110000, 0x10000)) + "]"
 )  # fmt: skip
 # Characters that leave no mark on the page though they count as letters or symbols: Hangul fillers and the empty Braille cell.
@@ -57,7 +57,7 @@ def check_choice(name: str, value: str | None, choices: Collection[str], *, opti
 
 def check_text(name: str, text: str) -> None:
     """Raises BadValue where a text of the option `name` is empty, cannot be written as UTF-8, is longer than any prompt, shows
-    nothing, or holds characters that nobody sees (a tab and what shapes letters or emoji aside).
+    nothing, or holds characters that nobody sees (tabs, line ends and what shapes letters or emoji aside).
     """
     if not text.strip(" \t\r\n"):
         raise BadValue(name, text, "is empty; two layers of quotes hold a text together, as in 'dataset.prompt=\"a red circle\"'")
@@ -69,13 +69,10 @@ def check_text(name: str, text: str) -> None:
     except UnicodeEncodeError as error:
         raise BadValue(name, shown, "is not valid UTF-8") from error
     if unseen := _UNSEEN.search(text):
-        way_out = _WAYS_OUT.get(unseen[0], "")
+        way_out = ", or save the file as UTF-8 where it is UTF-16" if unseen[0] == "\0" else ""
         raise BadValue(name, shown, f"holds {_named(unseen[0])}, which nobody sees; take it out{way_out}")
     if not any(map(_shows, text)):
         raise BadValue(name, shown, f"shows nothing: it holds {', '.join(map(_named, sorted(set(text))[:3]))} alone")
-
-
-_WAYS_OUT = {"\0": ", or save the file as UTF-8 where it is UTF-16", "\n": ", or write a space", "\r": ", or write a space"}
 
 
 def _named(character: str) -> str:

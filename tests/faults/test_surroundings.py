@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 Lasting = Callable[[Path], dict[str, bytes]]
 HOSTILE = [
     "../../../escape", "/etc/passwd", "..", "a/b\\c:d*e?f|g<h>", "quotes \" and ' and `touch escape`; $(touch escape)", "${oc.env:HOME}",
-    "emoji \U0001f388\U0001f389 \u732b", "first line\nsecond line\r\n\tthird", "right to left \u202e", "word " * 400, "w" * 2000, "%s %n {0} {}",
+    "emoji \U0001f388\U0001f389 \u732b", "first line\nsecond line\r\n\tthird", "from right to left \u05e9\u05dc\u05d5\u05dd", "word " * 400, "w" * 2000, "%s %n {0} {}",
 ]  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from guidedgen.lab.fitting import Part, Settings, fit
 from guidedgen.lab.render import render
 from guidedgen.lab.training import LATENT_SCALE
 from guidedgen.lab.world import draw_scenes
+from guidedgen.types import UsageError
 
 
 class StopHereError(Exception):
@@ -61,7 +62,7 @@ def test_a_checkpoint_of_other_settings_is_not_continued(tmp_path: Path) -> None
     _fit(_tiny(0), tmp_path)
     other = _tiny(0)
     other.steps *= 2
-    with pytest.raises(ValueError, match=r"tiny\.pt is of seed 0, 20 steps"):
+    with pytest.raises(UsageError, match=r"tiny\.pt is of seed 0, 20 steps"):
         _fit(other, tmp_path)
 
 

@@ -99,7 +99,7 @@ def test_wrong_weights_from_the_command_line_are_one_line():
     for overrides, match in [
         (off, r"^reward\.weights=.*all are 0"),
         (["reward.weights.aesthetic=much"], r"^reward\.weights\.aesthetic=much: expected float"),
-        ([*off, "reward.weights.compressibility=inf"], r"^reward\.weights\.compressibility=inf: must be finite"),
+        ([*off, "reward.weights.compressibility=inf"], r"^reward\.weights\.compressibility=inf: has to be a finite number"),
         ([*off, "reward.weights.hps=1"], "reward=hps; choose reward=pickscore, or zoo=hub"),
     ]:
         with pytest.raises(UsageError, match=match) as caught:
