@@ -91,6 +91,7 @@ def spoil(file: Path, how: str, what: Any) -> None:
             file.symlink_to(file)
 
 
+@pytest.mark.timeout(0 if LONGER else 900)
 def test_any_folder_is_loaded_or_refused_in_one_line(
     folders: dict[str, Path], tmp_path: Path, tried: Callable[..., None], capfd: pytest.CaptureFixture[str]
 ) -> None:
