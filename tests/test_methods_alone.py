@@ -59,6 +59,18 @@ def test_a_method_alone_runs_on_the_lab(method: str, tmp_path: Path) -> None:
         assert score["value"] > score["base"] or not job.method.needs.reward or method == "blip_inversion"
 
 
+@pytest.mark.parametrize(
+    ("options", "process"),
+    [
+        ([], "ddim"), (["method/gradients=reversible"], "edict"), (["method/gradients=adjoint"], "ddim"),
+        (["method.source_image=lab:night", "method.tied=false"], "edict"), (["method.process=edict"], "edict"),
+    ],
+)  # fmt: skip
+def test_on_the_lab_doodl_takes_the_process_that_other_options_need(options: list[str], process: str, tmp_path: Path) -> None:
+    job = jobs.prepare(composed("method=doodl", *options, "tracker=none", "device=cpu", f"outputs={tmp_path}"))
+    assert job.method.process == process
+
+
 def test_what_the_user_says_wins() -> None:
     cfg = composed("method=doodl", "scheduler.num_steps=7", "method.lr=3", "method.process=edict")
     assert (cfg.scheduler.num_steps, cfg.method.lr, cfg.method.process) == (7, 3, "edict")

@@ -47,14 +47,14 @@ class Doodl:
     crop_reduction: the mean over crops, or the best one alone, as the code for CLIP losses (lines 198-199).
     keep: the best picture of all updates, or the last one, which the code never renders.
 
-    `lr` is lambda. `tied` optimises one latent for both of the pair, else each its own. Crops are squares of U^crop_power, scaled
-    to between `smallest_crop` and 1 of the image's side, averaged to the smallest's size: the paper's 224 of 512 px. With
-    `patience` a sample stops after so many updates without a better reward. `source_image` is a picture to start from, by
-    EDICT's inversion, instead of from noise.
+    `process` null is ddim, unless the gradients or a source picture need edict. `lr` is lambda. `tied` optimises one latent for
+    both of the pair, else each its own. Crops are squares of U^crop_power, scaled to between `smallest_crop` and 1 of the image's
+    side, averaged to the smallest's size: the paper's 224 of 512 px. With `patience` a sample stops after so many updates without
+    a better reward. `source_image` is a picture to start from, by EDICT's inversion, instead of from noise.
     """
 
     gradients: GradientEngine
-    process: Literal["edict", "ddim"] = "edict"
+    process: Literal["edict", "ddim"] | None = "edict"
     mixing: float = 0.93
     alternate: bool = False
     num_updates: int = 50
@@ -82,8 +82,10 @@ class Doodl:
         for name, value in (("mixing", self.mixing), ("clip", self.clip), ("patience", self.patience)):
             if value is not None and not value > 0:
                 raise BadValue(name, value, "must be above 0")
-        wanted = {Reversible: "edict", Adjoint: "ddim"}.get(type(self.gradients), self.process)
-        if self.process != wanted:
+        wanted = {Reversible: "edict", Adjoint: "ddim"}.get(type(self.gradients))
+        if self.process is None:
+            object.__setattr__(self, "process", wanted or ("ddim" if self.source_image is None else "edict"))
+        if wanted not in (None, self.process):
             raise BadValue("process", self.process, f"method/gradients={type(self.gradients).__name__.lower()} needs {wanted}")
         if self.source_image is not None and (self.process != "edict" or self.tied):
             raise BadValue("source_image", self.source_image, "is inverted to a pair: it needs process=edict and tied=false")
