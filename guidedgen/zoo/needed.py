@@ -231,8 +231,8 @@ class Needed:
         """The files of a whole folder that are read."""
         names = [self.found(folder, group) for group in range(len(self.weights))]
         wanted = [folder / name for name in names if (folder / name).exists()]
-        for index in (folder / _index(name) for name in names if not (folder / name).exists()):
-            wanted += [index, *(index.with_name(piece) for piece in _pieces(index, f"{self.key}={self.name}"))]
+        for name in (name for name in names if not (folder / name).exists()):
+            wanted += [folder / index_name(name), *self._pieces(folder, name)]
         return sorted({*wanted, *(path for pattern in self.files for path in folder.glob(pattern) if path.is_file())})
 
     def missing(self, folder: Path) -> str:
@@ -241,11 +241,17 @@ class Needed:
         if lacking := self._lacking(lambda pattern: any(path.exists() for path in folder.glob(pattern))):
             return lacking
         for group in self.weights:
-            if name := next((name for name in group if (folder / _index(name)).exists() and not (folder / name).exists()), None):
-                pieces = _pieces(folder / _index(name), f"{self.key}={self.name}")
-                if lacking := next((piece for piece in pieces if not (folder / name).with_name(piece).exists()), ""):
-                    return lacking
+            for name in group:
+                if (folder / index_name(name)).exists() and not (folder / name).exists():
+                    if lacking := next((piece.name for piece in self._pieces(folder, name) if not piece.exists()), ""):
+                        return lacking
+                    break
         return ""
+
+    def _pieces(self, folder: Path, name: str) -> list[Path]:
+        """The files that weights in pieces are in, by their index."""
+        index = folder / index_name(name)
+        return [index.parent / piece for piece in sorted(set(placed_in(index, f"{self.key}={self.name}").values()))]
 
     def select(self, listed: hub.Listing) -> tuple[list[str], list[str]]:
         """Of the files that the hub lists, those that are read: the weights apart. Raises UsageError where it lacks some."""
@@ -257,17 +263,17 @@ class Needed:
             raise UsageError(f"{self.key}={self.name}: has no {lacking} at {hub.endpoint()}")
         weights = []
         for group in self.weights:
-            name = next(name for name in group if there(name) or there(_index(name)))
+            name = next(name for name in group if there(name) or there(index_name(name)))
             stem, dot, kind = name.rpartition(".")
             whole = there(name)
-            patterns = (name,) if whole else (_index(name), f"{stem}-*-of-*{dot}{kind}")
+            patterns = (name,) if whole else (index_name(name), f"{stem}-*-of-*{dot}{kind}")
             weights += [file for file in listed.files if any(_matches(file, pattern) for pattern in patterns)]
         files = [file for file in listed.files if any(_matches(file, pattern) for pattern in self.files) and file not in weights]
         return files, weights
 
     def found(self, folder: Path, group: int = 0) -> str:
         """The name of a group's weights that a whole folder has."""
-        return next(name for name in self.weights[group] if (folder / name).exists() or (folder / _index(name)).exists())
+        return next(name for name in self.weights[group] if (folder / name).exists() or (folder / index_name(name)).exists())
 
     def _lacking(self, there: Callable[[str], bool]) -> str:
         if lacking := [pattern for pattern in self.required if not there(pattern)]:
@@ -275,7 +281,7 @@ class Needed:
         if self.one_of and not any(all(map(there, group)) for group in self.one_of):
             return " and no ".join(" with ".join(group) for group in self.one_of)
         for group in self.weights:
-            if not any(there(name) or there(_index(name)) for name in group):
+            if not any(there(name) or there(index_name(name)) for name in group):
                 return " and no ".join(group)
         return ""
 
@@ -328,13 +334,17 @@ def _matches(file: str, pattern: str) -> bool:
     return file.count("/") == pattern.count("/") and fnmatch.fnmatchcase(file, pattern)
 
 
-def _index(weights: str) -> str:
+def index_name(weights: str) -> str:
     """The file that names the pieces of weights."""
     return f"{weights}.index.json"
 
 
-def _pieces(index: Path, source: str) -> list[str]:
+def placed_in(index: Path, source: str) -> dict[str, str]:
+    """The piece that each tensor is in, by an index of weights. Raises UsageError where it cannot be read."""
     try:
-        return sorted(set(map(str, json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{source}: {index.name} does not name the pieces of its weights") from error
+        placed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if not placed or not all(isinstance(piece, str) for piece in placed.values()):
+            raise ValueError("weight_map names no files")
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{source}: {index.name} cannot be read ({type(error).__name__}: {error})") from error
+    return placed

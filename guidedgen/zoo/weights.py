@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from guidedgen.types import UsageError
 from guidedgen.zoo.files import read_state
+from guidedgen.zoo.needed import index_name, placed_in
 
 _LFS = b"version https://git-lfs"  # how a pointer of Git LFS begins, which a clone without it has in place of the file
 _PLAIN = (
@@ -26,7 +26,7 @@ _PLAIN = (
 
 def choose(there: Collection[str], names: Sequence[str]) -> str | None:
     """The first of these files of weights that is among those that are there, whole or in pieces (by its index)."""
-    return next((name for name in names if name in there or _index(name) in there), None)
+    return next((name for name in names if name in there or index_name(name) in there), None)
 
 
 def variants(there: Collection[str], names: Sequence[str]) -> list[str]:
@@ -41,21 +41,21 @@ def check_weights(folder: Path, name: str, source: str) -> None:
     Only headers are read. Raises UsageError where a file is a pointer of Git LFS, cut off, pickled code or quantised, or the pieces
     are not those of their index.
     """
-    index = folder / _index(name)
+    index = folder / index_name(name)
     stored = {key: file.name for file in weight_files(folder, name, source) for key in _header(file, source)}
     if (folder / name).exists() or not index.exists():
         return
-    placed = _placed(index, source)
+    placed = placed_in(index, source)
     if wrong := sorted(key for key in placed | stored if placed.get(key) != stored.get(key)):
         raise UsageError(f"{source}: {index.name} is not of these pieces: {len(wrong)} tensors differ, {wrong[0]} first")
 
 
 def weight_files(folder: Path, name: str, source: str) -> list[Path]:
     """The file `name` of the folder, or the pieces of it that its index names. Raises UsageError where a piece is not there."""
-    index = folder / _index(name)
+    index = folder / index_name(name)
     if (folder / name).exists() or not index.exists():
         return [folder / name]
-    pieces = sorted(set(_placed(index, source).values()))
+    pieces = sorted(set(placed_in(index, source).values()))
     for piece in pieces:
         if Path(piece).name != piece or not (folder / piece).is_file():
             raise UsageError(f"{source}: {piece}, which {index.name} names, is not there; fetch it again")
@@ -65,21 +65,6 @@ def weight_files(folder: Path, name: str, source: str) -> list[Path]:
 def is_pointer(start: bytes) -> bool:
     """Whether a file that begins like this is a pointer of Git LFS."""
     return start.startswith(_LFS)
-
-
-def _index(name: str) -> str:
-    return f"{name}.index.json"
-
-
-def _placed(index: Path, source: str) -> dict[str, str]:
-    """The piece that each tensor is in."""
-    try:
-        placed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        if not placed or not all(isinstance(piece, str) for piece in placed.values()):
-            raise ValueError("weight_map names no files")
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{source}: {index.name} cannot be read ({type(error).__name__}: {error})") from error
-    return placed
 
 
 def _header(file: Path, source: str) -> Mapping[str, str]:
