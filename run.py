@@ -7,11 +7,13 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from guidedgen import command_line, config, terminal, usage
+from guidedgen.cli import command_line, terminal, usage
+from guidedgen.runs import config
 
 
 def prepare(cfg: DictConfig) -> object:
-    from guidedgen import jobs, sweeps  # these import torch: not for --help
+    from guidedgen.runs import jobs
+    from guidedgen.studies import sweeps  # these import torch: not for --help
 
     job = jobs.prepare(cfg)
     sweeps.check_objective(job)
@@ -20,7 +22,7 @@ def prepare(cfg: DictConfig) -> object:
 
 def announce(overrides: list[str], config_dir: Path | None) -> None:
     """Says what of a sweep is done and what is missing."""
-    from guidedgen import status, sweeps
+    from guidedgen.studies import status, sweeps
 
     if runs := sweeps.listed(overrides, config_dir):
         states = status.of_sweep(runs)
@@ -32,7 +34,7 @@ def announce(overrides: list[str], config_dir: Path | None) -> None:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> float | None:
-    from guidedgen import experiment
+    from guidedgen.runs import experiment
 
     return experiment.main(cfg)
 

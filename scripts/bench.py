@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from guidedgen import terminal
-from guidedgen.types import GradientEngine, Task, UsageError
+from guidedgen.basics.errors import UsageError
+from guidedgen.basics.tasks import Task
+from guidedgen.cli import terminal
+from guidedgen.gradients import GradientEngine
 
 if TYPE_CHECKING:
     from guidedgen.models.stable_diffusion import StableDiffusion
@@ -130,7 +132,7 @@ def gradients(arguments: argparse.Namespace) -> None:
 
 def check(arguments: argparse.Namespace) -> None:
     """Settles the device. Raises UsageError for numbers that cannot be, before anything is loaded."""
-    from guidedgen import options
+    from guidedgen.runs import options
 
     arguments.device = options.real_device(arguments.device)
     for steps in arguments.steps:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from guidedgen import terminal
-from guidedgen.types import UsageError
+from guidedgen.basics.errors import UsageError
+from guidedgen.cli import terminal
 
 
 def main(arguments: list[str]) -> None:
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> None:
     folders = [Path(given) for given in what if given not in overrides]
     if not folders:
         parser.error("no run: give its folder, as in outputs/<study>/<run>")
-    from guidedgen import rejudging, report
+    from guidedgen.runs import rejudging, report
 
     wrong = []
     for folder in folders:  # one that cannot be judged does not hide the others

@@ -20,10 +20,10 @@ from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from guidedgen import fetching
+from guidedgen.basics.errors import BadValue, UsageError
+from guidedgen.cli import fetching
 from guidedgen.datasets import downloads
 from guidedgen.datasets.tasks import check_choice
-from guidedgen.types import BadValue, UsageError
 from guidedgen.zoo.needed import Part, Survey
 
 SHOWN = 5  # names of missing files

@@ -7,15 +7,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from guidedgen import terminal
-from guidedgen.types import UsageError, printable
+from guidedgen.basics.errors import UsageError, printable
+from guidedgen.cli import terminal
 
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("folders", nargs="+", type=Path, help="of studies, as outputs/default")
     folders = parser.parse_args(arguments).folders
-    from guidedgen.pages import page
+    from guidedgen.studies import page
 
     wrong = 0
     for folder in folders:  # one that cannot be read does not hide the others

@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from guidedgen import terminal
-from guidedgen.types import UsageError
+from guidedgen.basics.errors import UsageError
+from guidedgen.cli import terminal
 
 
 def main(arguments: list[str]) -> None:
@@ -23,7 +23,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--failed", action="store_true", help="show those alone that are not done")
     parser.add_argument("--config-dir", type=lambda given: Path(given).absolute(), help="a sweep's, if it has one")
     asked = parser.parse_intermixed_args(arguments)
-    from guidedgen import command_line, status, sweeps
+    from guidedgen.cli import command_line
+    from guidedgen.studies import status, sweeps
 
     folders = [Path(given) for given in asked.what if "=" not in given or os.path.isdir(given)]
     if folders and len(folders) < len(asked.what):

@@ -19,9 +19,11 @@ from omegaconf import DictConfig, ListConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from guidedgen import command_line, hydra_settings, sweeps, terminal
-from guidedgen.store import write_atomic
-from guidedgen.types import UsageError
+from guidedgen.basics.errors import UsageError
+from guidedgen.cli import command_line, terminal
+from guidedgen.runs import hydra_settings
+from guidedgen.runs.store import write_atomic
+from guidedgen.studies import sweeps
 
 SCRIPTS = Path(__file__).resolve().parent
 # Options of sbatch by the launcher's keys; what is null is left to the cluster, or to scripts/sweep.sbatch.
@@ -71,7 +73,7 @@ def _prepare(cfg: DictConfig) -> object:
     """Checks a run that is for a GPU on a machine that may have none."""
     import torch
 
-    from guidedgen import jobs
+    from guidedgen.runs import jobs
 
     if str(cfg.device).startswith("cuda") and not torch.cuda.is_available():
         cfg = cfg.copy()

@@ -20,8 +20,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from guidedgen import options, store, terminal
-from guidedgen.types import UsageError
+from guidedgen.basics.errors import UsageError
+from guidedgen.cli import terminal
+from guidedgen.runs import options, store
 
 
 def check(arguments: argparse.Namespace) -> None:

@@ -7,8 +7,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from guidedgen import config, experiment, jobs
 from guidedgen.lab.networks import WEIGHTS
+from guidedgen.runs import config, experiment, jobs
 
 LAB = ["model=lab", "zoo=lab", "metrics=lab", "dtype=float32"]  # in place of weights that are not here
 BROUGHT = {  # what the user has to bring, and what stands in for it

@@ -18,13 +18,15 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from guidedgen import config, evaluate, experiment, images, jobs, rejudging, report
+from guidedgen.basics import images
+from guidedgen.basics.errors import UsageError
 from guidedgen.gradients.adjoint import Adjoint
 from guidedgen.lab.networks import WEIGHTS
+from guidedgen.methods import Needs, Observer
+from guidedgen.methods.problem import Problem
 from guidedgen.metrics.summary import wilson_interval
-from guidedgen.problem import Problem
-from guidedgen.store import Record, RunFolder
-from guidedgen.types import Needs, Observer, UsageError
+from guidedgen.runs import config, evaluate, experiment, jobs, rejudging, report
+from guidedgen.runs.store import Record, RunFolder
 
 pytestmark = pytest.mark.skipif(not (WEIGHTS / "generator" / "model_index.json").exists(), reason="the lab's weights are missing")
 

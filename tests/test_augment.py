@@ -7,9 +7,9 @@ import pytest
 import torch
 from kornia.geometry.transform import get_affine_matrix2d, warp_affine
 
-from guidedgen.augment import Augmentations, Copies, averaged
-from guidedgen.noise import Noise
-from guidedgen.types import BadValue
+from guidedgen.basics.augment import Augmentations, Copies, averaged
+from guidedgen.basics.errors import BadValue
+from guidedgen.basics.noise import Noise
 
 NOTHING = {
     "degrees": 0.0,

@@ -11,6 +11,7 @@ from types import ModuleType
 
 import pytest
 
+from guidedgen.basics.errors import BadValue, UsageError
 from guidedgen.datasets import downloads, geneval, parti_prompts, t2i_compbench
 from guidedgen.datasets.drawbench import DrawBench
 from guidedgen.datasets.geneval import GenEval
@@ -18,7 +19,6 @@ from guidedgen.datasets.hpdv2 import Hpdv2
 from guidedgen.datasets.parti_prompts import PartiPrompts
 from guidedgen.datasets.t2i_compbench import T2ICompBench
 from guidedgen.datasets.tasks import make_tasks
-from guidedgen.types import BadValue, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -14,9 +14,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from guidedgen import command_line, config, jobs, sweeps, usage
-from guidedgen.store import RunFolder
-from guidedgen.types import UsageError
+from guidedgen.basics.errors import UsageError
+from guidedgen.cli import command_line, usage
+from guidedgen.runs import config, jobs
+from guidedgen.runs.store import RunFolder
+from guidedgen.studies import sweeps
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -297,7 +299,8 @@ def test_a_wrong_command_leaves_at_once(case: str, place: Path) -> None:
 
 OWN_REWARD = """
 import dataclasses
-from guidedgen.types import Needs, Task
+from guidedgen.methods import Needs
+from guidedgen.basics.tasks import Task
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reward:
@@ -494,7 +497,7 @@ def test_options_in_a_folder_of_one_s_own(tmp_path: Path, capsys: pytest.Capture
 
 def test_no_network_is_loaded_before_the_check_is_over(place: Path) -> None:
     code = (
-        "import sys; from guidedgen import command_line, jobs\n"
+        "import sys; from guidedgen.cli import command_line\nfrom guidedgen.runs import jobs\n"
         "try: command_line.preflight(['dataset=prompt', 'dataset.prompt=' + 'red ' * 500], jobs.prepare)\n"
         "except SystemExit: pass\n"
         "assert 'diffusers' not in sys.modules and 'open_clip' not in sys.modules"
@@ -640,7 +643,7 @@ def test_the_identity_of_a_run_is_what_it_samples() -> None:
 
 def test_a_method_of_the_user_s_own_says_what_it_needs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (place / "climbing.py").write_text(
-        "import dataclasses\nfrom guidedgen.types import Needs\n@dataclasses.dataclass(frozen=True, kw_only=True)\nclass Climb:\n"
+        "import dataclasses\nfrom guidedgen.methods import Needs\n@dataclasses.dataclass(frozen=True, kw_only=True)\nclass Climb:\n"
         "    needs = Needs(gradient=True)\n    def __call__(self, problem, observe=None): ...\n"
     )
     monkeypatch.chdir(place)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from guidedgen import config, targets
-from guidedgen.types import UsageError
+from guidedgen.basics.errors import UsageError
+from guidedgen.runs import config, targets
 
 EVIL = {"_target_": "os.system", "command": "true"}
 MULTI = "guidedgen.rewards.multi.Multi"
@@ -59,7 +59,9 @@ def test_positional_arguments_do_not_get_past_the_check():
 OWN = """
 import dataclasses, functools, subprocess
 from typing import TYPE_CHECKING, Any
-from guidedgen.types import Needs, Reward, Task
+from guidedgen.methods import Needs
+from guidedgen.rewards import Reward
+from guidedgen.basics.tasks import Task
 
 if TYPE_CHECKING:
     from elsewhere import Unknown
@@ -169,11 +171,11 @@ STRANGERS = [
     ("reward", "guidedgen.rewards.style.check"), ("method", "guidedgen.rewards.multi.Multi"),
     ("reward", "guidedgen.methods.base.Base"), ("dataset", "guidedgen.datasets.downloads.Source"),
     ("dataset", "guidedgen.datasets.tasks.read_text"), ("reward", "guidedgen.zoo.inception.Inception"),
-    ("scheduler", "guidedgen.methods.code.Code"), ("tracker", "guidedgen.store.RunFolder"),
-    ("tracker", "guidedgen.tracker.Tracker"), ("model", "guidedgen.models.tuning.Tuned"),
-    ("metrics.distances.fid", "guidedgen.metrics.frechet.frechet_distance"), ("k", "guidedgen.command_line.check"),
-    ("k", "guidedgen.experiment.main"), ("k", "guidedgen.store.write_atomic"), ("k", "guidedgen.lab.training.train"),
-    ("metrics.per_class", "guidedgen.metrics.sets.Fid"), ("method.gradients", "guidedgen.store.check_writable"),
+    ("scheduler", "guidedgen.methods.code.Code"), ("tracker", "guidedgen.runs.store.RunFolder"),
+    ("tracker", "guidedgen.runs.tracker.Tracker"), ("model", "guidedgen.models.tuning.Tuned"),
+    ("metrics.distances.fid", "guidedgen.metrics.frechet.frechet_distance"), ("k", "guidedgen.cli.command_line.check"),
+    ("k", "guidedgen.runs.experiment.main"), ("k", "guidedgen.runs.store.write_atomic"), ("k", "guidedgen.lab.training.train"),
+    ("metrics.per_class", "guidedgen.metrics.sets.Fid"), ("method.gradients", "guidedgen.runs.store.check_writable"),
 ]  # fmt: skip
 
 

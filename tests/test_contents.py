@@ -19,11 +19,12 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from safetensors.torch import save_file
 
-from guidedgen import config, contents, experiment, jobs, judging, rejudging
+from guidedgen.basics.errors import UsageError
+from guidedgen.basics.tasks import Task
 from guidedgen.lab.networks import WEIGHTS
-from guidedgen.pages import cautions, page
-from guidedgen.store import RunFailed, RunFolder
-from guidedgen.types import Task, UsageError
+from guidedgen.runs import config, contents, experiment, jobs, judging, rejudging
+from guidedgen.runs.store import RunFailed, RunFolder
+from guidedgen.studies import cautions, page
 
 trained = pytest.mark.skipif(not (WEIGHTS / "generator" / "model_index.json").exists(), reason="the lab's weights are missing")
 QUICK = ["device=cpu", "dtype=float32", "tracker=none", "scheduler.num_steps=2", "metrics=none"]
@@ -501,7 +502,7 @@ def test_a_run_of_an_edited_file_is_measured_against_its_own_unguided_run(edited
     assert again["scores"] == before["scores"] and again["reference_samples"] == 2 and "missing" not in again
     assert rejudging.judge_again(by_prompts[3]) and not capsys.readouterr().err
     # A page pairs each with its own.
-    from guidedgen.pages.study import read_study
+    from guidedgen.studies.study import read_study
 
     settings = {
         frozenset(record.prompt for record in run.records): run.setting for run in read_study(edited / "outputs" / "s").runs
@@ -565,7 +566,7 @@ def test_an_audited_picture_that_is_blurred_keeps_a_score_of_the_same_network_al
     records = (run / "records.jsonl").read_text()
     (run / "records.jsonl").write_text(records.replace('"blurred": false', '"blurred": true'))
     job = jobs.prepare(cfg)
-    from guidedgen import evaluate
+    from guidedgen.runs import evaluate
 
     assert judging._recorded(job, evaluate.Images.of_run(job.folder)) == {"aesthetic", "other"}
     _changed(file)

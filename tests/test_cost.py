@@ -10,8 +10,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from guidedgen import config, cost, experiment, jobs, report
-from guidedgen.cost import Ledger, peak_memory_mib, reset_peak_memory, wait_for
+from guidedgen.basics import cost
+from guidedgen.basics.cost import Ledger, peak_memory_mib, reset_peak_memory, wait_for
+from guidedgen.runs import config, experiment, jobs, report
 
 
 class Clock:

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from guidedgen.basics.errors import BadValue
+from guidedgen.basics.tasks import Sample, Task
 from guidedgen.datasets.animals import Animals
 from guidedgen.datasets.drawbench import CATEGORIES as DRAWBENCH
 from guidedgen.datasets.drawbench import DrawBench
@@ -24,7 +26,6 @@ from guidedgen.datasets.tasks import make_tasks
 from guidedgen.datasets.templated import Templated
 from guidedgen.datasets.text import TextFile
 from guidedgen.lab.captions import CATEGORIES, prompts
-from guidedgen.types import BadValue, Sample, Task
 
 HARD = [
     "a/b", "../../etc/passwd", "..", ".", "/", "\\", "a\\b", "it's", '"quoted"', "`$(rm -rf)`", "猫", "🐱🐱", "é", "e\u0301", "a\nb", "a\tb",

@@ -7,9 +7,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from guidedgen import command_line, config, experiment, jobs
+from guidedgen.basics.errors import UsageError
+from guidedgen.cli import command_line
 from guidedgen.lab.networks import WEIGHTS
-from guidedgen.types import UsageError
+from guidedgen.runs import config, experiment, jobs
 
 APPLICATIONS = ["text", "vocabulary", "aesthetic", "edit", "personalise"]
 LAB = ["model=lab", "zoo=lab", "metrics=lab", "dtype=float32"]  # in place of weights that are not here

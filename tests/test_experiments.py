@@ -13,8 +13,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from guidedgen import command_line, config, experiment, jobs, report
+from guidedgen.cli import command_line
 from guidedgen.lab.networks import WEIGHTS
+from guidedgen.runs import config, experiment, jobs, report
 
 LAB = ["model=lab", "zoo=lab", "metrics=lab", "dtype=float32"]  # in place of weights that are not here
 BY_TABLE = {  # what the user has to bring, and what stands in for it
@@ -215,7 +216,7 @@ def test_published_figures_are_found_where_hydra_does_not_run(monkeypatch: pytes
 def test_published_figures_are_found_inside_hydra_s_main(flags: list[str], tmp_path: Path) -> None:
     """As when a run is judged by the process that sampled it."""
     code = (
-        "import hydra, sys\nfrom omegaconf import OmegaConf\nfrom guidedgen import config\n"
+        "import hydra, sys\nfrom omegaconf import OmegaConf\nfrom guidedgen.runs import config\n"
         "def main(cfg):\n    OmegaConf.resolve(cfg)\n    print('minutes', config.published(cfg)['minutes'])\n"
         "hydra.main(version_base='1.3', config_path=str(config.CONF), config_name='config')(main)()"
     )

@@ -15,7 +15,9 @@ import torch
 from PIL import ExifTags, Image, ImageCms, ImageOps
 from torch import Tensor
 
-from guidedgen import evaluate, images
+from guidedgen.basics import images
+from guidedgen.basics.errors import BadValue, UsageError
+from guidedgen.basics.tasks import Task
 from guidedgen.datasets.animals import Animals
 from guidedgen.datasets.image_to_image import ImageToImage
 from guidedgen.datasets.jsonl import Jsonl
@@ -23,7 +25,7 @@ from guidedgen.datasets.references import read_reference
 from guidedgen.metrics.classes import ClassFolders
 from guidedgen.metrics.frechet import frechet_distance
 from guidedgen.rewards.style import References
-from guidedgen.types import BadValue, Task, UsageError
+from guidedgen.runs import evaluate
 
 Tried = Callable[..., None]
 RGB = np.random.default_rng(0).integers(0, 256, (24, 40, 3)).astype(np.uint8)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from guidedgen import images
+from guidedgen.basics import images
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from guidedgen import config, experiment, jobs, rejudging, status, sweeps
+from guidedgen.basics.errors import UsageError
 from guidedgen.lab.networks import WEIGHTS
-from guidedgen.store import RunFolder
-from guidedgen.tracker import Tracker
-from guidedgen.types import UsageError
+from guidedgen.runs import config, experiment, jobs, rejudging
+from guidedgen.runs.store import RunFolder
+from guidedgen.runs.tracker import Tracker
+from guidedgen.studies import status, sweeps
 
 Tried = Callable[..., None]
 ESCAPED, TEXT = r"a \${seed} circle", "a ${seed} circle"

@@ -231,7 +231,7 @@ def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 def test_importing_the_package_loads_no_framework(tmp_path: Path) -> None:
     code = (
-        "import guidedgen, guidedgen.types, guidedgen.config, guidedgen.store, guidedgen.tracker, guidedgen.zoo, sys\n"
+        "import guidedgen, guidedgen.types, guidedgen.runs.config, guidedgen.runs.store, guidedgen.runs.tracker, guidedgen.zoo, sys\n"
         "print(sorted({'torch', 'diffusers', 'transformers', 'open_clip', 'wandb'} & set(sys.modules)))"
     )
     done = python("-c", code, cwd=tmp_path)

@@ -12,11 +12,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
-from guidedgen import config, experiment, jobs, learning
+from guidedgen.basics.errors import Stopped, UsageError
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.methods.adjoint_tuning import AdjointTuning
 from guidedgen.models import tuning
-from guidedgen.types import Stopped, UsageError
+from guidedgen.runs import config, experiment, jobs, learning
 
 pytestmark = pytest.mark.skipif(not (WEIGHTS / "generator" / "model_index.json").exists(), reason="the lab's weights are missing")
 

@@ -7,8 +7,9 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from guidedgen import command_line, config, experiment, jobs, usage
+from guidedgen.cli import command_line, usage
 from guidedgen.lab.networks import WEIGHTS
+from guidedgen.runs import config, experiment, jobs
 
 METHODS = sorted(path.stem for path in (config.CONF / "method").glob("*.yaml"))
 OVERLAYS = sorted(path.relative_to(config.CONF / "experiment").with_suffix("").as_posix() for path in config.CONF.rglob("experiment/**/*.yaml"))  # fmt: skip

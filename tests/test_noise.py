@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from guidedgen.noise import Noise, generator, stream
+from guidedgen.basics.noise import Noise, generator, stream
 
 SHAPE = (2, 3, 3)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from guidedgen.precision import run_in
+from guidedgen.basics.precision import run_in
 
 WEIGHT = torch.randn(8, 8, generator=torch.Generator().manual_seed(0)) / 3
 

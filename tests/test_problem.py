@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from guidedgen import images
+from guidedgen.basics import images
+from guidedgen.basics.noise import Noise
+from guidedgen.basics.tasks import Task
+from guidedgen.methods.problem import Crops, Problem
 from guidedgen.models.gaussian import GaussianDenoiser, GaussianMixture
-from guidedgen.noise import Noise
-from guidedgen.problem import Crops, Problem
+from guidedgen.process import Scheduler
 from guidedgen.process.grid import NoiseSchedule, tail
 from guidedgen.process.schedulers import Ddim, Ddpm
-from guidedgen.types import Scheduler, Task
 
 SHAPE = (2, 2, 1)
 SCHEDULE = NoiseSchedule.from_betas(0.00085, 0.012, 1000, "scaled_linear")

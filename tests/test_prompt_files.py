@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from guidedgen.basics.errors import BadValue
 from guidedgen.datasets import tasks
 from guidedgen.datasets.drawbench import DrawBench
 from guidedgen.datasets.geneval import GenEval
@@ -18,7 +19,6 @@ from guidedgen.datasets.prompt import OnePrompt
 from guidedgen.datasets.t2i_compbench import T2ICompBench
 from guidedgen.datasets.templated import Templated
 from guidedgen.datasets.text import TextFile
-from guidedgen.types import BadValue
 
 Tried = Callable[..., None]
 

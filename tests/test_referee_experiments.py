@@ -7,10 +7,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from guidedgen import command_line, config, jobs
+from guidedgen.cli import command_line
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.methods.blip_inversion import BlipInversion
 from guidedgen.rewards.augmented import Augmented
+from guidedgen.runs import config, jobs
 
 ROWS = ["codex/base", "referee/distill_only", "referee/referee_only", "referee/full", "codex/greedy", "referee/doodl"]
 ABLATIONS = ["augmentations", "distillation", "balance", "average", "noise", "guidance", "several"]

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from guidedgen.augment import Augmentations, Copies, averaged
+from guidedgen.basics.augment import Augmentations, Copies, averaged
+from guidedgen.basics.noise import Noise
+from guidedgen.basics.tasks import Task
+from guidedgen.basics.vision_language import QFormer
 from guidedgen.gradients.memory import Alive
-from guidedgen.noise import Noise
-from guidedgen.problem import Problem
-from guidedgen.types import Task
-from guidedgen.vision_language import QFormer
+from guidedgen.methods.problem import Problem
 from guidedgen.zoo.blip2 import LENGTH, _losses
 
 GIB = 2**30

@@ -9,11 +9,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from guidedgen import config, experiment, jobs, rejudging, report
+from guidedgen.basics.errors import UsageError
 from guidedgen.lab.networks import WEIGHTS
-from guidedgen.pages import page
-from guidedgen.store import RunFolder
-from guidedgen.types import UsageError
+from guidedgen.runs import config, experiment, jobs, rejudging, report
+from guidedgen.runs.store import RunFolder
+from guidedgen.studies import page
 
 OPTIONS = ["method=best_of_n", "method.num_particles=2", "reward=clip_text", "metrics=lab_compbench", "dataset.limit=3",
            "scheduler.num_steps=3", "device=cpu", "tracker=none", "study=made"]  # fmt: skip

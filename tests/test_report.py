@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from guidedgen import report
-from guidedgen.types import UsageError
+from guidedgen.basics.errors import UsageError
+from guidedgen.runs import report
 
 SOURCE = "a thesis, Table 1"
 

@@ -16,14 +16,16 @@ import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from guidedgen import config, experiment, images, jobs, rejudging, sampling
+from guidedgen.basics import images
+from guidedgen.basics.errors import UsageError
+from guidedgen.basics.tasks import Task
 from guidedgen.lab.classes import RenderedClasses
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.metrics.frechet import frechet_distance
 from guidedgen.models import stable_diffusion
 from guidedgen.models.stable_diffusion import StableDiffusion
-from guidedgen.store import RunFolder
-from guidedgen.types import Task, UsageError
+from guidedgen.runs import config, experiment, jobs, rejudging, sampling
+from guidedgen.runs.store import RunFolder
 from guidedgen.zoo.inception import LabInception
 
 QUICK = ["scheduler.num_steps=6", "dataset.limit=4", "tracker=none", "device=cpu"]

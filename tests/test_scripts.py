@@ -13,8 +13,8 @@ from pathlib import Path
 import processes
 import pytest
 
+from guidedgen.basics.errors import BadValue, UsageError
 from guidedgen.lab import shipping
-from guidedgen.types import BadValue, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -15,11 +15,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from guidedgen import config, experiment, jobs, rejudging, sampling
+from guidedgen.basics.errors import UsageError
 from guidedgen.lab.networks import WEIGHTS
-from guidedgen.shards import Shard, find_shard
-from guidedgen.store import RunFolder
-from guidedgen.types import UsageError
+from guidedgen.runs import config, experiment, jobs, rejudging, sampling
+from guidedgen.runs.shards import Shard, find_shard
+from guidedgen.runs.store import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = ["scheduler.num_steps=4", "dataset.limit=5", "batch_size=2", "tracker=none", "device=cpu", "method.num_particles=2"]

@@ -9,10 +9,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from guidedgen import command_line, config, experiment, jobs
+from guidedgen.basics.errors import UsageError
+from guidedgen.cli import command_line
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.process.flow import FlowChain
-from guidedgen.types import UsageError
+from guidedgen.runs import config, experiment, jobs
 
 ROWS = ("adjoint/eq_4", "adjoint/eq_10")
 

@@ -7,10 +7,12 @@ from pathlib import Path
 import processes
 import pytest
 
-from guidedgen import experiment, status, sweeps
+from guidedgen.basics.errors import Stopped, UsageError
+from guidedgen.basics.tasks import Sample, Task
 from guidedgen.lab.networks import WEIGHTS
-from guidedgen.store import Record, RunFailed, RunFolder
-from guidedgen.types import Sample, Stopped, Task, UsageError
+from guidedgen.runs import experiment
+from guidedgen.runs.store import Record, RunFailed, RunFolder
+from guidedgen.studies import status, sweeps
 
 QUICK = ["scheduler.num_steps=2", "dataset.limit=1", "tracker=none", "device=cpu", "reference=none"]
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from guidedgen import inside, store
-from guidedgen.store import Record, RunFailed, RunFolder, check_writable, write_atomic
-from guidedgen.types import Sample, Task, UsageError
+from guidedgen.basics.errors import UsageError
+from guidedgen.basics.tasks import Sample, Task
+from guidedgen.runs import inside, store
+from guidedgen.runs.store import Record, RunFailed, RunFolder, check_writable, write_atomic
 
 
 def sample(i: int = 0) -> Sample:
@@ -307,7 +308,7 @@ def test_what_cannot_be_written_ends_the_run_in_one_line(folder: RunFolder) -> N
 
 
 def test_such_an_end_is_told_on_stderr_with_code_1() -> None:
-    code = "from guidedgen.store import RunFailed; raise RunFailed('outputs/x: cannot be written (No space left on device)')"
+    code = "from guidedgen.runs.store import RunFailed; raise RunFailed('outputs/x: cannot be written (No space left on device)')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "guidedgen: outputs/x: cannot be written (No space left on device)\n")
 

@@ -8,9 +8,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from guidedgen import command_line, config, jobs, options, sweeps
+from guidedgen.basics.errors import UsageError
+from guidedgen.cli import command_line
 from guidedgen.lab.networks import WEIGHTS
-from guidedgen.types import UsageError
+from guidedgen.runs import config, jobs, options
+from guidedgen.studies import sweeps
 
 trained = pytest.mark.skipif(not (WEIGHTS / "generator" / "model_index.json").exists(), reason="the lab's weights are missing")
 

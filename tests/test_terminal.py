@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = """
 import sys
 from pathlib import Path
-from guidedgen import terminal
-from guidedgen.types import BadValue, UsageError
+from guidedgen.cli import terminal
+from guidedgen.basics.errors import BadValue, UsageError
 
 def main():
     print("first é")

@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from guidedgen import tracker
-from guidedgen.store import Record
-from guidedgen.tracker import Wandb
-from guidedgen.types import BadValue
+from guidedgen.basics.errors import BadValue
+from guidedgen.runs import tracker
+from guidedgen.runs.store import Record
+from guidedgen.runs.tracker import Wandb
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN_ID = "0123456789ab"
 LOG = """
     import json, sys
     from pathlib import Path
-    from guidedgen.store import Record
-    from guidedgen.tracker import Wandb
+    from guidedgen.runs.store import Record
+    from guidedgen.runs.tracker import Wandb
     folder = Path(sys.argv[1])
     records = [Record(**line) for line in json.loads((folder / "records.json").read_text())]
     Wandb(project="proj-x", mode=sys.argv[2]).log(

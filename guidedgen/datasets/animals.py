@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from guidedgen.basics.tasks import Task
 from guidedgen.datasets.tasks import check_limit, make_tasks
-from guidedgen.types import Task
 
 # In the order of the thesis' evaluation list: first the 6 held out in AlignProp, then DDPO's 45.
 ANIMALS = (

@@ -9,8 +9,8 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from guidedgen.basics.errors import BadValue, UsageError
 from guidedgen.datasets.tasks import expand, read_text
-from guidedgen.types import BadValue, UsageError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,10 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 
+from guidedgen.basics.errors import BadValue
+from guidedgen.basics.tasks import Task
 from guidedgen.datasets.downloads import find, reading
 from guidedgen.datasets.tasks import check_choice, check_limit, make_tasks, read_text
-from guidedgen.types import BadValue, Task
 
 FILE = "DrawBench_Prompts.csv"  # of github.com/tinnerhrhe/EvoSearch-codes
 CATEGORIES = (

@@ -6,9 +6,9 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
+from guidedgen.basics.tasks import Task
 from guidedgen.datasets.downloads import read_released
 from guidedgen.datasets.tasks import check_choice, check_limit, make_tasks
-from guidedgen.types import Task
 
 CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 

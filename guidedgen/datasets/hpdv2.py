@@ -6,9 +6,10 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 
+from guidedgen.basics.errors import BadValue
+from guidedgen.basics.tasks import Task
 from guidedgen.datasets.downloads import find, reading
 from guidedgen.datasets.tasks import check_limit, make_tasks, read_lines
-from guidedgen.types import BadValue, Task
 
 FILE = "hps_v2_all_eval.txt"  # of github.com/mihirp1998/AlignProp
 # SHA-256 of the prompts, stripped, sorted, joined by newlines.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from guidedgen.basics.errors import BadValue
+from guidedgen.basics.tasks import Dataset, Task
 from guidedgen.datasets.references import check_ratio, counted, read_reference, refer
 from guidedgen.datasets.tasks import check_limit
-from guidedgen.types import BadValue, Dataset, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

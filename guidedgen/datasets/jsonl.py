@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from guidedgen.basics.errors import BadValue
+from guidedgen.basics.tasks import Task
 from guidedgen.datasets.references import check_ratio, counted, read_reference, refer
 from guidedgen.datasets.tasks import check_limit, check_text, make_tasks, number_lines, read_text
-from guidedgen.types import BadValue, Task
 
 KEYS = {"prompt": str, "reference": str, "noise_ratio": (int, float), "category": str}
 

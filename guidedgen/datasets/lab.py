@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from itertools import islice
 
+from guidedgen.basics.errors import BadValue
+from guidedgen.basics.tasks import Task
 from guidedgen.datasets.tasks import check_choice, check_limit, make_tasks
 from guidedgen.lab.captions import CATEGORIES, prompts
-from guidedgen.types import BadValue, Task
 
 MOST = 300  # prompts per category, as in T2I-CompBench; some categories have fewer
 

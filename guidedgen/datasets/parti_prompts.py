@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from guidedgen.basics.tasks import Task
 from guidedgen.datasets.downloads import read_released
 from guidedgen.datasets.tasks import check_choice, check_limit, make_tasks
-from guidedgen.types import Task
 
 CATEGORIES = (
     "Abstract", "Animals", "Artifacts", "Arts", "Food & Beverage", "Illustrations", "Indoor Scenes", "Outdoor Scenes", "People",

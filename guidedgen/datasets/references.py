@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from guidedgen import images
+from guidedgen.basics import images
+from guidedgen.basics.errors import BadValue
+from guidedgen.basics.tasks import Task
 from guidedgen.datasets.tasks import expand
-from guidedgen.types import BadValue, Task
 
 LAB = "lab:"  # before the name of one of the lab's style pictures
 

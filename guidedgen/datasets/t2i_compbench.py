@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from guidedgen.basics.errors import BadValue
+from guidedgen.basics.tasks import Task
 from guidedgen.datasets.downloads import read_released
 from guidedgen.datasets.tasks import check_choice, check_limit, expand, make_tasks
-from guidedgen.types import BadValue, Task
 
 CATEGORIES = ("color", "shape", "texture", "spatial", "3d_spatial", "non_spatial", "numeracy", "complex")
 

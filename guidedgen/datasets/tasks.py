@@ -13,7 +13,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from guidedgen.types import BadValue, Task
+from guidedgen.basics.errors import BadValue
+from guidedgen.basics.tasks import Task
 
 LARGEST = 256 * 2**20  # bytes of a file of prompts: some millions of them
 LONGEST = 10_000  # characters of a text

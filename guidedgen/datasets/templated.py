@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from guidedgen.basics.errors import BadValue
+from guidedgen.basics.tasks import Dataset, Task
 from guidedgen.datasets.tasks import check_text
-from guidedgen.types import BadValue, Dataset, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from guidedgen.basics.tasks import Task
 from guidedgen.datasets.tasks import check_limit, make_tasks, read_lines
-from guidedgen.types import Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,3 +24,24 @@ torch.inference_mode it is not enough; that mode has to be left, and nothing tha
 autograd.grad, unlike backward(), leaves nothing in the `.grad` of weights that happen to require gradients. An autocast around the
 engine is that of the way back too, which itself belongs outside of it.
 """
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from guidedgen.process.chains import Chain, State
+
+
+class GradientEngine(Protocol):
+    """How a whole chain is differentiated; see guidedgen.gradients."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether it is the gradient of the numbers computed, or of the continuous flow they approximate."""
+
+    def __call__(self, chain: Chain, state: State, params: Sequence[Tensor] = ()) -> State:
+        """The chain's last state, differentiable in its first and in the `params` that its denoiser closes over."""

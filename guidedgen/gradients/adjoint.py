@@ -18,10 +18,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from guidedgen.basics.errors import BadValue, UsageError
 from guidedgen.process.chains import Chain, State
 from guidedgen.process.flow import OdeChain
 from guidedgen.process.grid import Point
-from guidedgen.types import BadValue, UsageError
 
 # torchdiffeq's names.
 Solver = Literal["euler", "midpoint", "rk4", "explicit_adams", "dopri5"]

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from guidedgen.basics.errors import BadValue
 from guidedgen.gradients.memory import saved_bytes
 from guidedgen.process.chains import Chain, State
-from guidedgen.types import BadValue
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from guidedgen.basics.errors import UsageError
 from guidedgen.process.chains import Chain, EdictChain, State, coefficients, walk
 from guidedgen.process.grid import Point
-from guidedgen.types import UsageError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

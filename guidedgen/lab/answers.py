@@ -19,12 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from guidedgen import images as pictures
+from guidedgen.basics import images as pictures
+from guidedgen.basics.images import Detection
 from guidedgen.lab.captions import Description, Thing, parse
 from guidedgen.lab.judge import relation_odds, shipped_classifier
 from guidedgen.lab.networks import WEIGHTS, Reading
 from guidedgen.lab.world import BACKGROUNDS, COLOURS, SHAPES, SIZE, SIZES, TEXTURES
-from guidedgen.types import Detection
 
 _COLOURS, _BACKGROUNDS = tuple(COLOURS), tuple(BACKGROUNDS)
 _ORDER = {word: place for place, words in enumerate((SIZES, TEXTURES, COLOURS)) for word in words}

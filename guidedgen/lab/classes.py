@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
+from guidedgen.basics.errors import BadValue, UsageError
+from guidedgen.basics.noise import generator, stream
+from guidedgen.basics.tasks import Task
 from guidedgen.lab import captions
 from guidedgen.lab.preference import stage
 from guidedgen.lab.render import render
 from guidedgen.lab.world import BACKGROUNDS, COLOURS, SIZES
-from guidedgen.noise import generator, stream
-from guidedgen.types import BadValue, Task, UsageError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,9 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from guidedgen import vision_language
-from guidedgen.images import to_pil
+from guidedgen.basics import vision_language
+from guidedgen.basics.images import to_pil
+from guidedgen.basics.noise import generator as stream
 from guidedgen.lab import captions, hardening, networks, preference, referees, statements, taste
 from guidedgen.lab.captions import Description, Thing
 from guidedgen.lab.judge import Verdict, judge, verdict
@@ -31,7 +32,6 @@ from guidedgen.lab.networks import WEIGHTS, AestheticHead, SceneClassifier
 from guidedgen.lab.render import render
 from guidedgen.lab.training import LATENT_SCALE
 from guidedgen.lab.world import SHAPES, Scenes, draw_scenes
-from guidedgen.noise import generator as stream
 
 if TYPE_CHECKING:
     import open_clip

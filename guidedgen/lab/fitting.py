@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from guidedgen.noise import generator as stream
-from guidedgen.types import UsageError
+from guidedgen.basics.errors import UsageError
+from guidedgen.basics.noise import generator as stream
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from guidedgen import images as pictures
+from guidedgen.basics import images as pictures
+from guidedgen.basics.tasks import Task
 from guidedgen.lab import captions, taste
 from guidedgen.lab.captions import Description, Thing
 from guidedgen.lab.networks import WEIGHTS, Reading, SceneClassifier, load_classifier
 from guidedgen.lab.world import BACKGROUNDS, COLOURS, SHAPES, SIZE, SLOTS, TEXTURES
-from guidedgen.types import Task
 
 _COLOURS, _BACKGROUNDS = tuple(COLOURS), tuple(BACKGROUNDS)
 _CHUNK = 256

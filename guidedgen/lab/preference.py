@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from guidedgen import images as pictures
+from guidedgen.basics import images as pictures
 from guidedgen.lab import captions, taste
 from guidedgen.lab.captions import Description, Thing
 from guidedgen.lab.judge import stands

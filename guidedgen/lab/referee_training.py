@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from guidedgen import vision_language
+from guidedgen.basics import vision_language
+from guidedgen.basics.noise import generator as stream
 from guidedgen.lab import captions, hardening, referees, statements
 from guidedgen.lab.captions import Description
 from guidedgen.lab.fitting import Part, Settings
 from guidedgen.lab.render import render
 from guidedgen.lab.world import BACKGROUNDS, COLOURS, SHAPES, SIZE, SLOTS, TEXTURES, Scenes, draw_scenes
-from guidedgen.noise import generator as stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

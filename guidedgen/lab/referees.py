@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from guidedgen.basics.vision_language import QFormer
 from guidedgen.lab import networks
 from guidedgen.lab.world import SIZE
-from guidedgen.vision_language import QFormer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

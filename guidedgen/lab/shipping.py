@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from guidedgen.images import to_pil
+from guidedgen.basics.images import to_pil
+from guidedgen.basics.noise import generator as stream
 from guidedgen.lab import exam, networks, styles, training
 from guidedgen.lab.card import card
 from guidedgen.lab.fitting import Settings, fit, spent_on
 from guidedgen.lab.networks import WEIGHTS
-from guidedgen.noise import generator as stream
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

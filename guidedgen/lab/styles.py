@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from guidedgen.basics.errors import BadValue
+from guidedgen.basics.noise import generator as stream
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.lab.render import render
 from guidedgen.lab.world import SHAPES, SIZE, TEXTURES, Scenes
-from guidedgen.noise import generator as stream
-from guidedgen.types import BadValue
 
 _RGB = tuple[float, float, float]
 

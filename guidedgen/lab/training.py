@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from guidedgen.basics.noise import generator as stream
 from guidedgen.lab import captions, networks, preference, referee_training, taste
 from guidedgen.lab.fitting import Part, Settings
 from guidedgen.lab.render import render
 from guidedgen.lab.world import SIZE, Scenes, Split, draw_scenes, unseen_pair
-from guidedgen.noise import generator as stream
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel

@@ -2,3 +2,104 @@
 
 Costs are per sample, of T steps: `rows` are denoiser rows, a classifier-free guidance pair being two.
 """
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from guidedgen.basics.tasks import Dataset
+    from guidedgen.methods.problem import Problem
+    from guidedgen.process import Tuning
+
+
+Observer = Callable[[str, int, Mapping[str, Any]], None]
+
+
+def ignore(event: str, step: int, values: Mapping[str, Any]) -> None:
+    """The observer that does not look."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a method can only run with."""
+
+    reward: bool = True
+    gradient: bool = False  # a differentiable reward
+    sampler: Literal["any", "stochastic", "deterministic"] = "any"  # a scheduler whose steps draw noise, or draw none
+    noisy_end: bool = False  # a grid whose last point has noise
+    # Whether the chain starts from the tasks' references, noised; "inverted": from their inversion, through all of the chain.
+    reference: Literal["ignored", "optional", "required", "inverted"] = "optional"
+    one_sample: bool = False  # a batch of one sample, because samples differ in what they cost
+    chains: int = 1  # how often the chain is walked through; for the progress bar
+    steps: int | None = None  # where it walks through none: how many of its own it takes
+
+
+class Method(Protocol):
+    """A guidance method."""
+
+    @property
+    def needs(self) -> Needs:
+        """What it can only run with."""
+
+    def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
+        """-> x_0: b c h w, one latent per sample.
+
+        `observe(event, step, values)` is told about progress (the event "step"), about what is traced, and by the event "beside"
+        of other latents, b c h w by name, whose pictures are kept beside those of x_0.
+        """
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lessons:
+    """What a method learns on: each of the tasks' prompts from `noises_per_prompt` noises, the first of seed `seed`. `target` is
+    the template of the prompts that the originals are drawn of.
+    """
+
+    prompts: Dataset
+    noises_per_prompt: int
+    seed: int
+    target: str
+
+
+_Found = TypeVar("_Found")
+
+
+class Pose(Protocol):
+    """Lessons as problems, of as many of them at once as `batch_size` and the device's memory allow."""
+
+    def __call__(self, places: Sequence[int], compute: Callable[[Problem], _Found]) -> Iterator[_Found]:
+        """What `compute` finds in each part of the lessons at these places, in their order. It may be asked of lessons twice, so it
+        has to change nothing.
+        """
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """What a method has besides that first learns something that all its samples share."""
+
+    @property
+    def lessons(self) -> Lessons: ...
+
+    @property
+    def tuning(self) -> Tuning: ...
+
+    @property
+    def num_updates(self) -> int: ...
+
+    def learn(
+        self,
+        pose: Pose,
+        count: int,
+        free: Sequence[Tensor],
+        saved: Mapping[str, Any],
+        save: Callable[[Mapping[str, Any]], None],
+        observe: Observer = ignore,
+    ) -> None:
+        """Tunes `free` in place, on what is found in problems posed of some of the `count` samples. What it gives to `save` on the
+        way is `saved` when it is called again after an interruption; else that is empty. It tells of every update ("learn").
+        """

@@ -28,13 +28,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from guidedgen.basics.errors import BadValue, UsageError
+from guidedgen.basics.noise import Noise
+from guidedgen.gradients import GradientEngine
 from guidedgen.gradients.reversible import Reversible
+from guidedgen.methods import Needs, Observer, ignore
 from guidedgen.methods.guidance import check_counts
+from guidedgen.methods.problem import Crops, Problem
 from guidedgen.methods.whole_chain import Best, draw_crops, walked
-from guidedgen.noise import Noise
-from guidedgen.problem import Crops, Problem
 from guidedgen.process.flow import FlowChain, OdeChain, TimeChain
-from guidedgen.types import BadValue, GradientEngine, Needs, Observer, UsageError, ignore
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -25,14 +25,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from guidedgen.basics.errors import BadValue, UsageError
+from guidedgen.basics.noise import stream
+from guidedgen.basics.tasks import Dataset
+from guidedgen.gradients import GradientEngine
 from guidedgen.gradients.reversible import Reversible
+from guidedgen.methods import Lessons, Needs, Observer, Pose, ignore
 from guidedgen.methods.guidance import check_counts
+from guidedgen.methods.problem import Problem
 from guidedgen.methods.whole_chain import walked
-from guidedgen.noise import stream
-from guidedgen.problem import Problem
+from guidedgen.process import Tuning
 from guidedgen.process.chains import DdimChain, walk
 from guidedgen.process.flow import FlowChain
-from guidedgen.types import BadValue, Dataset, GradientEngine, Lessons, Needs, Observer, Pose, Tuning, UsageError, ignore
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from guidedgen.problem import Problem
-from guidedgen.types import Needs, Observer, ignore
+from guidedgen.methods import Needs, Observer, ignore
+from guidedgen.methods.problem import Problem
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from guidedgen.basics.errors import BadValue
+from guidedgen.methods import Needs, Observer, ignore
+from guidedgen.methods.problem import Problem
 from guidedgen.methods.selection import best, pick
-from guidedgen.problem import Problem
-from guidedgen.types import BadValue, Needs, Observer, ignore
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

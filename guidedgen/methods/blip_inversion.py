@@ -27,13 +27,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from guidedgen.augment import Augmentations
+from guidedgen.basics.augment import Augmentations
+from guidedgen.basics.errors import BadValue, check_amounts
+from guidedgen.basics.noise import Noise, stream
+from guidedgen.methods import Needs, Observer, ignore
 from guidedgen.methods.guidance import check_counts
+from guidedgen.methods.problem import Problem
 from guidedgen.methods.whole_chain import Best
-from guidedgen.noise import Noise, stream
-from guidedgen.problem import Problem
 from guidedgen.process.formulas import add_noise
-from guidedgen.types import BadValue, Needs, Observer, check_amounts, ignore
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,11 +19,11 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from guidedgen.methods import Needs, Observer, ignore
 from guidedgen.methods.guidance import ascent, check_window, inside, reward_gradient
-from guidedgen.problem import Problem
+from guidedgen.methods.problem import Problem
 from guidedgen.process.formulas import classifier_free, x0_from_eps
 from guidedgen.process.grid import Point
-from guidedgen.types import Needs, Observer, ignore
 
 _SCALES = {"uncond": 0.0, "cond": 1.0, "cfg": None}
 

@@ -15,10 +15,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from guidedgen.basics.errors import BadValue
+from guidedgen.methods import Needs, Observer, ignore
+from guidedgen.methods.problem import Problem
 from guidedgen.methods.selection import best, pick
-from guidedgen.problem import Problem
 from guidedgen.process.formulas import x0_from_eps
-from guidedgen.types import BadValue, Needs, Observer, ignore
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

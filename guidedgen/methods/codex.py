@@ -23,14 +23,15 @@ from typing import Literal
 
 from torch import Tensor
 
+from guidedgen.basics.errors import BadValue
+from guidedgen.basics.noise import Noise
+from guidedgen.methods import Needs, Observer, ignore
 from guidedgen.methods.clustering import kmeans
 from guidedgen.methods.guidance import ascent, check_counts, check_window, inside, predicted, reward_gradient, rms, zero_order
+from guidedgen.methods.problem import Problem
 from guidedgen.methods.selection import best, multinomial, pick, spread_over, take
-from guidedgen.noise import Noise
-from guidedgen.problem import Problem
 from guidedgen.process.formulas import x0_from_eps
 from guidedgen.process.grid import Point
-from guidedgen.types import BadValue, Needs, Observer, ignore
 
 _EPSILON = 1e-8  # of Eq. A.1, added to a gradient's length: the released code's (guidance_scaling/scaling_guidance.py:11)
 

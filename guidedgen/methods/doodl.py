@@ -25,15 +25,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from guidedgen.basics.errors import BadValue
+from guidedgen.basics.noise import Noise
+from guidedgen.gradients import GradientEngine
 from guidedgen.gradients.adjoint import Adjoint
 from guidedgen.gradients.reversible import Reversible
+from guidedgen.methods import Needs, Observer, ignore
 from guidedgen.methods.guidance import check_counts
+from guidedgen.methods.problem import Problem
 from guidedgen.methods.whole_chain import Best, draw_crops, walked
-from guidedgen.noise import Noise
-from guidedgen.problem import Problem
 from guidedgen.process.chains import EdictChain, State, walk
 from guidedgen.process.flow import FlowChain
-from guidedgen.types import BadValue, GradientEngine, Needs, Observer, ignore
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

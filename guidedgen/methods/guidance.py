@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from guidedgen.noise import Noise
-from guidedgen.problem import Problem
+from guidedgen.basics.errors import BadValue
+from guidedgen.basics.noise import Noise
+from guidedgen.methods.problem import Problem
 from guidedgen.process.formulas import classifier_free
 from guidedgen.process.grid import Point
-from guidedgen.types import BadValue
 
 
 def check_window(name: str, window: Sequence[float]) -> None:

@@ -14,11 +14,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from guidedgen.methods import Needs, Observer, ignore
 from guidedgen.methods.guidance import ascent, check_counts, check_window, inside, predicted
-from guidedgen.problem import Problem
+from guidedgen.methods.problem import Problem
 from guidedgen.process.formulas import eps_from_x0, renoise, x0_from_eps
 from guidedgen.process.grid import Point
-from guidedgen.types import Needs, Observer, ignore
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
+from guidedgen.methods import Needs
 from guidedgen.methods.base import Base
-from guidedgen.types import Needs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

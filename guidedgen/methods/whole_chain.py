@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from guidedgen.noise import Noise
-from guidedgen.problem import Crops, Problem
-from guidedgen.types import Observer
+from guidedgen.basics.noise import Noise
+from guidedgen.methods import Observer
+from guidedgen.methods.problem import Crops, Problem
 
 
 class Best:

@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guidedgen.images import check
+from guidedgen.basics.errors import BadValue
+from guidedgen.basics.images import check
+from guidedgen.basics.tasks import Task
 from guidedgen.metrics.noun_phrases import Parser
-from guidedgen.types import BadValue, Task, Vqa
+from guidedgen.zoo import Vqa
 
 SLOTS = 8  # np_num; the maintainers say to leave it there
 IGNORED = ("top", "the side", "the left", "the right")  # of phrases, letter by letter

@@ -18,12 +18,14 @@ from typing import Protocol
 
 from torch import Tensor
 
-from guidedgen import images
+from guidedgen.basics import images
+from guidedgen.basics.errors import UsageError
+from guidedgen.basics.tasks import Task
 from guidedgen.metrics import frechet
 from guidedgen.metrics.features import Array
 from guidedgen.metrics.sets import extract
 from guidedgen.metrics.summary import ClassChange, class_change_percent
-from guidedgen.types import Features, Task, UsageError
+from guidedgen.zoo import Features
 
 
 class ClassPictures(Protocol):

@@ -19,8 +19,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from guidedgen.images import check
-from guidedgen.types import Clip, Task, UsageError
+from guidedgen.basics.errors import UsageError
+from guidedgen.basics.images import check
+from guidedgen.basics.tasks import Task
+from guidedgen.zoo import Clip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from guidedgen.basics.errors import BadValue
+from guidedgen.basics.tasks import Task
 from guidedgen.metrics.noun_phrases import Parser
 from guidedgen.metrics.spatial import Spatial
-from guidedgen.types import BadValue, Reward, Task
+from guidedgen.rewards import Reward
 
 # What a complex prompt is scored by, by the category that `dataset=t2i_compbench` gives it.
 PARTS = {

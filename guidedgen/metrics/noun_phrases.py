@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from guidedgen.types import UsageError
+from guidedgen.basics.errors import UsageError
 
 
 class Parser(Protocol):

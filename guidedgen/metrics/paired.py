@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from guidedgen.metrics.features import Array, as_pair
-from guidedgen.types import Features
+from guidedgen.zoo import Features
 
 
 class Pixels:

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guidedgen import images
+from guidedgen.basics import images
 from guidedgen.metrics import frechet, kernel
 from guidedgen.metrics.features import Array, as_pair
-from guidedgen.types import Features
+from guidedgen.zoo import Features
 
 
 class SetMetric(Protocol):

@@ -25,9 +25,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from guidedgen.images import check
+from guidedgen.basics.images import Box, Detection, check
+from guidedgen.basics.tasks import Task
 from guidedgen.metrics.noun_phrases import Parser
-from guidedgen.types import Box, Detection, Detector, Task
+from guidedgen.zoo import Detector
 
 # What is looked for in a prompt, in this order, and the relation that it is.
 RELATIONS = {

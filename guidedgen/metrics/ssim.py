@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from guidedgen import images as pictures
-from guidedgen.types import Task, UsageError
+from guidedgen.basics import images as pictures
+from guidedgen.basics.errors import UsageError
+from guidedgen.basics.tasks import Task
 
 WINDOW, SIGMA = 11, 1.5  # px
 C1, C2 = 0.01**2, 0.03**2  # for values in [0, 1]

@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from guidedgen.basics.errors import UsageError
 from guidedgen.process.grid import NoiseSchedule
-from guidedgen.types import UsageError
 from guidedgen.zoo.files import locate_lab
 from guidedgen.zoo.needed import Needed
 from guidedgen.zoo.pretrained import load_processor

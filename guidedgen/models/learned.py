@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from guidedgen.basics.errors import UsageError
 from guidedgen.models import lora, words
 from guidedgen.models.folder import WEIGHTS
 from guidedgen.models.tensors import SUFFIXES, first, read_tensors
@@ -34,7 +35,6 @@ from guidedgen.models.weights import (
     shapes_of,
     skeleton,
 )  # fmt: skip
-from guidedgen.types import UsageError
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel

@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from guidedgen import images
-from guidedgen.cost import Ledger
+from guidedgen.basics import images
+from guidedgen.basics.cost import Ledger
+from guidedgen.basics.errors import BadValue, UsageError
+from guidedgen.basics.precision import run_in
+from guidedgen.basics.tasks import Task
 from guidedgen.models.folder import WEIGHTS, Folder, needed, open_folder
 from guidedgen.models.learned import Learned
 from guidedgen.models.words import Words, replaced, said
-from guidedgen.precision import run_in
 from guidedgen.process.formulas import classifier_free, eps_from_v
 from guidedgen.process.grid import NoiseSchedule, Point
-from guidedgen.types import BadValue, Task, UsageError
 from guidedgen.zoo.needed import Needed
 from guidedgen.zoo.pretrained import load_pretrained
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from guidedgen.types import UsageError
+from guidedgen.basics.errors import UsageError
 from guidedgen.zoo.weights import is_pointer
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")

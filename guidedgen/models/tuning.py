@@ -19,9 +19,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from guidedgen.basics.errors import UsageError
 from guidedgen.models import lora, words
 from guidedgen.models.learned import Learned
-from guidedgen.types import Tuning, UsageError
+from guidedgen.process import Tuning
 
 if TYPE_CHECKING:
     from guidedgen.models.stable_diffusion import StableDiffusion

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from guidedgen.basics.errors import UsageError
 from guidedgen.models.folder import WEIGHTS
 from guidedgen.models.tensors import check_numbers, first, read_tensors
-from guidedgen.types import UsageError
 from guidedgen.zoo.pretrained import load_pretrained
 from guidedgen.zoo.weights import check_weights, choose, weight_files
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from guidedgen.basics.errors import UsageError
 from guidedgen.models.tensors import check_numbers, first
-from guidedgen.types import UsageError
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer

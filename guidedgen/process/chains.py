@@ -14,9 +14,9 @@ from typing import Protocol
 
 from torch import Tensor
 
+from guidedgen.process import Denoiser
 from guidedgen.process.formulas import ddim_step
 from guidedgen.process.grid import Grid, Point
-from guidedgen.types import Denoiser
 
 State = tuple[Tensor, ...]
 

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from guidedgen.types import BadValue
+from guidedgen.basics.errors import BadValue
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,9 @@ import dataclasses
 
 from torch import Tensor
 
+from guidedgen.basics.errors import BadValue
 from guidedgen.process.formulas import ddim_step, ddpm_step
 from guidedgen.process.grid import End, Grid, NoiseSchedule, Point, Spacing, make_grid, timesteps
-from guidedgen.types import BadValue
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,11 @@ from typing import Protocol
 
 from torch import Tensor
 
-from guidedgen.images import check
-from guidedgen.types import BadValue, Clip, Reward, Task, UsageError
+from guidedgen.basics.errors import BadValue, UsageError
+from guidedgen.basics.images import check
+from guidedgen.basics.tasks import Task
+from guidedgen.rewards import Reward
+from guidedgen.zoo import Clip
 
 
 class Head(Protocol):

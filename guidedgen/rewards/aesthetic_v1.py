@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from guidedgen.basics.errors import BadValue
+from guidedgen.basics.tasks import Task
+from guidedgen.rewards import Reward
 from guidedgen.rewards.aesthetic import Aesthetic, check_target, towards
-from guidedgen.types import BadValue, Reward, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

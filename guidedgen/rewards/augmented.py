@@ -8,10 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from guidedgen.augment import Augmentations
-from guidedgen.noise import Noise
+from guidedgen.basics.augment import Augmentations
+from guidedgen.basics.errors import BadValue
+from guidedgen.basics.noise import Noise
+from guidedgen.basics.tasks import Task
+from guidedgen.rewards import Reward
 from guidedgen.rewards.inputs import check_inputs
-from guidedgen.types import BadValue, Reward, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

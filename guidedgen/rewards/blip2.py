@@ -9,9 +9,12 @@ from typing import Literal
 
 from torch import Tensor
 
+from guidedgen.basics.errors import BadValue, check_amounts
+from guidedgen.basics.tasks import Task
+from guidedgen.rewards import Reward
 from guidedgen.rewards.inputs import check_inputs
 from guidedgen.rewards.templates import check_template, fill
-from guidedgen.types import BadValue, Matcher, Reward, Task, check_amounts
+from guidedgen.zoo import Matcher
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from guidedgen.basics.errors import UsageError
+from guidedgen.basics.tasks import Task
 from guidedgen.rewards.inputs import check_inputs
-from guidedgen.types import Task, UsageError
 
 
 class ImageClassifier(Protocol):

@@ -9,10 +9,13 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from guidedgen.basics.errors import BadValue
+from guidedgen.basics.tasks import Task
+from guidedgen.rewards import Reward
 from guidedgen.rewards.distance import Distance, likeness
 from guidedgen.rewards.inputs import check_inputs
 from guidedgen.rewards.style import References
-from guidedgen.types import BadValue, Clip, Reward, Task
+from guidedgen.zoo import Clip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from guidedgen.basics.tasks import Task
+from guidedgen.rewards import Reward
 from guidedgen.rewards.distance import Distance, likeness
 from guidedgen.rewards.inputs import check_inputs
 from guidedgen.rewards.prompts import PromptCosine
-from guidedgen.types import Clip, Reward, Task
+from guidedgen.zoo import Clip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from guidedgen.images import check, to_pil
-from guidedgen.types import Task, UsageError
+from guidedgen.basics.errors import UsageError
+from guidedgen.basics.images import check, to_pil
+from guidedgen.basics.tasks import Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from guidedgen.basics.tasks import Task
+from guidedgen.rewards import Reward
 from guidedgen.rewards.inputs import check_inputs
-from guidedgen.types import Reward, Task
 
 
 class ContentFilter(Protocol):

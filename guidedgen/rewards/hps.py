@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from guidedgen.basics.tasks import Task
 from guidedgen.rewards.prompts import PromptCosine
-from guidedgen.types import Clip, Task
+from guidedgen.zoo import Clip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

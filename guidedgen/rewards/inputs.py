@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from guidedgen.images import check
-from guidedgen.types import Task
+from guidedgen.basics.images import check
+from guidedgen.basics.tasks import Task
 
 
 def check_inputs(images: Tensor, tasks: Sequence[Task], reward: str) -> Tensor:

@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from guidedgen.types import BadValue, Reward, Task
+from guidedgen.basics.errors import BadValue
+from guidedgen.basics.tasks import Task
+from guidedgen.rewards import Reward
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

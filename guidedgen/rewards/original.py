@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from guidedgen import images
-from guidedgen.types import Task
+from guidedgen.basics import images
+from guidedgen.basics.tasks import Task
 
 
 def against_originals(compare: Callable[[Tensor, Tensor], Tensor], seen: Tensor, side: int, tasks: Sequence[Task]) -> Tensor:

@@ -9,8 +9,10 @@ from typing import Protocol
 
 from torch import Tensor
 
+from guidedgen.basics.tasks import Task
+from guidedgen.rewards import Reward
 from guidedgen.rewards.prompts import PromptCosine
-from guidedgen.types import Clip, Reward, Task
+from guidedgen.zoo import Clip
 
 
 class ScaledClip(Clip, Protocol):

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from guidedgen.basics.tasks import Task
 from guidedgen.rewards.inputs import check_inputs
 from guidedgen.rewards.original import against_originals
-from guidedgen.types import Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

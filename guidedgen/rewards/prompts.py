@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from guidedgen.basics.tasks import Task
 from guidedgen.rewards.inputs import check_inputs
-from guidedgen.types import Clip, Task
+from guidedgen.zoo import Clip
 
 
 class PromptCosine:

@@ -15,8 +15,9 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from guidedgen import images
-from guidedgen.types import Task, UsageError
+from guidedgen.basics import images
+from guidedgen.basics.errors import UsageError
+from guidedgen.basics.tasks import Task
 
 
 class FeatureMap(Protocol):

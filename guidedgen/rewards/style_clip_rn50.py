@@ -9,10 +9,12 @@ from typing import Protocol
 import torch.nn.functional as F
 from torch import Tensor
 
-from guidedgen import images as pictures
+from guidedgen.basics import images as pictures
+from guidedgen.basics.errors import UsageError
+from guidedgen.basics.tasks import Task
 from guidedgen.rewards.inputs import check_inputs
 from guidedgen.rewards.style import StyleReward
-from guidedgen.types import Clip, Task, UsageError
+from guidedgen.zoo import Clip
 
 
 class PixelClip(Clip, Protocol):

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from guidedgen.basics.tasks import Task
 from guidedgen.rewards.inputs import check_inputs
 from guidedgen.rewards.style import FeatureMap, StyleReward, gram
-from guidedgen.types import Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

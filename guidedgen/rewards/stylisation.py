@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from guidedgen.basics.tasks import Task
+from guidedgen.rewards import Reward
 from guidedgen.rewards.inputs import check_inputs
 from guidedgen.rewards.original import against_originals
 from guidedgen.rewards.style import FeatureMap, StyleReward, gram
-from guidedgen.types import Reward, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

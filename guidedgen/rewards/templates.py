@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from guidedgen.types import BadValue
+from guidedgen.basics.errors import BadValue
 
 
 def check_template(name: str, template: str) -> None:

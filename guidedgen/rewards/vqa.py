@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from guidedgen.basics.tasks import Task
+from guidedgen.rewards import Reward
 from guidedgen.rewards.inputs import check_inputs
 from guidedgen.rewards.templates import check_template, fill
-from guidedgen.types import Reward, Task, Vqa
+from guidedgen.zoo import Vqa
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from guidedgen.types import UsageError
+from guidedgen.basics.errors import UsageError
 from guidedgen.zoo.files import locate_file, locate_lab, read_state
 from guidedgen.zoo.needed import DOWNLOADS, Kept, Needed
 

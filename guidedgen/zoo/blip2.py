@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from guidedgen import images as pictures
-from guidedgen.types import UsageError
-from guidedgen.vision_language import QFormer
+from guidedgen.basics import images as pictures
+from guidedgen.basics.errors import UsageError
+from guidedgen.basics.vision_language import QFormer
 from guidedgen.zoo import web
 from guidedgen.zoo.files import locate_lab, read_config, read_state
 from guidedgen.zoo.needed import BERT_WORDS, TOKENIZER, Needed, Survey, fetch_url, kept_file, network

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from guidedgen import images as pictures
-from guidedgen.types import UsageError
+from guidedgen.basics import images as pictures
+from guidedgen.basics.errors import UsageError
 from guidedgen.zoo.files import locate_lab, read_config
 from guidedgen.zoo.inception import load_lab_classifier
 from guidedgen.zoo.needed import Needed, network

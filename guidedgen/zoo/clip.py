@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from guidedgen import images as pictures
-from guidedgen.types import UsageError
+from guidedgen.basics import images as pictures
+from guidedgen.basics.errors import UsageError
 from guidedgen.zoo.files import locate_lab, read_config
 from guidedgen.zoo.needed import CLIP_WORDS, TOKENIZER, Needed, network
 from guidedgen.zoo.pretrained import load_pretrained, load_processor

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from guidedgen import images as pictures
-from guidedgen.types import BadValue, Box, Detection, UsageError
+from guidedgen.basics import images as pictures
+from guidedgen.basics.errors import BadValue, UsageError
+from guidedgen.basics.images import Box, Detection
 from guidedgen.zoo.files import read_config
 from guidedgen.zoo.needed import CLIP_WORDS, TOKENIZER, Needed, network
 from guidedgen.zoo.pretrained import load_pretrained, load_processor

@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from guidedgen import images as pictures
-from guidedgen.types import UsageError
+from guidedgen.basics import images as pictures
+from guidedgen.basics.errors import UsageError
 from guidedgen.zoo.clip import HubClip, LabClip
 from guidedgen.zoo.files import locate_file, locate_lab, read_config, read_state
 from guidedgen.zoo.inception import load_lab_classifier

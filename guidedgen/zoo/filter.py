@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from guidedgen import images as pictures
-from guidedgen.types import BadValue, UsageError
+from guidedgen.basics import images as pictures
+from guidedgen.basics.errors import BadValue, UsageError
 from guidedgen.zoo.classifier import HubClassifier, LabClassifier
 from guidedgen.zoo.files import read_config, read_state
 from guidedgen.zoo.needed import TRANSFORMERS, Needed

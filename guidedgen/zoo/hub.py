@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from guidedgen.types import UsageError
+from guidedgen.basics.errors import UsageError
 
 MAIN = "main"
 _COMMIT = re.compile("[0-9a-f]{40}")

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from guidedgen import images as pictures
-from guidedgen.types import Clip, UsageError
+from guidedgen.basics import images as pictures
+from guidedgen.basics.errors import UsageError
+from guidedgen.zoo import Clip
 from guidedgen.zoo.files import locate_file, locate_lab, read_state
 from guidedgen.zoo.needed import DOWNLOADS, Kept, Needed
 

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from guidedgen import images as pictures
-from guidedgen.types import UsageError
+from guidedgen.basics import images as pictures
+from guidedgen.basics.errors import UsageError
 from guidedgen.zoo.files import read_state
 from guidedgen.zoo.needed import OPEN_CLIP, Needed
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from guidedgen.types import UsageError
+from guidedgen.basics.errors import UsageError
 from guidedgen.zoo.weights import check_weights
 
 # Tensors that older files hold and networks count out anew: they are the same numbers in every file.

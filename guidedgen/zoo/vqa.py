@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from guidedgen import images as pictures
-from guidedgen import vision_language
-from guidedgen.precision import run_in
-from guidedgen.types import BadValue, UsageError
+from guidedgen.basics import images as pictures
+from guidedgen.basics import vision_language
+from guidedgen.basics.errors import BadValue, UsageError
+from guidedgen.basics.precision import run_in
 from guidedgen.zoo.files import locate_lab, read_config, read_state
 from guidedgen.zoo.needed import BERT_WORDS, PROCESSOR, TOKENIZER, Needed, network
 from guidedgen.zoo.pretrained import load_pretrained, load_processor, readable

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from guidedgen.types import UsageError
+from guidedgen.basics.errors import UsageError
 from guidedgen.zoo.files import read_state
 from guidedgen.zoo.needed import index_name, placed_in
 

@@ -10,8 +10,9 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from guidedgen import command_line, jobs, tracker
+from guidedgen.cli import command_line
 from guidedgen.lab.networks import WEIGHTS
+from guidedgen.runs import jobs, tracker
 
 from .conftest import ROOT, python
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from guidedgen import command_line, sweeps
-from guidedgen.types import UsageError
+from guidedgen.basics.errors import UsageError
+from guidedgen.cli import command_line
+from guidedgen.studies import sweeps
 
 from .conftest import ROOT
 

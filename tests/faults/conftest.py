@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from guidedgen import config, jobs
 from guidedgen.lab.networks import WEIGHTS
+from guidedgen.runs import config, jobs
 
 SMALL = ["scheduler.num_steps=2", "dataset.limit=4", "tracker=none", "device=cpu", "metrics=none", "reference=none"]
 Make = Callable[..., jobs.Job]

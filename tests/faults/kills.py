@@ -18,8 +18,8 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from guidedgen import config, experiment, jobs
-from guidedgen.store import RunFolder
+from guidedgen.runs import config, experiment, jobs
+from guidedgen.runs.store import RunFolder
 
 RUN = [
     "method=code", "method.num_particles=2", "method.block_size=2", "scheduler.num_steps=4", "dataset.limit=4", "batch_size=2",

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from guidedgen import experiment, jobs, sampling, status
-from guidedgen.pages import page
-from guidedgen.store import RunFailed, RunFolder
-from guidedgen.types import UsageError
+from guidedgen.basics.errors import UsageError
+from guidedgen.runs import experiment, jobs, sampling
+from guidedgen.runs.store import RunFailed, RunFolder
+from guidedgen.studies import page, status
 
 ROOT = Path(__file__).resolve().parents[2]
 Lasting = Callable[[Path], dict[str, bytes]]
@@ -262,7 +262,7 @@ def test_a_spoiled_line_is_no_record(job: Callable[..., jobs.Job], lasting: Last
 OPEN = """
 import sys
 from pathlib import Path
-from guidedgen.store import RunFolder
+from guidedgen.runs.store import RunFolder
 folder = RunFolder(Path(sys.argv[1]), sys.argv[2])
 folder.open("", {})
 print("open", flush=True)

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from guidedgen import inside, status
-from guidedgen.evaluate import Images
-from guidedgen.locks import Lock
-from guidedgen.pages import page
-from guidedgen.store import Record, RunFailed, RunFolder, write_atomic
-from guidedgen.tracker import Wandb
-from guidedgen.types import Sample, Task, UsageError
+from guidedgen.basics.errors import UsageError
+from guidedgen.basics.tasks import Sample, Task
+from guidedgen.runs import inside
+from guidedgen.runs.evaluate import Images
+from guidedgen.runs.locks import Lock
+from guidedgen.runs.store import Record, RunFailed, RunFolder, write_atomic
+from guidedgen.runs.tracker import Wandb
+from guidedgen.studies import page, status
 
 Tried = Callable[..., None]
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\0IEND\xaeB`\x82"

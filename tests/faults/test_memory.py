@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from guidedgen import experiment, images, jobs, judging, sampling
+from guidedgen.basics import images
 from guidedgen.methods.adjoint_tuning import AdjointTuning
 from guidedgen.models.stable_diffusion import PromptedDenoiser
-from guidedgen.store import RunFailed, RunFolder
+from guidedgen.runs import experiment, jobs, judging, sampling
+from guidedgen.runs.store import RunFailed, RunFolder
 
 Lasting = Callable[[Path], dict[str, bytes]]
 Lifted = Callable[[int], list[int]]

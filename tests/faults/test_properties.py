@@ -17,8 +17,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from guidedgen import command_line, config, jobs, status, sweeps, usage
+from guidedgen.cli import command_line, usage
 from guidedgen.lab.networks import WEIGHTS
+from guidedgen.runs import config, jobs
+from guidedgen.studies import status, sweeps
 
 LONGER = int(os.environ.get("GUIDEDGEN_EXAMPLES", "0"))
 EXAMPLES = LONGER or 750

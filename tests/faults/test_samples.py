@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from guidedgen import experiment, jobs
-from guidedgen.store import RunFailed
-from guidedgen.types import Method, Needs, Reward, Sample, Task
+from guidedgen.basics.tasks import Sample, Task
+from guidedgen.methods import Method, Needs
+from guidedgen.rewards import Reward
+from guidedgen.runs import experiment, jobs
+from guidedgen.runs.store import RunFailed
 
 Lasting = Callable[[Path], dict[str, bytes]]
 NAN, INF = float("nan"), float("inf")

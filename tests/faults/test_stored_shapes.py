@@ -21,11 +21,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from guidedgen import config, experiment, inside, jobs, rejudging, sampling
+from guidedgen.basics.errors import UsageError
+from guidedgen.basics.tasks import Sample
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.models.stable_diffusion import StableDiffusion
-from guidedgen.store import Record, RunFolder
-from guidedgen.types import Sample, UsageError
+from guidedgen.runs import config, experiment, inside, jobs, rejudging, sampling
+from guidedgen.runs.store import Record, RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "a-word-from-outside"

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from guidedgen import experiment, inside, jobs, sampling
-from guidedgen.store import Record, RunFolder
-from guidedgen.types import Sample
+from guidedgen.basics.tasks import Sample
+from guidedgen.runs import experiment, inside, jobs, sampling
+from guidedgen.runs.store import Record, RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 Lasting = Callable[[Path], dict[str, bytes]]
@@ -115,8 +115,8 @@ MIRROR = """
 import sys
 from pathlib import Path
 import wandb
-from guidedgen.store import Record
-from guidedgen.tracker import Wandb
+from guidedgen.runs.store import Record
+from guidedgen.runs.tracker import Wandb
 settings = wandb.Settings
 wandb.Settings = lambda **options: settings(**{**options, "init_timeout": 2})
 record = Record(task="a", prompt="a", category="", seed=0, image="a.png", scores={}, nfe=1, nfe_backward=0, decodes=1, reward_calls=0,

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from guidedgen.basics.tasks import Task
 from guidedgen.models.gaussian import GaussianDenoiser, GaussianMixture
 from guidedgen.models.stable_diffusion import PromptedDenoiser, StableDiffusion
-from guidedgen.types import Task
 
 _models = runpy.run_path(str(Path(__file__).resolve().parents[1] / "models" / "conftest.py"))
 

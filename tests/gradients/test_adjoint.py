@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from guidedgen.basics.errors import BadValue, UsageError
+from guidedgen.gradients import GradientEngine
 from guidedgen.gradients.adjoint import Adjoint
 from guidedgen.gradients.backprop import Backprop
 from guidedgen.gradients.checkpoint import Checkpoint
@@ -17,7 +19,6 @@ from guidedgen.process.chains import DdimChain, EdictChain
 from guidedgen.process.flow import FlowChain, OdeChain, TimeChain
 from guidedgen.process.grid import Grid, NoiseSchedule, Point
 from guidedgen.process.schedulers import Ddim
-from guidedgen.types import BadValue, GradientEngine, UsageError
 
 SCHEDULE = NoiseSchedule.from_betas(0.00085, 0.012, 1000, "scaled_linear")
 SHAPE, STD = (2, 1, 1), 0.6

@@ -9,14 +9,17 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from guidedgen.basics.errors import BadValue, UsageError
+from guidedgen.basics.tasks import Task
+from guidedgen.gradients import GradientEngine
 from guidedgen.gradients.backprop import Backprop
 from guidedgen.gradients.checkpoint import Checkpoint
 from guidedgen.gradients.memory import Alive, saved_bytes
 from guidedgen.gradients.reversible import Reversible
+from guidedgen.process import Denoiser
 from guidedgen.process.chains import Chain, DdimChain, EdictChain
 from guidedgen.process.grid import Grid, NoiseSchedule
 from guidedgen.process.schedulers import Ddim
-from guidedgen.types import BadValue, Denoiser, GradientEngine, Task, UsageError
 
 SCHEDULE = NoiseSchedule.from_betas(0.00085, 0.012, 1000, "scaled_linear")
 ENGINES = [Backprop(), Checkpoint(), Checkpoint(memory_gb=1.0), Checkpoint(memory_gb=0.002), Reversible()]

@@ -8,7 +8,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from guidedgen import config
+from guidedgen.basics.noise import generator
+from guidedgen.basics.tasks import Task
 from guidedgen.lab import captions
 from guidedgen.lab.answers import SceneAnswers, SceneDetector, understand
 from guidedgen.lab.captions import Description, Thing
@@ -20,8 +21,8 @@ from guidedgen.lab.world import SHAPES, Scenes, draw_scenes
 from guidedgen.metrics.blip_vqa import BlipVqaScore
 from guidedgen.metrics.noun_phrases import Rules
 from guidedgen.metrics.spatial import Spatial
-from guidedgen.noise import generator
-from guidedgen.types import Task, Vqa
+from guidedgen.runs import config
+from guidedgen.zoo import Vqa
 
 pytestmark = pytest.mark.skipif(not (WEIGHTS / "classifier.safetensors").exists(), reason="the classifier is not trained")
 

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from guidedgen.basics.errors import BadValue, UsageError
+from guidedgen.basics.tasks import Task
 from guidedgen.lab.captions import parse
 from guidedgen.lab.classes import RenderedClasses
 from guidedgen.lab.judge import judge
-from guidedgen.types import BadValue, Task, UsageError
 
 
 def task(prompt: str) -> Task:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from guidedgen.basics.noise import generator as stream
 from guidedgen.lab import captions, exam, taste
 from guidedgen.lab.captions import WORDS, Description
 from guidedgen.lab.card import card
@@ -19,7 +20,6 @@ from guidedgen.lab.judge import Verdict
 from guidedgen.lab.networks import Reading
 from guidedgen.lab.render import render
 from guidedgen.lab.world import BACKGROUNDS, COLOURS, SHAPES, SIZES, SLOTS, TEXTURES, Scenes, draw_scenes
-from guidedgen.noise import generator as stream
 
 
 class _Dimmer:

@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from guidedgen.basics.tasks import Task
 from guidedgen.lab import captions, judge
 from guidedgen.lab.captions import Description, Thing
 from guidedgen.lab.judge import RELATION_SCALE, SceneAccuracy, Verdict, log_score, verdict
 from guidedgen.lab.networks import Reading, SceneClassifier
 from guidedgen.lab.world import BACKGROUNDS, COLOURS, SHAPES, SIZES, SLOTS, TEXTURES
-from guidedgen.types import Reward, Task
+from guidedgen.rewards import Reward
 
 Object = tuple[str, str, str, tuple[float, float]]  # colour, shape, texture, centre
 RED: Object = ("red", "circle", "solid", (16.0, 32.0))

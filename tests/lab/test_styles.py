@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from guidedgen.images import to_bytes
+from guidedgen.basics.errors import BadValue
+from guidedgen.basics.images import to_bytes
 from guidedgen.lab import shipping, styles
 from guidedgen.lab.world import SIZE
-from guidedgen.types import BadValue
 
 
 @pytest.mark.parametrize("name", styles.STYLES)

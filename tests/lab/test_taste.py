@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from guidedgen.basics.tasks import Task
 from guidedgen.lab import taste
 from guidedgen.lab.judge import TasteOracle
-from guidedgen.types import Reward, Task
+from guidedgen.rewards import Reward
 
 
 def _disc(centre: tuple[float, float] = (32, 32), radius: float = 14, side: int = 64) -> Tensor:

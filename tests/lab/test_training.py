@@ -10,12 +10,12 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from guidedgen.basics.errors import UsageError
 from guidedgen.lab import fitting, networks, training
 from guidedgen.lab.fitting import Part, Settings, fit
 from guidedgen.lab.render import render
 from guidedgen.lab.training import LATENT_SCALE
 from guidedgen.lab.world import draw_scenes
-from guidedgen.types import UsageError
 
 
 class StopHereError(Exception):

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from guidedgen.basics.noise import Noise
+from guidedgen.basics.tasks import Task
+from guidedgen.methods.problem import Problem
 from guidedgen.models.gaussian import GaussianDenoiser, GaussianMixture
-from guidedgen.noise import Noise
-from guidedgen.problem import Problem
+from guidedgen.process import Denoiser, Scheduler
 from guidedgen.process.grid import NoiseSchedule, Point
 from guidedgen.process.schedulers import Ddpm
-from guidedgen.types import Denoiser, Scheduler, Task
 
 SHAPE = (2, 1, 1)
 

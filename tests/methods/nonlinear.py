@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from guidedgen.problem import Problem
+from guidedgen.methods.problem import Problem
 
 W = 2.0  # of classifier-free guidance
 

@@ -9,20 +9,20 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from guidedgen import config
+from guidedgen.basics.errors import BadValue, UsageError
+from guidedgen.basics.noise import Noise
 from guidedgen.gradients.adjoint import Adjoint
 from guidedgen.gradients.backprop import Backprop
 from guidedgen.gradients.checkpoint import Checkpoint
 from guidedgen.gradients.reversible import Reversible
 from guidedgen.methods.adjoint_dpm import AdjointDpm
 from guidedgen.methods.base import Base
+from guidedgen.methods.problem import Problem
 from guidedgen.methods.whole_chain import draw_crops
 from guidedgen.models.gaussian import GaussianDenoiser, GaussianMixture
-from guidedgen.noise import Noise
-from guidedgen.problem import Problem
 from guidedgen.process.grid import Point
 from guidedgen.process.schedulers import Ddim
-from guidedgen.types import BadValue, UsageError
+from guidedgen.runs import config
 
 Make = Callable[..., Problem]
 ENGINES = {"adjoint": Adjoint(), "dopri5": Adjoint(solver="dopri5"), "checkpoint": Checkpoint(), "backprop": Backprop()}

@@ -10,7 +10,7 @@ from guidedgen.gradients.adjoint import Adjoint
 from guidedgen.gradients.backprop import Backprop
 from guidedgen.gradients.checkpoint import Checkpoint
 from guidedgen.methods.adjoint_dpm import AdjointDpm
-from guidedgen.problem import Problem
+from guidedgen.methods.problem import Problem
 from guidedgen.process.chains import walk
 from guidedgen.process.flow import TimeChain
 from guidedgen.process.schedulers import Ddim

@@ -8,17 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from guidedgen.basics.errors import BadValue, UsageError
+from guidedgen.basics.noise import Noise
+from guidedgen.basics.tasks import Task
 from guidedgen.gradients.adjoint import Adjoint
 from guidedgen.gradients.backprop import Backprop
 from guidedgen.gradients.checkpoint import Checkpoint
 from guidedgen.gradients.reversible import Reversible
 from guidedgen.methods.adjoint_tuning import AdjointTuning
 from guidedgen.methods.base import Base
+from guidedgen.methods.problem import Problem
 from guidedgen.models.gaussian import GaussianDenoiser, GaussianMixture
-from guidedgen.noise import Noise
-from guidedgen.problem import Problem
 from guidedgen.process.schedulers import Ddim
-from guidedgen.types import BadValue, Task, UsageError
 
 Make = Callable[..., Problem]
 SHAPE = (2, 1, 1)

@@ -9,11 +9,11 @@ import torch
 from nonlinear import by_task, decode, nonlinear, rated
 from torch import Tensor
 
-from guidedgen.augment import Augmentations, Copies
+from guidedgen.basics.augment import Augmentations, Copies
+from guidedgen.basics.errors import BadValue
+from guidedgen.basics.noise import Noise, stream
 from guidedgen.methods.blip_inversion import BlipInversion, balanced, cosine
-from guidedgen.noise import Noise, stream
-from guidedgen.problem import Problem
-from guidedgen.types import BadValue
+from guidedgen.methods.problem import Problem
 
 Make = Callable[..., Problem]
 AS_IT_IS = Augmentations(count=0)

@@ -9,15 +9,15 @@ import torch
 from nonlinear import W, by_task, decode, nonlinear, rated
 from torch import Tensor
 
+from guidedgen.basics.errors import BadValue
+from guidedgen.basics.noise import Noise
 from guidedgen.methods.base import Base
 from guidedgen.methods.classifier_guidance import ClassifierGuidance
+from guidedgen.methods.problem import Problem
 from guidedgen.models.gaussian import GaussianDenoiser, GaussianMixture
-from guidedgen.noise import Noise
-from guidedgen.problem import Problem
 from guidedgen.process.formulas import ddpm_step
 from guidedgen.process.grid import Point
 from guidedgen.process.schedulers import Ddim, Ddpm
-from guidedgen.types import BadValue
 
 Make = Callable[..., Problem]
 SOURCES = ("uncond", "cond", "cfg")

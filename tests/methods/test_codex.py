@@ -11,17 +11,17 @@ import torch
 from nonlinear import W, by_task, decode, nonlinear, rated
 from torch import Tensor
 
+from guidedgen.basics.errors import BadValue
+from guidedgen.basics.noise import Noise, stream
 from guidedgen.methods.base import Base
 from guidedgen.methods.best_of_n import BestOfN
 from guidedgen.methods.code import Code
 from guidedgen.methods.codex import Codex
+from guidedgen.methods.problem import Problem
 from guidedgen.models.gaussian import GaussianDenoiser, GaussianMixture
-from guidedgen.noise import Noise, stream
-from guidedgen.problem import Problem
 from guidedgen.process.formulas import ddpm_step
 from guidedgen.process.grid import Point, tail
 from guidedgen.process.schedulers import Ddpm
-from guidedgen.types import BadValue
 
 Make = Callable[..., Problem]
 rated_at_full_size = rated

@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from guidedgen.basics.errors import BadValue
+from guidedgen.basics.noise import Noise
 from guidedgen.gradients.backprop import Backprop
 from guidedgen.gradients.checkpoint import Checkpoint
 from guidedgen.gradients.reversible import Reversible
 from guidedgen.methods.base import Base
 from guidedgen.methods.doodl import Doodl
+from guidedgen.methods.problem import Problem
 from guidedgen.models.gaussian import GaussianDenoiser, GaussianMixture
-from guidedgen.noise import Noise
-from guidedgen.problem import Problem
 from guidedgen.process.chains import EdictChain
 from guidedgen.process.schedulers import Ddim
-from guidedgen.types import BadValue
 
 Make = Callable[..., Problem]
 PLAIN = {"num_crops": 0, "perturbation": 0.0}  # nothing random

@@ -9,14 +9,14 @@ import torch
 from nonlinear import W, by_task, decode, nonlinear, rated
 from torch import Tensor
 
+from guidedgen.basics.errors import BadValue
+from guidedgen.basics.noise import Noise
 from guidedgen.methods.base import Base
 from guidedgen.methods.freedom import FreeDom
+from guidedgen.methods.problem import Problem
 from guidedgen.models.gaussian import GaussianDenoiser, GaussianMixture
-from guidedgen.noise import Noise
-from guidedgen.problem import Problem
 from guidedgen.process.grid import Point, tail
 from guidedgen.process.schedulers import Ddim, Ddpm
-from guidedgen.types import BadValue
 
 Make = Callable[..., Problem]
 ONE_STEP = Ddim(num_steps=1, spacing="trailing", end="clean")

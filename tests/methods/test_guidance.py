@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from guidedgen.basics.errors import BadValue
+from guidedgen.basics.noise import Noise
 from guidedgen.methods.guidance import ascent, check_counts, check_window, inside, predicted, reward_gradient, rms, zero_order
-from guidedgen.noise import Noise
-from guidedgen.problem import Problem
+from guidedgen.methods.problem import Problem
 from guidedgen.process.formulas import x0_from_eps
 from guidedgen.process.grid import tail
 from guidedgen.process.schedulers import Ddpm
-from guidedgen.types import BadValue
 
 Make = Callable[..., Problem]
 SHAPE = (3, 2, 2)

@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from guidedgen import config
+from guidedgen.runs import config
 
 LEAVES = sorted(path.stem for path in (Path(config.CONF) / "method").glob("*.yaml"))
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from guidedgen.basics.noise import Noise
 from guidedgen.methods.base import Base
 from guidedgen.methods.best_of_n import BestOfN
 from guidedgen.methods.classifier_guidance import ClassifierGuidance
@@ -15,11 +16,10 @@ from guidedgen.methods.code import Code
 from guidedgen.methods.codex import Codex
 from guidedgen.methods.freedom import FreeDom
 from guidedgen.methods.mpgd import Mpgd
+from guidedgen.methods.problem import Problem
 from guidedgen.methods.sdedit import SdEdit
 from guidedgen.methods.universal import Universal
 from guidedgen.models.gaussian import GaussianDenoiser, GaussianMixture
-from guidedgen.noise import Noise
-from guidedgen.problem import Problem
 from guidedgen.process.formulas import add_noise, ddpm_step
 from guidedgen.process.grid import tail
 from guidedgen.process.schedulers import Ddim, Ddpm

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from guidedgen.basics.errors import BadValue
+from guidedgen.basics.noise import Noise
 from guidedgen.methods.base import Base
 from guidedgen.methods.best_of_n import BestOfN
 from guidedgen.methods.code import Code
+from guidedgen.methods.problem import Problem
 from guidedgen.methods.selection import best, pick
-from guidedgen.noise import Noise
-from guidedgen.problem import Problem
 from guidedgen.process.formulas import ddpm_step, x0_from_eps
 from guidedgen.process.schedulers import Ddim, Ddpm
-from guidedgen.types import BadValue
 
 Make = Callable[..., Problem]
 

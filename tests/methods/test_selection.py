@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from guidedgen.basics.noise import Noise
 from guidedgen.methods.best_of_n import BestOfN
 from guidedgen.methods.clustering import kmeans
+from guidedgen.methods.problem import Problem
 from guidedgen.methods.selection import best, multinomial, pick, spread_over, take
 from guidedgen.models.gaussian import GaussianMixture
-from guidedgen.noise import Noise
-from guidedgen.problem import Problem
 from guidedgen.process.grid import NoiseSchedule
 from guidedgen.process.schedulers import Ddpm
 

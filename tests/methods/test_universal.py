@@ -11,15 +11,15 @@ from nonlinear import W, by_task, decode, rated
 from nonlinear import nonlinear as of_any_chain
 from torch import Tensor
 
+from guidedgen.basics.errors import BadValue
+from guidedgen.basics.noise import Noise
 from guidedgen.methods.base import Base
+from guidedgen.methods.problem import Problem
 from guidedgen.methods.universal import Universal
 from guidedgen.models.gaussian import GaussianDenoiser, GaussianMixture
-from guidedgen.noise import Noise
-from guidedgen.problem import Problem
 from guidedgen.process.formulas import ddpm_step
 from guidedgen.process.grid import tail
 from guidedgen.process.schedulers import Ddim, Ddpm
-from guidedgen.types import BadValue
 
 Make = Callable[..., Problem]
 CLEAN = {"spacing": "trailing", "end": "clean"}

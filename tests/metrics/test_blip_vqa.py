@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
+from guidedgen.basics.errors import BadValue
+from guidedgen.basics.tasks import Task
 from guidedgen.metrics.blip_vqa import SLOTS, BlipVqaScore, combine, questions
 from guidedgen.metrics.noun_phrases import Rules
-from guidedgen.types import BadValue, Task
 
 
 class Answers:

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from guidedgen import images
+from guidedgen.basics import images
+from guidedgen.basics.errors import UsageError
+from guidedgen.basics.tasks import Task
 from guidedgen.metrics.classes import ClassFolders, PerClass
 from guidedgen.metrics.frechet import frechet_distance
-from guidedgen.types import Task, UsageError
 
 
 class Corners:

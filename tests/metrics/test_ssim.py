@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from guidedgen import images
+from guidedgen.basics import images
+from guidedgen.basics.errors import UsageError
+from guidedgen.basics.tasks import Task
 from guidedgen.metrics.ssim import C1, Ssim, ssim
-from guidedgen.types import Reward, Task, UsageError
+from guidedgen.rewards import Reward
 
 
 def noise(b: int, side: int = 24, seed: int = 0) -> torch.Tensor:

@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from guidedgen.basics.errors import UsageError
+from guidedgen.basics.tasks import Task
 from guidedgen.models import folder as rules
 from guidedgen.models.stable_diffusion import StableDiffusion
-from guidedgen.types import Task, UsageError
 from guidedgen.zoo.needed import Needed
 
 State = dict[str, Tensor]

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from guidedgen.basics.errors import BadValue, UsageError
+from guidedgen.basics.tasks import Task
 from guidedgen.models.stable_diffusion import StableDiffusion
-from guidedgen.types import BadValue, Task, UsageError
 
 LONGER = int(os.environ.get("GUIDEDGEN_EXAMPLES", "0"))
 ATOMS = [

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from guidedgen.basics.errors import UsageError
 from guidedgen.models.stable_diffusion import StableDiffusion
-from guidedgen.types import UsageError
 
 PROMPT, RANK = "a cat", 2
 Tried = Callable[..., None]
@@ -418,7 +418,7 @@ def test_words_of_several_files_and_words_in_words_are_each_read(source: Path, t
 
 
 def test_a_word_of_the_negative_prompt_is_said_there_and_nowhere_else(source: Path, tmp_path: Path, tried: Tried) -> None:
-    from guidedgen.types import Task
+    from guidedgen.basics.tasks import Task
 
     folder = write(tmp_path / "word", {"<bad>": rand(3, 16)}, name=WORD)
     model = StableDiffusion(path=str(source), name="tiny", learned=str(folder), negative_prompt="<bad> cat", dtype="float64")

@@ -14,20 +14,22 @@ import pytest
 import torch
 from torch import Tensor
 
+from guidedgen.basics.errors import BadValue, UsageError
+from guidedgen.basics.noise import Noise
+from guidedgen.basics.tasks import Task
 from guidedgen.lab.networks import WEIGHTS
+from guidedgen.methods import Method
 from guidedgen.methods.base import Base
 from guidedgen.methods.classifier_guidance import ClassifierGuidance
 from guidedgen.methods.codex import Codex
 from guidedgen.methods.freedom import FreeDom
 from guidedgen.methods.guidance import reward_gradient
 from guidedgen.methods.mpgd import Mpgd
+from guidedgen.methods.problem import Problem
 from guidedgen.methods.universal import Universal
 from guidedgen.models.stable_diffusion import StableDiffusion
-from guidedgen.noise import Noise
-from guidedgen.problem import Problem
 from guidedgen.process.formulas import x0_from_eps
 from guidedgen.process.schedulers import Ddim, Ddpm
-from guidedgen.types import BadValue, Method, Task, UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ("a cat", "two dogs, red")

@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from guidedgen.basics.errors import UsageError
+from guidedgen.basics.tasks import Task
 from guidedgen.methods.adjoint_tuning import AdjointTuning
 from guidedgen.models import tuning
 from guidedgen.models.stable_diffusion import StableDiffusion
+from guidedgen.process import Tuning
 from guidedgen.process.grid import Point
-from guidedgen.types import Task, Tuning, UsageError
 
 PROMPT = "a cat"
 

@@ -9,8 +9,8 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from guidedgen.store import Record, RunFolder
-from guidedgen.types import Sample, Task
+from guidedgen.basics.tasks import Sample, Task
+from guidedgen.runs.store import Record, RunFolder
 
 MakeRun = Callable[..., Path]
 PROMPTS = {

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from guidedgen.pages import page
+from guidedgen.studies import page
 
 from .conftest import PROMPTS, MakeRun
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from guidedgen.pages import page, pictures
-from guidedgen.pages.cautions import cautions
-from guidedgen.pages.curves import curves
-from guidedgen.pages.html import Markup, tag
-from guidedgen.pages.plots import Style
-from guidedgen.pages.study import read_study
+from guidedgen.studies import page, pictures
+from guidedgen.studies.cautions import cautions
+from guidedgen.studies.curves import curves
+from guidedgen.studies.html import Markup, tag
+from guidedgen.studies.plots import Style
+from guidedgen.studies.study import read_study
 
 from .conftest import PROMPTS, MakeRun, picture
 

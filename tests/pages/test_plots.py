@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from guidedgen.pages.plots import Curve, Point, Style, front, lines, log_ticks, scatter, ticks
+from guidedgen.studies.plots import Curve, Point, Style, front, lines, log_ticks, scatter, ticks
 
 
 def dominated(one: tuple[float, float], points: list[tuple[float, float]]) -> bool:

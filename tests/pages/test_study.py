@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from guidedgen.pages import page
-from guidedgen.pages.study import Study, read_study
-from guidedgen.report import study_table
-from guidedgen.types import UsageError
+from guidedgen.basics.errors import UsageError
+from guidedgen.runs.report import study_table
+from guidedgen.studies import page
+from guidedgen.studies.study import Study, read_study
 
 from .conftest import MakeRun
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from guidedgen import report, status
-from guidedgen.pages import tables
-from guidedgen.pages.study import read_study
-from guidedgen.pages.tables import Cell
-from guidedgen.store import RunFailed, RunFolder
-from guidedgen.types import UsageError
+from guidedgen.basics.errors import UsageError
+from guidedgen.runs import report
+from guidedgen.runs.store import RunFailed, RunFolder
+from guidedgen.studies import status, tables
+from guidedgen.studies.study import read_study
+from guidedgen.studies.tables import Cell
 
 from .conftest import MakeRun
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from guidedgen.process import Scheduler
 from guidedgen.process.grid import End, Grid, NoiseSchedule, Spacing
 from guidedgen.process.schedulers import Ddim, Ddpm
-from guidedgen.types import Scheduler
 
 BETAS = (1000, 0.00085, 0.012, "scaled_linear")
 SCHEDULE = NoiseSchedule.from_betas(0.00085, 0.012, 1000, "scaled_linear")

@@ -6,9 +6,9 @@ from fractions import Fraction
 import pytest
 import torch
 
+from guidedgen.basics.errors import BadValue
 from guidedgen.process.grid import NoiseSchedule, Point, Spacing, make_grid, tail, timesteps
 from guidedgen.process.schedulers import Ddim, Ddpm
-from guidedgen.types import BadValue
 
 SCHEDULE = NoiseSchedule.from_betas(0.00085, 0.012, 1000, "scaled_linear")
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from guidedgen import images
-from guidedgen.types import Task
+from guidedgen.basics import images
+from guidedgen.basics.tasks import Task
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from guidedgen import config
+from guidedgen.basics.errors import BadValue
+from guidedgen.rewards import Reward
 from guidedgen.rewards.aesthetic import Aesthetic
 from guidedgen.rewards.aesthetic_v1 import AestheticV1
-from guidedgen.types import BadValue, Reward
+from guidedgen.runs import config
 from guidedgen.zoo.aesthetic import LaionHead
 
 

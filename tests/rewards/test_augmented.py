@@ -5,10 +5,11 @@ import dataclasses
 import pytest
 import torch
 
-from guidedgen.augment import Augmentations
-from guidedgen.noise import Noise
+from guidedgen.basics.augment import Augmentations
+from guidedgen.basics.errors import BadValue
+from guidedgen.basics.noise import Noise
+from guidedgen.rewards import Reward
 from guidedgen.rewards.augmented import Augmented
-from guidedgen.types import BadValue, Reward
 
 
 @dataclasses.dataclass(frozen=True)

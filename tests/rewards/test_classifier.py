@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from guidedgen.basics.errors import UsageError
+from guidedgen.rewards import Reward
 from guidedgen.rewards.classifier import Classifier
-from guidedgen.types import Reward, UsageError
 
 
 class Two:

@@ -9,9 +9,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from guidedgen import config, images
+from guidedgen.basics import images
+from guidedgen.basics.errors import BadValue, UsageError
+from guidedgen.rewards import Reward
 from guidedgen.rewards.clip_image import ClipImage
-from guidedgen.types import BadValue, Reward, UsageError
+from guidedgen.runs import config
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from guidedgen import config
+from guidedgen.rewards import Reward
 from guidedgen.rewards.evasion import Evasion, Flagged
-from guidedgen.types import Reward
+from guidedgen.runs import config
 from guidedgen.zoo.filter import ClassifierFilter
 
 

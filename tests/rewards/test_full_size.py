@@ -29,8 +29,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import nn
 
-from guidedgen import config, images
-from guidedgen.types import Reward, Task
+from guidedgen.basics import images
+from guidedgen.basics.tasks import Task
+from guidedgen.rewards import Reward
+from guidedgen.runs import config
 from guidedgen.zoo import blip2, classifier, clip, feature_maps, openclip, vqa
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

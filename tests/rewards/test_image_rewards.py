@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from guidedgen import images
+from guidedgen.basics import images
+from guidedgen.basics.errors import BadValue, UsageError
+from guidedgen.basics.tasks import Task
+from guidedgen.rewards import Reward
 from guidedgen.rewards.aesthetic import Aesthetic
 from guidedgen.rewards.clip_text import ClipText
 from guidedgen.rewards.compressibility import Compressibility
-from guidedgen.types import BadValue, Reward, Task, UsageError
 
 
 class TinyClip:

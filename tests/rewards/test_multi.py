@@ -7,12 +7,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from guidedgen import config
+from guidedgen.basics.errors import BadValue, UsageError
+from guidedgen.rewards import Reward
 from guidedgen.rewards.compressibility import Compressibility
 from guidedgen.rewards.multi import Multi
 from guidedgen.rewards.pickscore import PickScore
 from guidedgen.rewards.style_gram_vgg16 import StyleGramVgg16
-from guidedgen.types import BadValue, Reward, UsageError
+from guidedgen.runs import config
 
 
 @dataclasses.dataclass(frozen=True)

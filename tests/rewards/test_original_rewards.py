@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from guidedgen import images
+from guidedgen.basics import images
 from guidedgen.rewards.multi import Multi
 from guidedgen.rewards.pixels import Pixels
 from guidedgen.rewards.stylisation import Stylisation

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from guidedgen.rewards import Reward
 from guidedgen.rewards.clip_text import ClipText
 from guidedgen.rewards.hps import Hps
 from guidedgen.rewards.pickscore import PickScore
-from guidedgen.types import Reward
 
 REWARDS = [PickScore, Hps]
 

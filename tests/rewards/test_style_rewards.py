@@ -7,12 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from guidedgen import images
+from guidedgen.basics import images
+from guidedgen.basics.errors import UsageError
+from guidedgen.rewards import Reward
 from guidedgen.rewards.style import gram
 from guidedgen.rewards.style_clip_rn50 import StyleClipRn50
 from guidedgen.rewards.style_gram_clip import StyleGramClip
 from guidedgen.rewards.style_gram_vgg16 import StyleGramVgg16
-from guidedgen.types import Reward, UsageError
 
 
 @pytest.fixture

@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 
-from guidedgen import config
+from guidedgen.basics.errors import BadValue, UsageError
+from guidedgen.basics.tasks import Task
+from guidedgen.rewards import Reward
 from guidedgen.rewards.blip2 import Blip2
 from guidedgen.rewards.multi import Multi
 from guidedgen.rewards.vqa import Answer
-from guidedgen.types import BadValue, Reward, Task, UsageError
+from guidedgen.runs import config
 
 
 def _weights(text: str) -> torch.Tensor:

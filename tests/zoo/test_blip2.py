@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from guidedgen import images as pictures
-from guidedgen.types import UsageError
-from guidedgen.vision_language import QFormer, caption_mask
+from guidedgen.basics import images as pictures
+from guidedgen.basics.errors import UsageError
+from guidedgen.basics.vision_language import QFormer, caption_mask
 from guidedgen.zoo import blip2
 from guidedgen.zoo.blip2 import HubBlip2
 from guidedgen.zoo.needed import kept_file

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from guidedgen import images
+from guidedgen.basics import images
+from guidedgen.basics.errors import UsageError
+from guidedgen.basics.tasks import Task
 from guidedgen.lab import captions, judge, networks
 from guidedgen.rewards.classifier import Classifier
-from guidedgen.types import Task, UsageError
 from guidedgen.zoo import classifier as module
 from guidedgen.zoo.classifier import HubClassifier, LabClassifier
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from guidedgen import images
-from guidedgen.types import BadValue, UsageError
+from guidedgen.basics import images
+from guidedgen.basics.errors import BadValue, UsageError
 from guidedgen.zoo.detector import DetectionFile, Owlv2
 
 SIDE = 32

@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from guidedgen import images
+from guidedgen.basics import images
+from guidedgen.basics.errors import UsageError
+from guidedgen.basics.tasks import Task
 from guidedgen.lab import networks
 from guidedgen.rewards.style_gram_clip import StyleGramClip
 from guidedgen.rewards.style_gram_vgg16 import StyleGramVgg16
-from guidedgen.types import Task, UsageError
 from guidedgen.zoo import feature_maps
 from guidedgen.zoo.clip import HubClip, LabClip
 from guidedgen.zoo.feature_maps import FILE, ClipTokens, LabClipMap, LabTrunk, Vgg16

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from guidedgen import command_line, config, fetching
-from guidedgen.types import UsageError
+from guidedgen.basics.errors import UsageError
+from guidedgen.cli import command_line, fetching
+from guidedgen.runs import config
 from guidedgen.zoo import hub, needed, web
 from guidedgen.zoo.clip import HubClip
 from guidedgen.zoo.filter import SafetyChecker
@@ -240,8 +241,8 @@ def test_all_is_what_the_default_run_on_sd15_reads(
     fetch: Any, online: Any, offline: Any, clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Tiny networks under the published names and commits; then that run is made ready without the network, and its networks load."""
-    from guidedgen.jobs import prepare
     from guidedgen.lab.networks import WEIGHTS, AestheticHead
+    from guidedgen.runs.jobs import prepare
 
     torch.save(AestheticHead(24).state_dict(), tmp_path / "head.pth")
     files = {"aesthetic": (tmp_path / "head.pth").read_bytes(), "inception": b"weights"}

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from guidedgen import images
+from guidedgen.basics import images
+from guidedgen.basics.errors import BadValue, UsageError
 from guidedgen.lab.captions import parse
-from guidedgen.types import BadValue, UsageError
 from guidedgen.zoo import filter as module
 from guidedgen.zoo.classifier import LabClassifier
 from guidedgen.zoo.filter import ClassifierFilter, SafetyChecker

@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from guidedgen import images
+from guidedgen.basics import images
+from guidedgen.basics.errors import UsageError
+from guidedgen.basics.tasks import Task
 from guidedgen.rewards.pickscore import PickScore
-from guidedgen.types import Task, UsageError
 from guidedgen.zoo import clip as module
 from guidedgen.zoo.clip import HubClip
 from guidedgen.zoo.inception import ClipFeatures

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from guidedgen.types import UsageError
+from guidedgen.basics.errors import UsageError
 from guidedgen.zoo.inception import FILE, Inception
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from guidedgen.basics.errors import UsageError
 from guidedgen.lab import networks, referees
-from guidedgen.types import UsageError
 from guidedgen.zoo import blip2, vqa
 from guidedgen.zoo.blip2 import LabBlip2
 from guidedgen.zoo.vqa import LabVqa

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from guidedgen.basics.errors import UsageError
 from guidedgen.lab import networks
-from guidedgen.types import UsageError
 from guidedgen.zoo.aesthetic import LabHead
 from guidedgen.zoo.clip import LabClip
 from guidedgen.zoo.inception import LabInception

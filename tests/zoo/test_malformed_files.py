@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from guidedgen.types import UsageError
+from guidedgen.basics.errors import UsageError
 from guidedgen.zoo.blip2 import HubBlip2
 from guidedgen.zoo.classifier import HubClassifier
 from guidedgen.zoo.clip import HubClip

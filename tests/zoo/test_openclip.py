@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from guidedgen import images
+from guidedgen.basics import images
+from guidedgen.basics.errors import UsageError
+from guidedgen.basics.tasks import Task
 from guidedgen.rewards.hps import Hps
 from guidedgen.rewards.style_clip_rn50 import StyleClipRn50
-from guidedgen.types import Task, UsageError
 from guidedgen.zoo import openclip
 from guidedgen.zoo.openclip import OpenClip
 

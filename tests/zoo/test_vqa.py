@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from guidedgen import images as pictures
-from guidedgen.types import BadValue, UsageError
+from guidedgen.basics import images as pictures
+from guidedgen.basics.errors import BadValue, UsageError
 from guidedgen.zoo import vqa
 from guidedgen.zoo.vqa import BlipVqa, ImageTextToText
 

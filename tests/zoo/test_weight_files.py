@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from guidedgen.types import UsageError
+from guidedgen.basics.errors import UsageError
 from guidedgen.zoo.clip import HubClip
 from guidedgen.zoo.files import locate, locate_file, read_state
 from guidedgen.zoo.hub import commit_of
@@ -38,7 +38,7 @@ def fill(cache: Path, folder: Path) -> Path:
 
 CODE = """
 import json
-from guidedgen.types import UsageError
+from guidedgen.basics.errors import UsageError
 from guidedgen.zoo.files import locate, locate_file
 
 def attempt(call):

@@ -1,0 +1,188 @@
+"""What a method is given: b samples to make, and everything it may use for them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from guidedgen.basics import images
+from guidedgen.basics.augment import Augmentations, Copies
+from guidedgen.basics.noise import Noise
+from guidedgen.basics.tasks import Task
+from guidedgen.process import Denoiser, Scheduler
+from guidedgen.process.formulas import add_noise
+from guidedgen.process.grid import Grid, NoiseSchedule, Point
+
+Reduction = Literal["mean", "best"]
+
+
+class View(Protocol):
+    """Views of pictures."""
+
+    def __call__(self, pictures: Tensor, own: Tensor, which: Tensor) -> Tensor:
+        """k 3 H W, their rows (k) among all pictures, and which of their views (v) -> k v 3 h w, the first two axes as one."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Crops:
+    """Square crops v of every picture, by which it is scored. A box is (side, top, left): the side as a share of the picture's
+    shorter one, top and left as shares of the room that is left; all crops are averaged to the size of the `smallest`.
+    """
+
+    boxes: Tensor  # b n v 3, in [0, 1]
+    smallest: float
+    reduction: Reduction
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Rows, decodes and reward calls are counted where they are computed; images are decoded and scored `batch_size` at a time."""
+
+    tasks: Sequence[Task]  # b
+    denoise: Denoiser
+    scheduler: Scheduler
+    grid: Grid
+    schedule: NoiseSchedule  # that the grid's points are of
+    num_steps: int  # of the whole chain, of which the grid is the end where it starts from references
+    noise: Noise  # b streams
+    latent_shape: tuple[int, int, int]  # c h w
+    decode: Callable[[Tensor], Tensor]  # latents (k c h w) -> images (k 3 H W) in [0, 1], differentiable
+    reward: Callable[[Tensor, Sequence[Task]], Tensor] | None  # k images, their tasks -> k
+    batch_size: int
+    reference: Tensor | None = None  # b c h w: clean latents that the chain starts from
+    timed: Callable[[str], contextlib.AbstractContextManager[object]] = contextlib.nullcontext  # by kind of work
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def start(self, particles: int = 1) -> Tensor:
+        """x at the first point: b particles c h w, standard normal or the noised reference."""
+        noise = self.noise.draw(particles, self.latent_shape)
+        return noise if self.reference is None else add_noise(self.reference.unsqueeze(1), noise, self.grid[0])
+
+    def step(self, x_t: Tensor, eps: Tensor, t: Point, s: Point) -> Tensor:
+        """x_s by the scheduler's rule, with fresh noise for every particle where it draws any."""
+        noise = self.noise.draw(x_t.shape[1], self.latent_shape) if self.scheduler.stochastic else None
+        return self.scheduler.step(x_t, eps, t, s, noise)
+
+    def noise_ratio(self, i: int) -> float:
+        """The share of the whole chain that is left at step i, itself included: 1 at the first step, 1 / num_steps at the last."""
+        return (len(self.grid) - 1 - i) / self.num_steps
+
+    def score(self, x_0: Tensor) -> Tensor:
+        """Rewards (b n) of the images of clean latents (b n c h w); no gradient."""
+        with torch.no_grad():
+            values = [self._reward(rows, tasks) for rows, tasks in self._chunks(x_0)]
+        return torch.cat(values).unflatten(0, x_0.shape[:2])
+
+    def score_and_gradient(self, x_0: Tensor, crops: Crops | None = None) -> tuple[Tensor, Tensor]:
+        """Rewards (b n) of clean latents and their gradients by them (b n c h w), back through reward and decoder.
+
+        With crops it is they that are scored, each as a picture of its own and a row of `batch_size`.
+        """
+        if crops is not None:
+            boxes = crops.boxes.flatten(0, 1)  # k v 3
+
+            def cropped(pictures: Tensor, own: Tensor, which: Tensor) -> Tensor:
+                return images.crop(pictures, boxes[own][:, which], crops.smallest).flatten(0, 1)
+
+            return self._score_views(x_0, boxes.shape[1], cropped, crops.reduction)
+        values, gradients = [], []
+        for rows, tasks in self._chunks(x_0):
+            with torch.enable_grad():
+                rows = rows.detach().requires_grad_()
+                rewards = self._reward(rows, tasks)
+                total = rewards.sum()
+            with self.timed("backward"):
+                (gradient,) = torch.autograd.grad(total, rows)
+            values.append(rewards.detach())
+            gradients.append(gradient)
+        return torch.cat(values).unflatten(0, x_0.shape[:2]), torch.cat(gradients).unflatten(0, x_0.shape[:2])
+
+    def score_copies(self, x_0: Tensor, augmentations: Augmentations, noise: Noise) -> tuple[Tensor, Tensor]:
+        """Rewards of clean latents (b 1 c h w) as `score_and_gradient` gives them, each the mean of those of a picture's copies.
+
+        The copies are the next that `augmentations` draws from `noise`; where it has none, pictures are scored themselves.
+        """
+        if not augmentations.count:
+            return self.score_and_gradient(x_0)
+        copies: Copies | None = None
+
+        def copied(pictures: Tensor, own: Tensor, which: Tensor) -> Tensor:
+            nonlocal copies
+            copies = copies or augmentations.draw(noise, *pictures.shape[-2:])
+            v = len(which)
+            return copies(pictures.repeat_interleave(v, 0), own.repeat_interleave(v), which.repeat(len(own)))
+
+        return self._score_views(x_0, augmentations.count, copied, "mean")
+
+    def _score_views(self, x_0: Tensor, count: int, view: View, reduction: Reduction) -> tuple[Tensor, Tensor]:
+        """Rewards of clean latents (b n c h w) and their gradients, each the mean, or the best, of `count` views of its picture.
+
+        Every picture is decoded once; the graphs of at most `batch_size` views are held at once, and of the decoding of those
+        pictures alone that they are of.
+        """
+        values: list[Tensor] = []
+        gradients: list[Tensor] = []
+        latents = x_0.flatten(0, 1)
+        for own in torch.arange(len(latents)).split(max(1, self.batch_size // count)):
+            with torch.enable_grad():
+                rows = latents[own].detach().requires_grad_()
+                pictures = self.decode(rows)
+            tasks = [self.tasks[i // x_0.shape[1]] for i in own.tolist()]
+            parts = [
+                self._viewed_reward(pictures.detach(), tasks, functools.partial(view, own=own, which=which), reduction)
+                for which in torch.arange(count).split(self.batch_size)
+            ]
+            rewards, by_pictures = (torch.stack(part) for part in zip(*parts, strict=True))
+            if reduction == "mean":
+                rewards, by_pictures = rewards.sum(0) / count, by_pictures.sum(0) / count
+            else:
+                best = rewards.argmax(0), torch.arange(len(own), device=rewards.device)
+                rewards, by_pictures = rewards[best], by_pictures[best]
+            with self.timed("backward"):
+                gradients += torch.autograd.grad(pictures, rows, by_pictures)
+            values.append(rewards)
+        return torch.cat(values).unflatten(0, x_0.shape[:2]), torch.cat(gradients).unflatten(0, x_0.shape[:2])
+
+    def _viewed_reward(
+        self, pictures: Tensor, tasks: Sequence[Task], view: Callable[[Tensor], Tensor], reduction: Reduction
+    ) -> tuple[Tensor, Tensor]:
+        """The sums, or the best, of the rewards of equally many views of each of k pictures (k), and their gradients by these."""
+        assert self.reward is not None
+        with torch.enable_grad():
+            leaves = pictures.clone().requires_grad_()
+            views = view(leaves)
+            v = len(views) // len(leaves)
+            rewards = self.reward(views, [task for task in tasks for _ in range(v)]).unflatten(0, (-1, v))
+            rewards = rewards.sum(1) if reduction == "mean" else rewards.amax(1)
+            total = rewards.sum()
+        with self.timed("backward"):
+            (gradient,) = torch.autograd.grad(total, leaves)
+        return rewards.detach(), gradient
+
+    def subset(self, rows: Sequence[int]) -> Problem:
+        """The problem of some of its samples; their noise goes on where it stands."""
+        if list(rows) == list(range(len(self))):
+            return self
+        return dataclasses.replace(
+            self, tasks=[self.tasks[row] for row in rows], denoise=self.denoise.subset(rows), noise=self.noise.subset(rows),
+            reference=None if self.reference is None else self.reference[list(rows)],
+        )  # fmt: skip
+
+    def _reward(self, x_0: Tensor, tasks: Sequence[Task]) -> Tensor:
+        if self.reward is None:
+            raise ValueError("this problem has no reward")
+        return self.reward(self.decode(x_0), tasks)
+
+    def _chunks(self, x_0: Tensor) -> list[tuple[Tensor, Sequence[Task]]]:
+        owners = [task for task in self.tasks for _ in range(x_0.shape[1])]
+        starts = range(0, len(owners), self.batch_size)
+        rows = x_0.flatten(0, 1)
+        return [(rows[i : i + self.batch_size], owners[i : i + self.batch_size]) for i in starts]

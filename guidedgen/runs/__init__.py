@@ -1,0 +1,1 @@
+"""One run: from a config to a checked job, its samples, its scores and its folder."""

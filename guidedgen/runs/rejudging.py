@@ -1,0 +1,183 @@
+"""A stored run judged again, from its images: by what it was judged by, or by what is chosen now."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from guidedgen.basics.errors import UsageError
+from guidedgen.basics.tasks import Sample, Task
+from guidedgen.cli import command_line
+from guidedgen.runs import config, contents, evaluate, judging, sampling
+from guidedgen.runs.jobs import Job, prepare, stored_unguided
+from guidedgen.runs.store import RunFolder
+
+# What of a stored run's config may change when it is judged again: groups, and keys. All else has made its pictures.
+_GROUPS = ("metrics", "reward", "zoo")
+_KEYS = ("reference", "batch_size", "device", "allow_targets")
+
+
+def judge_again(folder: Path, overrides: Sequence[str] = (), config_dir: Path | None = None) -> Mapping[str, Any]:
+    """Judges a stored run anew, from its images and with `metrics=...` or any key of it changed; rewrites metrics.json.
+
+    `config_dir` is a folder with options beside the project's, as Hydra's --config-dir.
+    Raises UsageError where an override is wrong, and where the folder or that of its unguided run is damaged.
+    """
+    if folder.is_symlink():
+        raise UsageError(f"{folder}: a link, and nothing is written where it leads; give the run's own folder")
+    RunFolder(folder).check_plain(deep=True)
+    cfg = config.read_whole(folder / "config.yaml")
+    cfg.outputs, cfg.study = str(folder.absolute().parent.parent), folder.absolute().parent.name
+    try:
+        job = dataclasses.replace(prepare(changed(cfg, overrides, config_dir)), folder=RunFolder(folder))
+    except UsageError as error:
+        if overrides:  # which may be what is wrong
+            raise
+        raise UsageError(f"{folder / 'config.yaml'}: {error}") from error
+    job = _as_made(job, cfg, chosen={item.key_or_group.split(".")[0] for item in command_line.parse(overrides)})
+    _check_stored(job)
+    if not _left(job):  # whoever of several processes was to be the last may have died
+        sampling.close(job.base)
+        sampling.merge(job)
+        job.folder.finish()
+    return judging.judge(job)
+
+
+def _as_made(job: Job, cfg: DictConfig, chosen: Collection[str]) -> Job:
+    """The job of a stored run, whose config is given, with the samples that were made, and against the unguided run of the same
+    contents. Says it where files have changed since, or where that is not known; not of a reward that is `chosen` anew.
+    """
+    parts = contents.recorded(job.folder.read_json("environment.json"))
+    if parts is None:
+        _tell(job, "what its files held when it was made is not recorded; it is judged by what they hold now")
+    elif differ := contents.changed(*({p: d for p, d in of.items() if p not in chosen} for of in (parts, job.contents))):
+        _tell(job, f"changed since it was made: {', '.join(differ)}; its pictures stay, and are judged by what is there now")
+    samples = _samples(job, parts)
+    base = job.base
+    if base is not None:
+        places = stored_unguided(job.folder.path.absolute(), cfg, parts)
+        likely = sorted(places, key=lambda place: place != places[job.blurs])  # another reward may be chosen, that blurs nothing
+        place = next((place for place in likely if (place / "config.yaml").exists()), likely[0])
+        base = dataclasses.replace(base, folder=RunFolder(place), samples=samples)
+    return dataclasses.replace(job, samples=samples, base=base)
+
+
+def _samples(job: Job, parts: contents.Parts | None) -> Sequence[Sample]:
+    """The job's; where its prompts have changed since, or may have, those that were recorded."""
+    known = {sample.name: sample for sample in job.samples}
+    records = job.folder.records()
+    if records.keys() <= known.keys() if parts is None else parts.get("dataset") == job.contents.get("dataset"):
+        return job.samples
+    tasks = {name: Task(id=record.task, prompt=record.prompt, category=record.category) for name, record in records.items()}
+    return [known.get(name) or Sample(task=tasks[name], seed=record.seed) for name, record in records.items()]
+
+
+def _left(job: Job) -> int:
+    """How many samples are neither finished nor failed, by the job or by what was recorded when it was made."""
+    wanted = job.folder.read_json("environment.json").get("samples")
+    return max(sampling.left(job), wanted - len(job.folder.tried()) if isinstance(wanted, int) else 0)
+
+
+def _tell(job: Job, note: str) -> None:
+    print(f"guidedgen: {job.folder.path}: {note}", file=sys.stderr)
+
+
+def _check_stored(job: Job) -> None:
+    """Raises UsageError where a picture that is to be judged is missing or damaged, or all of the unguided run's are. Says it
+    where records are, without which a sample is not judged: they may be of a run that is not finished.
+    """
+    runs = [(job, "its own command")]
+    if job.base is not None:
+        if not (job.base.folder.path / "config.yaml").exists():
+            raise UsageError(f"{job.folder.path}: its unguided run {job.base.name} is not beside it; reference=none judges without")
+        job.base.folder.check_plain(deep=True)
+        runs.append((job.base, "the same with method=base"))
+    for run, command in runs:
+        evaluate.check_stored(run.folder, f"; where it is damaged remove it: {command} makes it anew")
+        left, spoiled = _left(run), run.folder.spoiled
+        if left or spoiled:
+            damage = f" (damaged lines of records.jsonl: {spoiled})" if spoiled else ""
+            missing = f"{left} of {max(left, len(run.samples))} samples missing{damage}"
+            _tell(run, f"{missing}, and not judged; {command} makes what is missing")
+
+
+def changed(cfg: DictConfig, overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
+    """A stored config with what it is judged by replaced: by options, as Hydra composes them, and then by single values.
+
+    Raises UsageError for what is no such option or key, and for what does not concern the judging.
+    """
+    cfg, items = cfg.copy(), command_line.parse(overrides)
+    for item in items:
+        _check_concern(item, cfg)
+        if item.key_or_group == "device":
+            _unpin(cfg, cfg.device)
+    choices = {item.key_or_group: config.shown(item.value()) for item in items if item.key_or_group in _GROUPS}
+    of_zoo = [item.input_line for item in items if item.key_or_group.split(".")[0] == "zoo"]
+    if of_zoo and not choices.keys() & {"metrics", "reward"}:
+        raise UsageError(
+            f"{of_zoo[0]}: stored metrics have their networks; choose some that take them from the zoo, as metrics=lab"
+        )
+    if choices or config_dir:
+        chosen = command_line.checked_options([f"{group}={option}" for group, option in choices.items()], config_dir)
+        cfg.update({group: chosen[group] for group in choices})
+    for item in items:
+        if item.key_or_group not in _GROUPS:
+            _change(cfg, item)
+    for key in ("metrics.scorers", "metrics.distances"):
+        if not isinstance(found := OmegaConf.select(cfg, key), DictConfig):
+            raise UsageError(f"{key}={config.shown(found)}: expected a mapping, as {key}={{}}; ~{key}.NAME leaves one out")
+    if not isinstance(cfg.allow_targets, ListConfig):
+        raise UsageError(f"allow_targets={config.shown(cfg.allow_targets)}: expected a list, as in allow_targets=[my_lab.]")
+    return cfg
+
+
+def _check_concern(item: Any, cfg: DictConfig) -> None:
+    """Raises UsageError where an override, as Hydra reads it, is not of what judges, or not of the form that this has."""
+    key, told, free = item.key_or_group, item.input_line, (*_GROUPS, *_KEYS)
+    root, choices = key.split(".")[0], f"; when judging choose from {', '.join(free)}"
+    if item.package is not None or root not in free:
+        if item.package is None and root in cfg:
+            raise UsageError(f"{told}: {root} has made the pictures, which stay{choices}")
+        raise UsageError(f"{told}: there is no key {item.get_key_element()!r}{config.near(root, free)}{choices}")
+    if item.is_sweep_override():
+        raise UsageError(f"{told}: several values; give one, or quotes if it is one text")
+    if key in free and (item.is_delete() or item.is_add() or item.is_force_add()):
+        raise UsageError(f"{told}: {key} is always there; give it as {key}=...")
+    if item.is_delete() and item.value() is not None:
+        raise UsageError(f"{told}: takes no value; give it as ~{key}")
+    if key == "reference" and not isinstance(item.value(), str):
+        raise UsageError(f"{told}: expected base, none or a folder")
+
+
+def _change(cfg: DictConfig, item: Any) -> None:
+    """Sets, adds (+) or leaves out (~) one key of a config; a mapping replaces the one that is there."""
+    key, (above, _, name) = item.key_or_group, item.key_or_group.rpartition(".")
+    root, parent = key.split(".")[0], OmegaConf.select(cfg, above) if above else cfg
+    mapping, adds = isinstance(parent, DictConfig), item.is_add() or item.is_force_add()
+    there = mapping and name in parent
+    # What a constructor takes may be missing in its node: names are checked where that is built.
+    if not there and (not mapping or item.is_delete() or above == "metrics" or not (adds or "_target_" in parent)):
+        near = config.near(key, command_line.keys(cfg[root], f"{root}.") if isinstance(cfg[root], DictConfig) else ())
+        beside = f"; choose from {', '.join(map(str, parent))}" if mapping and parent else ""
+        raise UsageError(f"{item.input_line}: there is no key {key!r}{near}{beside}")
+    if there and item.is_add():
+        raise UsageError(f"{item.input_line}: there is one already; {key}=... changes it")
+    if item.is_delete():
+        del parent[name]
+    else:
+        OmegaConf.update(cfg, key, item.value(), merge=False, force_add=True)
+
+
+def _unpin(node: Any, device: str) -> None:
+    """Makes all that is stored with the run's device follow the one it is judged on."""
+    for key in node if isinstance(node, DictConfig) else range(len(node)):
+        child = node[key]
+        if key == "device" and child == device and node._get_parent() is not None:
+            node[key] = "${device}"
+        elif OmegaConf.is_config(child):
+            _unpin(child, device)

@@ -1,0 +1,182 @@
+"""What a run shows: its progress, its table, its grid of images."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from guidedgen.basics.cost import Ledger
+from guidedgen.basics.errors import UsageError, printable
+from guidedgen.runs.evaluate import Images
+from guidedgen.runs.store import write_atomic
+from guidedgen.studies import tables
+from guidedgen.studies.study import read_study
+from guidedgen.studies.tables import number
+
+_COLUMNS = 8  # images per row of a grid
+_SIDE = 160  # px of an image in a grid
+_NETWORKS = ("text", "denoise", "decode", "encode", "reward", "backward", "judge")  # the ledger's kinds
+
+
+@contextlib.contextmanager
+def progress(label: str, *, total: int) -> Iterator[Callable[[], None]]:
+    """A bar on a terminal, else a line every half minute; yields what to call after each step."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines(label, total)
+        return
+    columns = (TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda: bar.advance(task)
+
+
+def _lines(label: str, total: int) -> Callable[[], None]:
+    done, told = 0, time.monotonic()
+
+    def advance() -> None:
+        nonlocal done, told
+        done += 1
+        if time.monotonic() - told > 30:
+            told = time.monotonic()
+            print(f"{label}: {done}/{total} steps", flush=True)
+
+    return advance
+
+
+def show(metrics: Mapping[str, Any]) -> None:
+    """Prints the table of a run: base beside guided, with sample sizes, cost and what shares a network with the guidance."""
+    title = escape(printable(str(metrics.get("title", ""))))
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    printed = tables.printed(metrics)
+    columns = ["", "base", "this run", "95 % interval", "wins", *(["published"] if printed else [])]
+    for column in columns:
+        table.add_column(column, justify="left" if column == "" else "right")
+    shared = False
+
+    def row(label: str, name: str, base: float | None, value: float | None, interval: str = "", wins: str = "") -> None:
+        table.add_row(
+            *(escape(printable(label)), number(base), number(value), interval, wins, number(printed.get(name)))[: len(columns)]
+        )
+
+    for name, entry in metrics.get("scores", {}).items():
+        mark = "*" if entry.get("shares_guide") else ""
+        shared |= bool(mark)
+        interval = f"{entry['low']:.4g} .. {entry['high']:.4g}" if entry.get("low") is not None else ""
+        wins = f"{100 * entry['win_rate']:.0f} %" if entry.get("win_rate") is not None else ""
+        row(name + mark, name, entry.get("base"), entry["value"], interval, wins)
+        if entry.get("slipped"):
+            past = entry["slipped"]
+            interval = f"{past['low']:.4g} .. {past['high']:.4g}"
+            row(f"slipped past ({past['slipped']} of {past['flagged']})", "slipped past", None, past["ratio"], interval)
+    for name, entry in metrics.get("distances", {}).items():
+        mark = "*" if entry.get("shares_guide") else ""
+        shared |= bool(mark)
+        ours, theirs = metrics.get("compared") or (metrics["samples"], metrics.get("reference_samples", "?"))
+        row(f"{name}{mark} ({ours} v {theirs})", name, None, entry["value"])
+    if found := metrics.get("per_class"):
+        mark = "*" if found["shares_guide"] else ""
+        shared |= bool(mark)
+        change = f"{_percent(found['mean_of_percent'])} (of means {_percent(found['percent_of_means'])})"
+        row(f"fid to each of {found['classes']} classes{mark}", "class_fid", found["base"], found["fid"], change)
+    cost, base = metrics.get("cost", {}), metrics.get("base_cost", {})
+    for name in ("nfe", "nfe_backward", "decodes", "reward_calls", "seconds"):
+        row(f"{name} / sample", name, base.get(name), cost.get(name))
+    told = [
+        f"{metrics.get('samples')} samples, {metrics.get('prompts')} prompts" + "; * shares a network with the guidance" * shared
+    ]
+    for name, entry in metrics.get("scores", {}).items():
+        if entry.get("described"):
+            told.append(f"{name}: {entry['described']}")
+    if learned := metrics.get("learning"):
+        rows = f"{learned['nfe']} network rows, {learned['nfe_backward']} of them backward"
+        told.append(f"learned first, on {learned['lessons']} pictures: {rows}, {learned['seconds']:.0f} s")
+    for name, kept in metrics.get("beside", {}).items():
+        found = {score: entry["value"] for score, entry in kept["scores"].items() if entry["value"] is not None}
+        scores = ", ".join(f"{score} {number(value)}" for score, value in found.items())
+        told.append(f"the {name} of {kept['samples']}, in images/{name}: {scores}")
+    if metrics.get("blurred"):
+        told.append(f"{metrics['blurred']} are stored blurred and left out of distances")
+    if metrics.get("failed"):
+        told.append(f"{metrics['failed']} failed and are left out: {', '.join(metrics.get('failures', {}))}")
+    if printed:
+        told.append(f"published: {metrics['published']['source']}")
+    table.caption = "\n".join(escape(printable(line)) for line in told)
+    Console().print(table)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:+.3g} %"
+
+
+def study_table(folder: Path) -> str:
+    """A Markdown table of a study's judged runs, base first, then by cost; published figures stand in brackets where they apply.
+
+    Raises:
+        UsageError: no run in the folder has been judged.
+    """
+    study = read_study(folder)
+    damaged = [printable(f"{name} is damaged and not shown: {why}") for name, why in study.damaged.items()]
+    if not study.rows:
+        raise UsageError("; ".join([f"{folder}: holds no run with metrics yet; wait for one to be done", *damaged[:1]]))
+    return "\n".join([tables.markdown(tables.of_metrics(study.rows)), *damaged])
+
+
+def show_profile(ledger: Ledger, wall: float) -> None:
+    """Prints where the wall time went: seconds and shares that add up to the whole, of a ledger that began with the wall time."""
+    table = Table("", "seconds", "share", title="profile", title_justify="left")
+    networks = sum(ledger.seconds[kind] for kind in _NETWORKS)
+    rows = {kind: ledger.seconds[kind] for kind in _NETWORKS} | {"in networks": networks, "loading": ledger.seconds["load"]}
+    rows["elsewhere"] = wall - networks - ledger.seconds["load"]
+    for name, seconds in rows.items():
+        table.add_row(name, f"{seconds:.2f}", f"{100 * seconds / wall:.1f} %")
+    Console().print(table)
+
+
+def write_grid(file: Path, rows: Mapping[str, tuple[Images, Sequence[float]]], score: str) -> None:
+    """One row of pictures per label, one column per prompt and seed, the score under each; the first ones only.
+
+    All rows hold the same samples in the same order; `score` names what the numbers are.
+    """
+    font = ImageFont.load_default(13)
+    line, head = 20, 54
+    count = min(_COLUMNS, *(len(pictures) for pictures, _ in rows.values()))
+    sheet = Image.new("RGB", (count * (_SIDE + 8) + 8, head + len(rows) * (_SIDE + line + 8)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, (label, (pictures, scores)) in enumerate(rows.items()):
+        assert pictures.records is not None
+        for column in range(count):
+            x, y = 8 + column * (_SIDE + 8), head + row * (_SIDE + line + 8)
+            if row == 0:
+                draw.multiline_text((x, 4), _wrapped(pictures.records[column].prompt, font), fill="black", font=font)
+            with Image.open(pictures.paths[column]) as picture:
+                sheet.paste(picture.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.BICUBIC), (x, y))
+            number = f"{scores[column]:.3g}" if scores else ""
+            texts = (f"{label}: {score} {number}", f"{score} {number}", number) if scores else (label,)
+            text = next((text for text in texts if font.getlength(text) <= _SIDE), texts[-1])  # a long one would run into the next
+            draw.text((x, y + _SIDE + 2), text, fill="black", font=font)
+    buffer = io.BytesIO()
+    sheet.save(buffer, format="PNG")
+    write_atomic(file, buffer.getvalue())
+
+
+def _wrapped(text: str, font: Any) -> str:
+    """At most three lines that fit an image's width."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > _SIDE:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return "\n".join(lines[:3])

@@ -1,0 +1,77 @@
+"""Which share of a run a process takes, where several processes make one run: tasks of a SLURM array or job, or of torchrun."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+from guidedgen.basics.errors import UsageError
+
+Item = TypeVar("Item")
+_MOST = 100_000  # shares
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One of `count` shares, the `index`-th from 0. `local` is the process's place among those of its machine."""
+
+    index: int = 0
+    count: int = 1
+    local: int | None = None
+
+    @property
+    def part(self) -> str:
+        """What the files of this share are named by; empty where there is one share."""
+        return f"{self.index}-of-{self.count}" if self.count > 1 else ""
+
+    def of(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Every `count`-th of the items, from the `index`-th on: shares that differ by one item at most."""
+        return items[self.index :: self.count]
+
+
+def find_shard(count: int | str, index: int | str, environ: Mapping[str, str]) -> Shard:
+    """The share that the options `shard.count` and `shard.index` name; `auto` is what the process was started as:
+
+    count    torchrun's WORLD_SIZE, or the tasks of an srun step; else 1. An array is not taken for one run: its tasks may be many.
+    index    torchrun's RANK, the task's place in an srun step, or that in an array from its first index on
+
+    Raises UsageError for a count or an index that cannot be, and where a share is asked for that nothing says the index of.
+    """
+    torchrun = "TORCHELASTIC_RUN_ID" in environ
+    step = not torchrun and _number(environ, "SLURM_STEP_NUM_TASKS", 1, "1") > 1
+    local = _number(environ, "LOCAL_RANK" if torchrun else "SLURM_LOCALID", 0, "-1") if torchrun or step else -1
+    size = _number(environ, "WORLD_SIZE", 1) if torchrun else _number(environ, "SLURM_STEP_NUM_TASKS", 1) if step else 1
+    found = size if count == "auto" else _whole("shard.count", count, 1)
+    if index != "auto":
+        place = _whole("shard.index", index, 0)
+    elif torchrun or step:
+        place = _number(environ, "RANK" if torchrun else "SLURM_PROCID", 0)
+    elif found > 1 and "SLURM_ARRAY_TASK_ID" in environ:
+        place = _number(environ, "SLURM_ARRAY_TASK_ID", 0) - _number(environ, "SLURM_ARRAY_TASK_MIN", 0, "0")
+    elif found > 1:
+        way_out = f"give shard.index=0..{found - 1}, or start the shares as tasks of torchrun, srun or a SLURM array"
+        raise UsageError(f"shard.count={count}: which share is this? {way_out}")
+    else:
+        place = 0
+    if not 0 <= place < found:
+        raise UsageError(f"shard.index={place}: shard.count={found} has shares 0..{found - 1}")
+    return Shard(index=place, count=found, local=None if local < 0 else local)
+
+
+def _whole(key: str, value: object, least: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= _MOST:
+        bounds = f"at least {least}" if isinstance(value, int) and value < least else f"{least} to {_MOST}"
+        raise UsageError(f"{key}={value}: expected auto, or a whole number of {bounds}")
+    return value
+
+
+def _number(environ: Mapping[str, str], name: str, least: int, default: str | None = None) -> int:
+    """What a launcher has set. Raises UsageError where that is no number, or is missing without a default."""
+    told = environ.get(name, default)
+    if told is None:
+        raise UsageError(f"{name}: is missing, which the launcher that started this process sets; give shard.count and shard.index")
+    if name in environ and not (re.fullmatch(r"\d{1,9}", told) and int(told) >= least):
+        raise UsageError(f"{name}={told}: in the environment, expected a whole number of at least {least}; unset it, or mend it")
+    return int(told)
