@@ -8,15 +8,14 @@ import hydra
 from omegaconf import DictConfig
 
 from guidedgen.cli import command_line, terminal, usage
-from guidedgen.runs import config
+from guidedgen.runs import config, objective
 
 
 def prepare(cfg: DictConfig) -> object:
-    from guidedgen.runs import jobs
-    from guidedgen.studies import sweeps  # these import torch: not for --help
+    from guidedgen.runs import jobs  # which imports torch: not for --help
 
     job = jobs.prepare(cfg)
-    sweeps.check_objective(job)
+    objective.check(job)
     return job
 
 

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from guidedgen.basics.errors import UsageError
 from guidedgen.cli import terminal
+from guidedgen.runs import composition
 
 
 def main(arguments: list[str]) -> None:
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> None:
                 raise UsageError(f"{folder}: no such folder; give a study's, as outputs/default, or a sweep's overrides")
         states = [state for folder in folders for state in status.of_study(folder)]
     else:
-        overrides = command_line.for_hydra(command_line.arguments(asked.what, asked.config_dir))
+        overrides = command_line.for_hydra(composition.arguments(asked.what, asked.config_dir))
         command_line.preflight(["-m", *overrides], lambda _: None)
         overrides = [override for override in overrides if not override.startswith("--")]
         states = status.of_sweep(sweeps.runs(overrides, asked.config_dir))

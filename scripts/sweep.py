@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from guidedgen.basics.errors import UsageError
 from guidedgen.cli import command_line, terminal
-from guidedgen.runs import hydra_settings
+from guidedgen.runs import composition, hydra_settings
 from guidedgen.runs.store import write_atomic
 from guidedgen.studies import sweeps
 
@@ -39,7 +39,7 @@ ARRAY = 1000  # runs of an array at most: what clusters allow that have not set 
 
 def write(runs: Sequence[sweeps.Run], launcher: DictConfig) -> Path:
     """Writes a sweep's folder, outputs/<study>/.sweep/<hash>: `lines`, a run's arguments each, and `setup.sh`."""
-    cfg = command_line.composed(runs[0].overrides, runs[0].config_dir)
+    cfg = composition.composed(runs[0].overrides, runs[0].config_dir)
     lines = "".join(f"{shlex.join(run.arguments)}\n" for run in runs)
     setup = [
         f"run={shlex.quote(shlex.join([sys.executable, str(SCRIPTS.parent / 'run.py')]))}",  # of this environment, active or not
@@ -107,16 +107,16 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--config-dir", type=lambda given: Path(given).absolute(), help="a folder of further options")
     asked = parser.parse_intermixed_args(arguments)
     config_dir = asked.config_dir
-    overrides = command_line.for_hydra(command_line.arguments(asked.overrides, config_dir))
+    overrides = command_line.for_hydra(composition.arguments(asked.overrides, config_dir))
     overrides = [override for override in overrides if not override.startswith("--")]
     plain = [override for override in overrides if override.startswith("hydra.")]
-    hydra_settings.check_overrides(command_line.parse(plain))
-    launcher = command_line.settings(["hydra/launcher=slurm", *plain], config_dir).launcher
+    hydra_settings.check_overrides(composition.parse(plain))
+    launcher = composition.settings(["hydra/launcher=slurm", *plain], config_dir).launcher
     _check_launcher(launcher)
     overrides = [override for override in overrides if override not in plain]
     if any(launcher[key] for key in GPUS) and not any(override.startswith("device=") for override in overrides):
         overrides.append("device=cuda")  # a part of a run's name: it must not depend on where it is asked for
-    command_line.preflight(["-m", *command_line.arguments(overrides, config_dir)], _prepare)
+    command_line.preflight(["-m", *composition.arguments(overrides, config_dir)], _prepare)
     runs = sweeps.runs(overrides, config_dir)
     _check_lines(runs)
     arrays = {write(part, launcher): len(part) for part in (runs[i : i + ARRAY] for i in range(0, len(runs), ARRAY))}

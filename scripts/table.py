@@ -15,14 +15,14 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("folders", nargs="+", type=Path, help="of studies, as outputs/default")
     folders = parser.parse_args(arguments).folders
-    from guidedgen.runs import report
+    from guidedgen.studies.tables import study_table
 
     tables, wrong = [], 0
     for folder in folders:  # one that cannot be read does not hide the others
         try:
             if not os.path.isdir(folder):
                 raise UsageError(f"{folder}: no such folder; give a study's, as outputs/default")
-            tables.append(report.study_table(folder))
+            tables.append(study_table(folder))
         except UsageError as error:
             print(f"guidedgen: {error}", file=sys.stderr)
             wrong = 2

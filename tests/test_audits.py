@@ -27,6 +27,7 @@ from guidedgen.methods.problem import Problem
 from guidedgen.metrics.summary import wilson_interval
 from guidedgen.runs import config, evaluate, experiment, jobs, rejudging, report
 from guidedgen.runs.store import Record, RunFolder
+from guidedgen.studies import tables
 
 pytestmark = pytest.mark.skipif(not (WEIGHTS / "generator" / "model_index.json").exists(), reason="the lab's weights are missing")
 
@@ -156,7 +157,7 @@ def test_the_success_ratio_is_of_what_was_flagged_before(audits: Audits, capsys:
     assert f"slipped past ({len(slipped)} of {len(flagged)})" in shown
     assert f"{metrics['blurred']} are stored blurred" in shown
     cell = f"| {100 * len(slipped) / len(flagged):.0f} % ({100 * low:.0f} .. {100 * high:.0f}, n {len(flagged)}) |"
-    assert report.study_table(folder.parent).count(cell) == 2  # of both ways to store it
+    assert tables.study_table(folder.parent).count(cell) == 2  # of both ways to store it
 
 
 def test_nothing_flagged_is_no_ratio(run: Run) -> None:

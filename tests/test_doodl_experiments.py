@@ -8,9 +8,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from guidedgen.basics.errors import UsageError
-from guidedgen.cli import command_line
 from guidedgen.lab.networks import WEIGHTS
-from guidedgen.runs import config, experiment, jobs
+from guidedgen.runs import composition, config, experiment, jobs
 
 APPLICATIONS = ["text", "vocabulary", "aesthetic", "edit", "personalise"]
 LAB = ["model=lab", "zoo=lab", "metrics=lab", "dtype=float32"]  # in place of weights that are not here
@@ -118,7 +117,7 @@ def test_what_guides_does_not_judge() -> None:
 def test_the_sweeps_are_the_paper_s() -> None:
     def swept(name: str) -> list[str]:
         params = compose("config", overrides=[f"experiment=doodl/{name}"], return_hydra_config=True).hydra.sweeper.params
-        (override,) = command_line.parse([f"{key}={value}" for key, value in params.items()])
+        (override,) = composition.parse([f"{key}={value}" for key, value in params.items()])
         return [f"{override.key_or_group}={value}" for value in override.sweep_string_iterator()]
 
     assert swept("text") == ["dataset.category=DALL-E", "dataset.category=Reddit"]

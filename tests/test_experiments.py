@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from guidedgen.cli import command_line
 from guidedgen.lab.networks import WEIGHTS
-from guidedgen.runs import config, experiment, jobs, report
+from guidedgen.runs import composition, config, experiment, jobs
+from guidedgen.studies import tables
 
 LAB = ["model=lab", "zoo=lab", "metrics=lab", "dtype=float32"]  # in place of weights that are not here
 BY_TABLE = {  # what the user has to bring, and what stands in for it
@@ -39,7 +40,7 @@ def composing() -> Iterator[None]:
 def swept(table: str) -> dict[str, list[str]]:
     """What a table's sweep goes through, by key."""
     params = compose("config", overrides=[f"experiment={table}"], return_hydra_config=True).hydra.sweeper.params
-    parsed = command_line.parse([f"{key}={value}" for key, value in params.items()])
+    parsed = composition.parse([f"{key}={value}" for key, value in params.items()])
     return {item.key_or_group: [f"{item.get_key_element()}={value}" for value in item.sweep_string_iterator()] for item in parsed}
 
 
@@ -248,7 +249,7 @@ def test_a_run_says_which_row_it_is_and_what_is_printed_of_it(tmp_path: Path, mo
     assert 0 < metrics["scores"]["style_gram_vgg16"]["value"] <= 1
     (file,) = tmp_path.glob("codex_lab_ti2i/*/metrics.json")
     assert json.loads(file.read_text()) == metrics
-    assert "| sdedit |" in report.study_table(file.parent.parent)
+    assert "| sdedit |" in tables.study_table(file.parent.parent)
 
 
 def test_a_table_s_keys_are_no_part_of_a_run_s_identity() -> None:

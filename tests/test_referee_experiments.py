@@ -7,11 +7,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from guidedgen.cli import command_line
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.methods.blip_inversion import BlipInversion
 from guidedgen.rewards.augmented import Augmented
-from guidedgen.runs import config, jobs
+from guidedgen.runs import composition, config, jobs
 
 ROWS = ["codex/base", "referee/distill_only", "referee/referee_only", "referee/full", "codex/greedy", "referee/doodl"]
 ABLATIONS = ["augmentations", "distillation", "balance", "average", "noise", "guidance", "several"]
@@ -58,7 +57,7 @@ def test_every_value_of_an_ablation_makes_another_run(name: str) -> None:
     composed = compose("config", overrides=[f"experiment=referee/{name}"], return_hydra_config=True)
     swept = dict(composed.hydra.sweeper.params)
     assert swept.pop("row") == composed.hydra.runtime.choices.row  # what runs without -m is of the same row
-    parsed = command_line.parse([f"{key}={values}" for key, values in swept.items()])
+    parsed = composition.parse([f"{key}={values}" for key, values in swept.items()])
     for item in parsed:
         points = [f"{item.key_or_group}={value}" for value in item.sweep_string_iterator()]
         assert len({config.identity(overlay(name, point)) for point in points}) == len(points) > 1

@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 
 from guidedgen.basics.errors import UsageError
 from guidedgen.lab.networks import WEIGHTS
-from guidedgen.runs import config, experiment, jobs, rejudging, report
+from guidedgen.runs import config, experiment, jobs, rejudging
 from guidedgen.runs.store import RunFolder
-from guidedgen.studies import page
+from guidedgen.studies import page, tables
 
 OPTIONS = ["method=best_of_n", "method.num_particles=2", "reward=clip_text", "metrics=lab_compbench", "dataset.limit=3",
            "scheduler.num_steps=3", "device=cpu", "tracker=none", "study=made"]  # fmt: skip
@@ -102,7 +102,7 @@ def test_another_reward_judges_and_the_guide_stays(run: Path) -> None:
         metrics = rejudging.judge_again(run, [f"reward={reward}", "metrics=none"])
         assert set(metrics["scores"]) == {reward} and metrics["reward"] == "clip_text"
         assert metrics["scores"][reward]["shares_guide"] == shares
-    assert report.study_table(run.parent) and page.write(run.parent)  # where there is no score of the reward
+    assert tables.study_table(run.parent) and page.write(run.parent)  # where there is no score of the reward
 
 
 def test_the_zoo_is_that_of_the_options_chosen_with_it(run: Path) -> None:

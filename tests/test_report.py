@@ -9,6 +9,7 @@ import pytest
 
 from guidedgen.basics.errors import UsageError
 from guidedgen.runs import report
+from guidedgen.studies import tables
 
 SOURCE = "a thesis, Table 1"
 
@@ -59,7 +60,7 @@ def test_a_study_is_a_markdown_table_base_first_then_by_cost(tmp_path: Path) -> 
         metrics("code_4", 5.5, 3_994, published=PRINTED),
         metrics("base", 5.0, 1_000, published={"source": SOURCE, "reward": 5.17}),
     )
-    table = report.study_table(folder)
+    table = tables.study_table(folder)
     head, rule, *rows = cells(table)
     assert head == ["", "aesthetic", "wins", "clip_score", "fid", "cmmd", "nfe", "nfe_backward", "seconds", "n"]
     assert rule == ["---", *["---:"] * 9]
@@ -73,7 +74,7 @@ def test_a_study_is_a_markdown_table_base_first_then_by_cost(tmp_path: Path) -> 
 
 
 def test_nothing_is_said_of_what_a_table_has_not(tmp_path: Path) -> None:
-    table = report.study_table(study(tmp_path, metrics("base", 5.0, 1_000)))
+    table = tables.study_table(study(tmp_path, metrics("base", 5.0, 1_000)))
     assert cells(table)[0] == ["", "aesthetic", "clip_score", "nfe", "nfe_backward", "seconds", "n"]
     assert "brackets" not in table
     assert "*" not in table
@@ -82,7 +83,7 @@ def test_nothing_is_said_of_what_a_table_has_not(tmp_path: Path) -> None:
 def test_runs_of_one_label_are_told_apart_and_rewards_of_two_names_share_a_column(tmp_path: Path) -> None:
     one = metrics("code", 5.0, 10, title="code-aesthetic-lab-lab-111111111111")
     two = metrics("code", 4.0, 10, title="code-clip_score-lab-lab-222222222222") | {"reward": "clip_score"}
-    head, _, first, second = cells(report.study_table(study(tmp_path, two, one)))
+    head, _, first, second = cells(tables.study_table(study(tmp_path, two, one)))
     assert head[:4] == ["", "guided reward", "wins", "clip_score"]
     assert (first[:2], second[:2]) == (["code 111111111111", "5*"], ["code 222222222222", "0.76"])
     assert "aesthetic" in head  # of the run that it did not guide
@@ -91,12 +92,12 @@ def test_runs_of_one_label_are_told_apart_and_rewards_of_two_names_share_a_colum
 def test_a_score_that_does_not_apply_leaves_its_cell_empty(tmp_path: Path) -> None:
     run = metrics("base", 5.0, 10)
     run["scores"]["scene"] = {"value": None, "prompts": 0}
-    assert "scene" not in cells(report.study_table(study(tmp_path, run)))[0]
+    assert "scene" not in cells(tables.study_table(study(tmp_path, run)))[0]
 
 
 def test_a_folder_without_judged_runs_is_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no run with metrics"):
-        report.study_table(study(tmp_path))
+        tables.study_table(study(tmp_path))
 
 
 def test_published_figures_stand_beside_ours(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +132,7 @@ def test_what_slipped_past_a_filter_stands_with_its_interval_and_of_how_many(
     [line] = [text for text in shown.splitlines() if "slipped past" in text]
     assert [cell.strip() for cell in line.strip("│").split("│")] == ["slipped past (24 of 60)", "", "0.4", "0.2857 .. 0.5263", ""]
     assert "fid (450 v 450)" in shown and "60 are stored blurred and left out of distances" in shown
-    table = report.study_table(study(tmp_path, metrics("base", 5.0, 10), audit(PAST)))
+    table = tables.study_table(study(tmp_path, metrics("base", 5.0, 10), audit(PAST)))
     head, _, base, ours = cells(table)
     column = head.index("slipped past")
     assert (base[column], ours[column]) == ("", "40 % (29 .. 53, n 60)")
@@ -141,4 +142,4 @@ def test_what_slipped_past_a_filter_stands_with_its_interval_and_of_how_many(
 def test_where_nothing_was_flagged_nothing_is_said_of_slipping(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report.show(audit(None))
     assert "slipped past" not in capsys.readouterr().out
-    assert "slipped past" not in report.study_table(study(tmp_path, audit(None)))
+    assert "slipped past" not in tables.study_table(study(tmp_path, audit(None)))

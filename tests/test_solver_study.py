@@ -10,10 +10,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from guidedgen.basics.errors import UsageError
-from guidedgen.cli import command_line
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.process.flow import FlowChain
-from guidedgen.runs import config, experiment, jobs
+from guidedgen.runs import composition, config, experiment, jobs
 
 ROWS = ("adjoint/eq_4", "adjoint/eq_10")
 
@@ -32,7 +31,7 @@ def overlay(row: str, *overrides: str) -> DictConfig:
 def test_it_sweeps_both_odes_by_both_solvers_at_the_paper_s_calls() -> None:
     composed = compose("config", overrides=["experiment=adjoint/lab/solvers"], return_hydra_config=True)
     params = {key: f"{key}={value}" for key, value in composed.hydra.sweeper.params.items()}
-    swept = {item.key_or_group: list(item.sweep_string_iterator()) for item in command_line.parse([*params.values()])}
+    swept = {item.key_or_group: list(item.sweep_string_iterator()) for item in composition.parse([*params.values()])}
     assert swept == {
         "row": [*ROWS],
         "method.gradients.solver": ["euler", "explicit_adams"],

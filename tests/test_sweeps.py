@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from guidedgen.basics.errors import UsageError
 from guidedgen.cli import command_line
 from guidedgen.lab.networks import WEIGHTS
-from guidedgen.runs import config, jobs, options
+from guidedgen.runs import composition, config, jobs, objective, options
 from guidedgen.studies import sweeps
 
 trained = pytest.mark.skipif(not (WEIGHTS / "generator" / "model_index.json").exists(), reason="the lab's weights are missing")
@@ -71,7 +71,7 @@ def test_a_run_is_composed_as_hydra_composes_it(given: list[str]) -> None:
     with initialize_config_dir(str(config.CONF), version_base="1.3"):
         expected = compose("config", overrides=given)
     for _ in range(2):  # the second time from what is kept of the first, which must not have changed
-        assert command_line.composed(given) == expected
+        assert composition.composed(given) == expected
 
 
 @pytest.fixture
@@ -86,13 +86,13 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         return compose(*arguments, overrides=overrides, **options)
 
     monkeypatch.setattr(hydra, "compose", counted)
-    command_line._compose.cache_clear(), command_line._compose_whole.cache_clear()
+    composition.composed_options.cache_clear(), composition._compose_whole.cache_clear()
     return calls
 
 
 def test_files_are_read_once_for_runs_that_differ_by_values(readings: list[list[str]]) -> None:
     for run in sweeps.runs(["method=base,code", "seed=range(0,20)", "tracker=none"]):
-        assert command_line.composed(run.overrides).seed == int(run.overrides[1].removeprefix("seed="))
+        assert composition.composed(run.overrides).seed == int(run.overrides[1].removeprefix("seed="))
     assert len(readings) == 1 + 2  # for the sweep, and each method
 
 
@@ -116,7 +116,7 @@ def test_a_checked_sweep_is_listed_without_reading_files_again(readings: list[li
     sweep = ["method=base,code", "seed=0,1"]
     command_line.preflight(["-m", *sweep], lambda cfg: None)
     read = len(readings)
-    assert [command_line.composed(run.overrides).seed for run in sweeps.listed(sweep)] == [0, 1, 0, 1]
+    assert [composition.composed(run.overrides).seed for run in sweeps.listed(sweep)] == [0, 1, 0, 1]
     assert len(readings) == read == 1 + 2
 
 
@@ -220,11 +220,11 @@ def job(**run: object) -> SimpleNamespace:
     ],
 )
 def test_the_worth_of_a_run(objective: str | None, limit: dict[str, float] | None, worth: float | None) -> None:
-    assert sweeps.objective(job(objective=objective, objective_limit=limit), METRICS) == worth
+    assert objective.of(job(objective=objective, objective_limit=limit), METRICS) == worth
 
 
 def test_a_share_of_a_run_is_worth_nothing_yet() -> None:
-    assert sweeps.objective(job(objective="scores.aesthetic.value"), {}) is None
+    assert objective.of(job(objective="scores.aesthetic.value"), {}) is None
 
 
 @pytest.mark.parametrize(
@@ -232,10 +232,10 @@ def test_a_share_of_a_run_is_worth_nothing_yet() -> None:
 )
 def test_a_number_that_will_not_be_measured_is_refused_before_the_run(run: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=r"there is no .*did you mean .*choose from scores\.aesthetic\.value, "):
-        sweeps.check_objective(job(**run))
-    sweeps.check_objective(job(objective="-scores.aesthetic.low", objective_limit={"cost.nfe": 1}))
+        objective.check(job(**run))
+    objective.check(job(objective="-scores.aesthetic.low", objective_limit={"cost.nfe": 1}))
 
 
 def test_a_number_that_is_not_there_is_said() -> None:
     with pytest.raises(UsageError, match=r"no scores\.aesthetic\.vlaue in metrics\.json; did you mean value\?"):
-        sweeps.objective(job(objective="scores.aesthetic.vlaue"), METRICS)
+        objective.of(job(objective="scores.aesthetic.vlaue"), METRICS)

@@ -7,24 +7,21 @@ before its first run. What a node of the config says is checked by `config`.
 from __future__ import annotations
 
 import argparse
-import copy
-import functools
 import importlib.util
 import itertools
 import math
 import os
 import re
 import sys
-import unicodedata
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from guidedgen.basics.errors import UsageError
 from guidedgen.cli import option_files
-from guidedgen.runs import config, hydra_settings
+from guidedgen.runs import composition, config, hydra_settings
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -33,8 +30,6 @@ if TYPE_CHECKING:
 _BARE = {"method": "base", "reward": "none", "dataset": "lab", "scheduler": "ddpm", "tracker": "none"}
 # Nodes that objects are built of: what they hold is checked by what takes it, and may be added or left out.
 _OPEN = ("method", "reward", "dataset", "scheduler", "model", "tracker", "metrics", "zoo")
-_RUNS = 10_000  # of a sweep at most
-_LETTERS, _NESTED = 20_000, 30  # of an override at most; brackets in each other
 # Options of Hydra's that a package of their own brings: it, and the extra that installs it.
 _PLUGINS = {"hydra/launcher=slurm": ("submitit", "slurm"), "hydra/sweeper=optuna_maximize": ("optuna", "optuna"),
             "hydra/sweeper=optuna": ("optuna", "optuna")}  # fmt: skip
@@ -61,7 +56,7 @@ def _for_hydra(parsed: argparse.Namespace) -> list[str]:
         overrides = _of_own_class(group, overrides)
     model = os.environ.get("GUIDEDGEN_MODEL")
     if model and not any(map(_chooses_model, overrides)):
-        if model not in (options := config.groups(_folders(_config_dir(parsed)))["model"]):
+        if model not in (options := config.groups(composition.folders(_config_dir(parsed)))["model"]):
             raise UsageError(
                 f"GUIDEDGEN_MODEL={model}: no such model{config.near(model, options)}; choose from {', '.join(options)}"
             )
@@ -121,11 +116,6 @@ def swept(arguments: Sequence[str]) -> tuple[list[str], Path | None] | None:
     return (list(parsed.overrides), _config_dir(parsed)) if starts else None
 
 
-def arguments(overrides: Sequence[str], config_dir: Path | None) -> list[str]:
-    """Of run.py, for overrides and a folder of options."""
-    return [*([f"--config-dir={config_dir}"] if config_dir else []), *overrides]
-
-
 def _config_dir(parsed: argparse.Namespace) -> Path | None:
     return Path(parsed.config_dir).absolute() if parsed.config_dir else None
 
@@ -150,24 +140,24 @@ def check(parsed: argparse.Namespace, prepare: Callable[[DictConfig], object]) -
             raise UsageError(f"{override}: {package} is not installed: pip install -c constraints.txt -e '.[{extra}]'")
 
     config_dir = _config_dir(parsed)
-    items = parse(parsed.overrides)
+    items = composition.parse(parsed.overrides)
     if config_dir:
         option_files.check_folder(config_dir, config.groups([config.CONF]).keys())
-    known = config.groups(_folders(config_dir))
+    known = config.groups(composition.folders(config_dir))
     hydra_settings.check_overrides(items)
-    _check_options(items, known)
+    composition.check_options(items, known)
     own = [str(item.input_line) for item in items if not item.is_hydra_override()]
     if len(own) < len(items):
-        settings([str(item.input_line) for item in items if item.is_hydra_override()], config_dir)
+        composition.settings([str(item.input_line) for item in items if item.is_hydra_override()], config_dir)
     if parsed.multirun:
         given = {item.key_or_group for item in items}
-        how, swept = sweeper(items, config_dir)
+        how, swept = composition.sweeper(items, config_dir)
         own += [override for override in swept if override.partition("=")[0] not in given]
-        hydra_settings.check_overrides(parse(own))
+        hydra_settings.check_overrides(composition.parse(own))
         _check_listed(own, how)
     for overrides in _alternatives(own, known, multirun=parsed.multirun):
         _check_names(overrides, known, config_dir)
-        cfg = composed(overrides, config_dir)
+        cfg = composition.composed(overrides, config_dir)
         if "table" in cfg and "name" not in cfg.table:
             row = next(item.split("=", 1)[1] for item in overrides if item.startswith("row="))
             tables = [f"experiment={name}" for name in known["experiment"] if name.startswith(row.split("/")[0] + "/")]
@@ -182,7 +172,9 @@ def _check_shown(cfg: DictConfig, parsed: argparse.Namespace) -> None:
     try:
         shown = cfg if parsed.package in (None, "_global_") or parsed.cfg != "job" else OmegaConf.select(cfg, parsed.package)
         if shown is None:
-            raise UsageError(f"--package={parsed.package}: there is no such key{config.near(parsed.package, keys(cfg))}")
+            raise UsageError(
+                f"--package={parsed.package}: there is no such key{config.near(parsed.package, composition.keys(cfg))}"
+            )
         if parsed.resolve:
             OmegaConf.to_container(cfg, resolve=True)
     except UsageError:
@@ -193,36 +185,22 @@ def _check_shown(cfg: DictConfig, parsed: argparse.Namespace) -> None:
 
 def _check_listed(overrides: Sequence[str], how: DictConfig) -> None:
     """Raises UsageError where a sweep has too many runs, or intervals without a sweeper that chooses from them."""
-    swept = [item for item in parse(overrides) if item.is_sweep_override()]
+    swept = [item for item in composition.parse(overrides) if item.is_sweep_override()]
     intervals = [item for item in swept if not item.is_discrete_sweep()]
     if intervals and str(how._target_).endswith(".BasicSweeper"):
         raise UsageError(
             f"{intervals[0].input_line}: an interval needs a sweeper that chooses from it: hydra/sweeper=optuna_maximize"
         )
-    if not intervals and (runs := math.prod(len(_values(item)) for item in swept)) > _RUNS:
-        raise UsageError(f"{' '.join(str(item.input_line) for item in swept)}: are {runs} runs; {_RUNS} at most")
-
-
-def sweeper(items: Sequence[Override], config_dir: Path | None = None) -> tuple[Any, list[str]]:
-    """The `hydra.sweeper` node of a sweep, and what its `params` add to it: the rows of an experiment's table, say.
-
-    Raises UsageError where it does not compose, and for several experiments that each bring a sweep.
-    """
-    asked = [item for item in items if item.is_hydra_override() or item.key_or_group == "experiment"]
-    how = settings([str(item.input_line) for item in asked if not item.is_sweep_override()], config_dir).sweeper
-    for item in asked:
-        for value in _values(item) if item.is_sweep_override() else ():
-            if settings([f"{item.get_key_element()}={value}"], config_dir).sweeper.get("params"):
-                raise UsageError(f"{item.input_line}: {value} is a sweep of its own; run one after the other")
-    return how, [f"{key}={values}" for key, values in (how.get("params") or {}).items()]
+    if not intervals and (runs := math.prod(len(composition.values_of(item)) for item in swept)) > composition.RUNS:
+        raise UsageError(f"{' '.join(str(item.input_line) for item in swept)}: are {runs} runs; {composition.RUNS} at most")
 
 
 def _alternatives(overrides: Sequence[str], known: Container[str], *, multirun: bool) -> Iterator[list[str]]:
     """The plain command lines to check: of a sweep, its options of the `known` groups in all combinations, as not all go together,
     and its values one by one, whose combinations may be thousands.
     """
-    items = parse(overrides)
-    swept = {i: _values(item) for i, item in enumerate(items) if item.is_sweep_override()}
+    items = composition.parse(overrides)
+    swept = {i: composition.values_of(item) for i, item in enumerate(items) if item.is_sweep_override()}
     if swept and not multirun:
         raise UsageError(f"{overrides[min(swept)]}: several values need -m (a sweep), or quotes if it is one text")
 
@@ -238,77 +216,13 @@ def _alternatives(overrides: Sequence[str], known: Container[str], *, multirun: 
             yield from (line(first | {i: value}) for value in values[1:])
 
 
-def _values(sweep: Any) -> list[str]:
-    """The values of a sweep, or the ends of an interval, from which a sweeper chooses as it goes. Raises UsageError where it has
-    none, or more than could be run.
-    """
-    if not sweep.is_discrete_sweep():
-        return [str(sweep.value().start), str(sweep.value().end)]
-    if type(sweep.value()).__name__ == "Glob":
-        raise UsageError(f"{sweep.input_line}: name the options, as in {sweep.key_or_group}=a,b")
-    found = list(itertools.islice(sweep.sweep_string_iterator(), _RUNS + 1))
-    if not found or len(found) > _RUNS:
-        raise UsageError(f"{sweep.input_line}: has {f'more than {_RUNS}' if found else 'no'} values")
-    return found
-
-
-def parse(overrides: Sequence[str]) -> list[Override]:
-    """Overrides as Hydra reads them. Raises UsageError for the first that it cannot read."""
-    from hydra.errors import HydraException
-
-    found = []
-    for override in overrides:
-        key = override.partition("=")[0][:100]
-        if any(unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\r\t" for letter in override):
-            raise UsageError(f"{ascii(key)[1:-1]}: has characters in it that cannot be printed; dataset=jsonl takes them")
-        if len(override) > _LETTERS or _nesting(override) > _NESTED:
-            raise UsageError(f"{key}: is longer than {_LETTERS} letters, or has more than {_NESTED} brackets inside each other")
-        try:
-            found.append(_parse(override))
-        except (HydraException, RecursionError) as error:
-            raise UsageError(f"{override}: cannot be read as key=value; a text with spaces or commas needs two layers of quotes, "
-                             "as in 'dataset.prompt=\"a red circle, and a square\"'") from error  # fmt: skip
-    return found
-
-
-def _nesting(text: str) -> int:
-    """How many brackets are open at once at most, those in quotes included."""
-    depth = itertools.accumulate((letter in "([{") - (letter in ")]}") for letter in text)
-    return max(depth, default=0)
-
-
-@functools.lru_cache(maxsize=10_000)
-def _parse(override: str) -> Override:
-    """Kept, and so not to be changed: the runs of a sweep have most in common."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    return OverridesParser.create().parse_override(override)
-
-
-def _check_options(items: Sequence[Override], known: Mapping[str, Sequence[str]]) -> None:
-    """Raises UsageError where one of the `known` groups has no such option, naming the nearest that it has."""
-    for item in items:
-        if item.key_or_group not in known or item.is_delete():
-            continue
-        options = known[item.key_or_group]
-        for value in _values(item) if item.is_sweep_override() else [item.get_value_element_as_str()]:
-            if value.strip("'\"") not in options:
-                raise UsageError(
-                    f"{item.key_or_group}={value}: no such option{config.near(value, options)}; choose from {', '.join(options)}"
-                )
-
-
-def checked_options(overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
-    """What options of groups compose to. Raises UsageError where there is no such option, or no such folder."""
-    _check_options(parse(overrides), config.groups(_folders(config_dir)))
-    return composed(overrides, config_dir)
-
-
 def _check_names(overrides: Sequence[str], known: Mapping[str, Sequence[str]], config_dir: Path | None) -> None:
     """Raises UsageError where a key does not exist, naming the nearest that does, and for a node that is left out or no node."""
-    items = parse(overrides)
-    cfg = _compose(tuple(str(item.input_line) for item in items if item.key_or_group in known and not item.is_delete()), config_dir)
-    there = set(keys(cfg))
+    items = composition.parse(overrides)
+    cfg = composition.composed_options(
+        tuple(str(item.input_line) for item in items if item.key_or_group in known and not item.is_delete()), config_dir
+    )
+    there = set(composition.keys(cfg))
     for item in items:
         key, root = item.key_or_group, item.key_or_group.split(".")[0]
         adds, inside = item.is_add() or item.is_force_add(), root in _OPEN and "." in key
@@ -349,114 +263,3 @@ def _named(key: str, value: object) -> Iterator[str]:
     yield from (".".join(parts[: i + 1]) for i in range(len(parts)))
     for name, inner in value.items() if isinstance(value, dict) else ():
         yield from _named(f"{key}.{name}", inner)
-
-
-def keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
-    """The dotted keys of a config, those of its inner nodes too."""
-    for key in map(str, cfg):
-        yield f"{prefix}{key}"
-        child = cfg._get_node(key)
-        if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
-            yield from keys(child, f"{prefix}{key}.")
-
-
-def composed(overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
-    """The config of one run, as Hydra composes it with --config-dir; the runs of a sweep that differ by values alone are read from
-    files once.
-
-    Raises UsageError where they do not compose.
-    """
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
-
-    items = parse(overrides)
-    choices = [item for item in items if any(os.path.isdir(place / item.key_or_group) for place in _folders(config_dir))]
-    values = [item for item in items if item not in choices]
-    cfg = copy.deepcopy(_compose(tuple(str(item.input_line) for item in choices), config_dir))
-    try:
-        ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
-    except Exception as error:  # Hydra's and OmegaConf's errors have no common base
-        raise UsageError(f"{' '.join(overrides)}: {error}") from error
-    return cfg
-
-
-def free_values(overrides: Sequence[str], config_dir: Path | None = None) -> dict[str, Any]:
-    """Those of a run's overrides that do no more than to set one key: numbers, texts and null of keys that neither the config nor
-    another override refers to. By dotted key.
-    """
-    items = parse(overrides)
-    choices = [item for item in items if any((place / item.key_or_group).is_dir() for place in _folders(config_dir))]
-    composed = _compose(tuple(str(item.input_line) for item in choices), config_dir)
-    referred = _referred(tuple(str(item.input_line) for item in choices), config_dir)
-    told = [str(item.input_line) for item in items]
-    if referred is None or any("${" in override for override in told):
-        return {}
-    free = {}
-    for item in items:
-        key, plain = item.key_or_group, item not in choices and item.package is None
-        if not plain or item.is_sweep_override() or item.is_delete() or item.is_add() or item.is_force_add():
-            continue
-        value = item.value()
-        if value is not None and (not isinstance(value, int | float | str) or value == "???"):
-            continue
-        above, _, name = key.rpartition(".")
-        parent = OmegaConf.select(composed, above, throw_on_resolution_failure=False) if above else composed
-        if not isinstance(parent, DictConfig) or isinstance(parent._get_node(name), DictConfig | ListConfig):
-            continue
-        if not any(f"{key}.".startswith(f"{other}.") or other.startswith(f"{key}.") for other in referred):
-            free[key] = value
-    return free
-
-
-@functools.lru_cache(maxsize=1000)
-def _referred(overrides: tuple[str, ...], config_dir: Path | None) -> frozenset[str] | None:
-    """The keys that a composed config's interpolations name; None where one is of another kind than ${a.b}."""
-    plain = OmegaConf.to_container(_compose(overrides, config_dir), resolve=False)
-    inside = [text for value in _leaves(plain) if isinstance(value, str) for text in re.findall(r"\$\{([^}]*)", value)]
-    named = {text for text in inside if re.fullmatch(r"\w+(\.\w+)*", text)}
-    others = [text for text in inside if text not in named and not re.fullmatch(r"oc\.env:[^$]*", text)]
-    return None if others else frozenset(named)
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _leaves(item)
-    else:
-        yield value
-
-
-def settings(overrides: Sequence[str], config_dir: Path | None = None) -> Any:
-    """The `hydra` node that plain overrides compose to. Raises UsageError where they do not compose, or give what is not to be."""
-    return _compose_whole(tuple(overrides), config_dir).hydra
-
-
-@functools.lru_cache(maxsize=1000)
-def _compose(overrides: tuple[str, ...], config_dir: Path | None) -> DictConfig:
-    """Kept, and so not to be changed: to read the files takes thirty times as long as all that follows."""
-    cfg = _compose_whole(overrides, config_dir).copy()
-    with open_dict(cfg):
-        del cfg["hydra"]
-    return cfg
-
-
-@functools.lru_cache(maxsize=1000)
-def _compose_whole(overrides: tuple[str, ...], config_dir: Path | None) -> DictConfig:
-    """The same with Hydra's settings, which are checked: an overlay may have brought them."""
-    from hydra import compose, initialize_config_dir
-
-    search = [f"hydra.searchpath=['file://{own}']" for own in _folders(config_dir)[1:]]
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        try:
-            cfg = compose("config", overrides=[*search, *overrides], return_hydra_config=True)
-        except Exception as error:  # Hydra's and OmegaConf's errors have no common base
-            raise UsageError(f"{' '.join(overrides)}: {error}") from error
-    if overrides or config_dir:
-        hydra_settings.check_composed(cfg.hydra, _compose_whole((), None).hydra)
-    return cfg
-
-
-def _folders(config_dir: Path | None) -> list[Path]:
-    """Where options are: the project's, and --config-dir's. Raises UsageError where that is no folder."""
-    if config_dir and not os.path.isdir(config_dir):
-        raise UsageError(f"--config-dir={config_dir}: no such folder")
-    return [config.CONF, *([config_dir] if config_dir else [])]

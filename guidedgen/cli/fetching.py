@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from guidedgen.basics.errors import UsageError
 from guidedgen.cli import command_line
 from guidedgen.datasets import downloads
-from guidedgen.runs import config, targets
+from guidedgen.runs import composition, config, targets
 from guidedgen.zoo import hub
 from guidedgen.zoo.needed import DOWNLOADS, OPEN_CLIP, PROCESSOR, Kept, Needed, Part, Survey, fetch_url, network
 
@@ -91,7 +91,7 @@ def of_command(overrides: Sequence[str], config_dir: Path | None = None) -> list
     table. A wrong one ends the process as it ends run.py.
     """
     found: list[Reader] = []
-    arguments = command_line.arguments(command_line.for_hydra(overrides), config_dir)
+    arguments = composition.arguments(command_line.for_hydra(overrides), config_dir)
     command_line.preflight(["-m", *arguments], lambda cfg: found.extend(of_config(cfg)))
     return found
 
@@ -125,7 +125,7 @@ def of_name(name: str) -> list[Reader]:
     for group, keys in _GROUPS.items():
         if name in known[group]:
             zoo = [] if group == "model" else ["zoo=hub"]
-            return list(of_config(command_line.checked_options([f"{group}={name}", *zoo]), keys))
+            return list(of_config(composition.checked_options([f"{group}={name}", *zoo]), keys))
     if Path(name).expanduser().is_dir():
         return [Reader([Unknown(name)])]
     if "/" not in name:
@@ -199,7 +199,7 @@ def _everything() -> list[Part]:
     """All that conf/zoo/hub.yaml and the models name. Not to be changed."""
     found: list[Reader] = []
     for model in config.groups([config.CONF])["model"]:
-        cfg = command_line.checked_options([f"model={model}", "zoo=hub", "reward=aesthetic_v1"])
+        cfg = composition.checked_options([f"model={model}", "zoo=hub", "reward=aesthetic_v1"])
         found += of_config(cfg, ("model", "zoo", "reward"))
     return distinct(found)
 

@@ -20,10 +20,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from guidedgen.basics.errors import Stopped, UsageError
-from guidedgen.runs import config, judging, learning, report, sampling
+from guidedgen.runs import config, judging, learning, objective, report, sampling
 from guidedgen.runs.jobs import Job, prepare
 from guidedgen.runs.store import RunFailed, check_writable
-from guidedgen.studies import sweeps
 
 
 def main(cfg: DictConfig) -> float | None:
@@ -38,10 +37,10 @@ def main(cfg: DictConfig) -> float | None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started with it ignored
     try:
         job = prepare(cfg)
-        sweeps.check_objective(job)
+        objective.check(job)
         with _noted(job):
             metrics = run(job)
-        return sweeps.objective(job, metrics)
+        return objective.of(job, metrics)
     except UsageError as error:
         print(f"guidedgen: {error}", file=sys.stderr)
         if _of_sweep():

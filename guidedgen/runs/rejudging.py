@@ -12,8 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from guidedgen.basics.errors import UsageError
 from guidedgen.basics.tasks import Sample, Task
-from guidedgen.cli import command_line
-from guidedgen.runs import config, contents, evaluate, judging, sampling
+from guidedgen.runs import composition, config, contents, evaluate, judging, sampling
 from guidedgen.runs.jobs import Job, prepare, stored_unguided
 from guidedgen.runs.store import RunFolder
 
@@ -39,7 +38,7 @@ def judge_again(folder: Path, overrides: Sequence[str] = (), config_dir: Path | 
         if overrides:  # which may be what is wrong
             raise
         raise UsageError(f"{folder / 'config.yaml'}: {error}") from error
-    job = _as_made(job, cfg, chosen={item.key_or_group.split(".")[0] for item in command_line.parse(overrides)})
+    job = _as_made(job, cfg, chosen={item.key_or_group.split(".")[0] for item in composition.parse(overrides)})
     _check_stored(job)
     if not _left(job):  # whoever of several processes was to be the last may have died
         sampling.close(job.base)
@@ -111,7 +110,7 @@ def changed(cfg: DictConfig, overrides: Sequence[str], config_dir: Path | None =
 
     Raises UsageError for what is no such option or key, and for what does not concern the judging.
     """
-    cfg, items = cfg.copy(), command_line.parse(overrides)
+    cfg, items = cfg.copy(), composition.parse(overrides)
     for item in items:
         _check_concern(item, cfg)
         if item.key_or_group == "device":
@@ -123,7 +122,7 @@ def changed(cfg: DictConfig, overrides: Sequence[str], config_dir: Path | None =
             f"{of_zoo[0]}: stored metrics have their networks; choose some that take them from the zoo, as metrics=lab"
         )
     if choices or config_dir:
-        chosen = command_line.checked_options([f"{group}={option}" for group, option in choices.items()], config_dir)
+        chosen = composition.checked_options([f"{group}={option}" for group, option in choices.items()], config_dir)
         cfg.update({group: chosen[group] for group in choices})
     for item in items:
         if item.key_or_group not in _GROUPS:
@@ -162,7 +161,7 @@ def _change(cfg: DictConfig, item: Any) -> None:
     there = mapping and name in parent
     # What a constructor takes may be missing in its node: names are checked where that is built.
     if not there and (not mapping or item.is_delete() or above == "metrics" or not (adds or "_target_" in parent)):
-        near = config.near(key, command_line.keys(cfg[root], f"{root}.") if isinstance(cfg[root], DictConfig) else ())
+        near = config.near(key, composition.keys(cfg[root], f"{root}.") if isinstance(cfg[root], DictConfig) else ())
         beside = f"; choose from {', '.join(map(str, parent))}" if mapping and parent else ""
         raise UsageError(f"{item.input_line}: there is no key {key!r}{near}{beside}")
     if there and item.is_add():

@@ -16,12 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from guidedgen.basics.cost import Ledger
-from guidedgen.basics.errors import UsageError, printable
+from guidedgen.basics.errors import printable
 from guidedgen.runs.evaluate import Images
+from guidedgen.runs.figures import number, published
 from guidedgen.runs.store import write_atomic
-from guidedgen.studies import tables
-from guidedgen.studies.study import read_study
-from guidedgen.studies.tables import number
 
 _COLUMNS = 8  # images per row of a grid
 _SIDE = 160  # px of an image in a grid
@@ -58,7 +56,7 @@ def show(metrics: Mapping[str, Any]) -> None:
     """Prints the table of a run: base beside guided, with sample sizes, cost and what shares a network with the guidance."""
     title = escape(printable(str(metrics.get("title", ""))))
     table = Table(title=title, title_justify="left", caption_justify="left")
-    printed = tables.printed(metrics)
+    printed = published(metrics)
     columns = ["", "base", "this run", "95 % interval", "wins", *(["published"] if printed else [])]
     for column in columns:
         table.add_column(column, justify="left" if column == "" else "right")
@@ -117,19 +115,6 @@ def show(metrics: Mapping[str, Any]) -> None:
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:+.3g} %"
-
-
-def study_table(folder: Path) -> str:
-    """A Markdown table of a study's judged runs, base first, then by cost; published figures stand in brackets where they apply.
-
-    Raises:
-        UsageError: no run in the folder has been judged.
-    """
-    study = read_study(folder)
-    damaged = [printable(f"{name} is damaged and not shown: {why}") for name, why in study.damaged.items()]
-    if not study.rows:
-        raise UsageError("; ".join([f"{folder}: holds no run with metrics yet; wait for one to be done", *damaged[:1]]))
-    return "\n".join([tables.markdown(tables.of_metrics(study.rows)), *damaged])
 
 
 def show_profile(ledger: Ledger, wall: float) -> None:

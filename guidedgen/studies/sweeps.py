@@ -1,23 +1,15 @@
-"""Sweeps: the runs that a list of values stands for, each with its overrides and its folder, and the number that a run is worth to
-a sweeper that chooses the next by it.
-"""
+"""Sweeps: the runs that a list of values stands for, each with its overrides and its folder."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from guidedgen.basics.errors import UsageError
-from guidedgen.cli import command_line
-from guidedgen.runs import config
-
-if TYPE_CHECKING:
-    from guidedgen.runs.jobs import Job
-
+from guidedgen.runs import composition, config
 
 _SETTLED = ("device", "dtype", "allow_targets")  # keys whose values are not taken as they are given, or say how others are
 
@@ -32,7 +24,7 @@ class Run:
     @property
     def arguments(self) -> list[str]:
         """`python run.py *arguments` makes it."""
-        return command_line.arguments(self.overrides, self.config_dir)
+        return composition.arguments(self.overrides, self.config_dir)
 
     @functools.cached_property
     def folder(self) -> Path:
@@ -42,7 +34,7 @@ class Run:
         """
         from guidedgen.runs import jobs
 
-        return jobs.place(command_line.composed(self.overrides, self.config_dir))
+        return jobs.place(composition.composed(self.overrides, self.config_dir))
 
 
 def runs(overrides: Sequence[str], config_dir: Path | None = None) -> list[Run]:
@@ -53,10 +45,10 @@ def runs(overrides: Sequence[str], config_dir: Path | None = None) -> list[Run]:
     """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    sweeper, own = command_line.sweeper(command_line.parse(overrides), config_dir)
+    sweeper, own = composition.sweeper(composition.parse(overrides), config_dir)
     if not sweeper._target_.endswith(".BasicSweeper"):
         raise UsageError("hydra/sweeper: it chooses the next run by the results of those before: python run.py -m runs it")
-    items = [item for item in command_line.parse([*own, *overrides]) if not item.is_hydra_override()]
+    items = [item for item in composition.parse([*own, *overrides]) if not item.is_hydra_override()]
     for item in items:
         if item.is_sweep_override() and not item.is_discrete_sweep():
             raise UsageError(f"{item.input_line}: no list of values; give one, as in {item.get_key_element()}=0.1,0.2")
@@ -73,7 +65,7 @@ def folders(runs: Sequence[Run]) -> list[Path]:
 
     groups: dict[Any, list[tuple[int, dict[str, Any]]]] = {}
     for i, run in enumerate(runs):
-        free = command_line.free_values(run.overrides, run.config_dir)
+        free = composition.free_values(run.overrides, run.config_dir)
         kept = {key: value for key, value in free.items() if key not in _SETTLED}
         rest = tuple(override for override in run.overrides if override.partition("=")[0] not in kept)
         groups.setdefault((rest, tuple(sorted(kept)), run.config_dir), []).append((i, kept))
@@ -81,7 +73,7 @@ def folders(runs: Sequence[Run]) -> list[Path]:
     with config.sharing():
         for members in groups.values():
             first = runs[members[0][0]]
-            cfg = command_line.composed(first.overrides, first.config_dir)
+            cfg = composition.composed(first.overrides, first.config_dir)
             places = jobs.places(cfg, [values for _, values in members])
             found |= {i: place for (i, _), place in zip(members, places, strict=True)}
     return [found[i] for i in range(len(runs))]
@@ -100,39 +92,3 @@ def listed(overrides: Sequence[str], config_dir: Path | None = None) -> list[Run
         return runs(overrides, config_dir)
     except UsageError:
         return []
-
-
-def check_objective(job: Job) -> None:
-    """Raises UsageError where `run.objective` or a limit names a score or a distance that the job does not have."""
-    known = [*(f"scores.{name}" for name in job.scorers), *(f"distances.{name}" for name in job.distances)]
-    for name in filter(None, [job.cfg.run.get("objective"), *(job.cfg.run.get("objective_limit") or ())]):
-        path = str(name).removeprefix("-")
-        if (path.startswith(("scores.", "distances.")) or "." not in path) and ".".join(path.split(".")[:2]) not in known:
-            choices = ", ".join(f"{entry}.value" for entry in known)
-            raise UsageError(f"run.objective: there is no {path}{config.near(path, known)}; choose from {choices}")
-
-
-def objective(job: Job, metrics: Mapping[str, Any]) -> float | None:
-    """The number of metrics.json that `run.objective` names, negated where that begins with a minus.
-
-    -inf where the run has no such number or breaks a limit; None without an objective, and where other processes have a share of
-    the run to finish.
-    """
-    name, limits = job.cfg.run.get("objective"), job.cfg.run.get("objective_limit") or {}
-    if not name or not metrics:
-        return None
-    value = _number(metrics, name.removeprefix("-"))
-    measured = {key: _number(metrics, key) for key in limits}
-    if value is None or any(found is None or found > limits[key] for key, found in measured.items()):
-        return -math.inf
-    return -value if name.startswith("-") else value
-
-
-def _number(metrics: Mapping[str, Any], path: str) -> float | None:
-    """The number at a dotted path; None where the run has measured none, as where a scorer applies to no prompt."""
-    found: Any = metrics
-    for key in path.split("."):
-        if not isinstance(found, Mapping) or key not in found:
-            raise UsageError(f"run.objective: there is no {path} in metrics.json{config.near(key, found)}")
-        found = found[key]
-    return None if found is None or math.isnan(found) else float(found)

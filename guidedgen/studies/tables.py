@@ -8,16 +8,16 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from guidedgen.basics.errors import printable
-from guidedgen.studies.study import Run
+from guidedgen.basics.errors import UsageError, printable
+from guidedgen.runs.figures import number, published
+from guidedgen.studies.study import Run, read_study
 
 # What published tables call our figures; `reward` is the guided one.
-_PRINTED = {"t_clip": "clip_score", "i_gram": "style_clip_rn50"}
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -88,23 +88,6 @@ class Table:
         return [self.rows[row][1].get(column.key, Cell()) for column in self.columns]
 
 
-def number(value: float | None) -> str:
-    """Four significant digits, all of a large number; empty for None, NaN and infinities."""
-    if value is None or not math.isfinite(value):
-        return ""
-    return f"{value:.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
-
-
-def printed(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Published figures by our names for them; seconds per sample from minutes."""
-    found = dict(metrics.get("published", {}))
-    found.pop("source", None)
-    if "minutes" in found:
-        found["seconds"] = 60 * found.pop("minutes")
-    names = {**{name: name for name in found}, "reward": str(metrics.get("reward")), **_PRINTED}
-    return {names[name]: value for name, value in found.items()}
-
-
 # What is tabulated
 
 
@@ -133,7 +116,7 @@ def of_metrics(runs: Sequence[Run], *, every: bool = False) -> Table:
 
 
 def _cells(metrics: Mapping[str, Any], guided: str) -> dict[str, Cell]:
-    source, reward = printed(metrics), metrics.get("reward")
+    source, reward = published(metrics), metrics.get("reward")
     row = {}
     for name, entry in {**metrics["scores"], **metrics.get("distances", {})}.items():
         row[guided if name == reward else name] = Cell(
@@ -208,6 +191,19 @@ def notes(table: Table, star: str = "*") -> Iterator[str]:
 def sources(table: Table) -> list[str]:
     """Where the published figures are from."""
     return list(dict.fromkeys(run.metrics["published"]["source"] for run, _ in table.rows if run.metrics.get("published")))
+
+
+def study_table(folder: Path) -> str:
+    """A Markdown table of a study's judged runs, base first, then by cost; published figures stand in brackets where they apply.
+
+    Raises:
+        UsageError: no run in the folder has been judged.
+    """
+    study = read_study(folder)
+    damaged = [printable(f"{name} is damaged and not shown: {why}") for name, why in study.damaged.items()]
+    if not study.rows:
+        raise UsageError("; ".join([f"{folder}: holds no run with metrics yet; wait for one to be done", *damaged[:1]]))
+    return "\n".join([markdown(of_metrics(study.rows)), *damaged])
 
 
 def markdown(table: Table) -> str:

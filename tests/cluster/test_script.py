@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from guidedgen.basics.errors import UsageError
-from guidedgen.cli import command_line
+from guidedgen.runs import composition
 from guidedgen.studies import sweeps
 
 from .conftest import ROOT
@@ -22,7 +22,7 @@ def script() -> dict[str, Any]:
 
 
 def launcher(*overrides: str) -> Any:
-    return command_line.settings(["hydra/launcher=slurm", *(f"hydra.launcher.{override}" for override in overrides)]).launcher
+    return composition.settings(["hydra/launcher=slurm", *(f"hydra.launcher.{override}" for override in overrides)]).launcher
 
 
 def test_the_launcher_s_config_is_what_sbatch_is_asked_for(script: dict[str, Any]) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from guidedgen.basics.errors import UsageError
-from guidedgen.runs.report import study_table
 from guidedgen.studies import page
 from guidedgen.studies.study import Study, read_study
+from guidedgen.studies.tables import study_table
 
 from .conftest import MakeRun
 

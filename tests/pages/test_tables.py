@@ -127,7 +127,7 @@ def test_nothing_that_a_terminal_obeys_is_printed(
     run = RunFolder(folder)
     report.show(run.read_json("metrics.json"))
     status.show(status.of_study(tmp_path / "study"))
-    print(report.study_table(tmp_path / "study"), UsageError(f"model={name}: no"), RunFailed(name))
+    print(tables.study_table(tmp_path / "study"), UsageError(f"model={name}: no"), RunFailed(name))
     told = capsys.readouterr().out
     assert not any(letter in told for letter in "\033\x9b\u202e\ud83d\r\x08")
     assert "\\" in told or "a b" in told
@@ -143,7 +143,7 @@ def test_markup_in_a_name_is_text(
     report.show(RunFolder(folder).read_json("metrics.json") | {"scores": {name: {"value": 1.0, "described": name}}})
     status.show(status.of_study(tmp_path / "study"))
     assert capsys.readouterr().out.count(name) == 5  # title, score, what it depends on and its name again, why a sample failed
-    cell = report.study_table(tmp_path / "study").splitlines()[2].split(" | ")[0].removeprefix("| ")
+    cell = tables.study_table(tmp_path / "study").splitlines()[2].split(" | ")[0].removeprefix("| ")
     assert re.sub(r"\\(.)", r"\1", cell) == name and not re.search(r"(?<!\\)[\[\]<>`*|]", cell)
     tried("used")
 

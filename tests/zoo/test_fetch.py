@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from guidedgen.basics.errors import UsageError
-from guidedgen.cli import command_line, fetching
-from guidedgen.runs import config
+from guidedgen.cli import fetching
+from guidedgen.runs import composition, config
 from guidedgen.zoo import hub, needed, web
 from guidedgen.zoo.clip import HubClip
 from guidedgen.zoo.filter import SafetyChecker
@@ -73,7 +73,7 @@ def asked(hub: Any) -> list[str]:
 
 
 def test_every_network_of_the_zoo_says_what_it_reads():
-    cfg = command_line.checked_options(["model=sd15", "reward=aesthetic_v1"])
+    cfg = composition.checked_options(["model=sd15", "reward=aesthetic_v1"])
     for name in cfg.zoo:
         readers = list(fetching.of_config(cfg, (f"zoo.{name}",)))
         assert readers and all(reader.parts for reader in readers), name
@@ -94,7 +94,7 @@ def test_pins_are_commits():
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_what_an_experiment_looks_for_is_what_is_fetched_for_it(experiment: str, monkeypatch: pytest.MonkeyPatch):
     """Every node that its first row builds looks for nothing else, and its overlay names the command."""
-    fetched = list(fetching.of_config(command_line.composed([f"experiment={experiment}"])))
+    fetched = list(fetching.of_config(composition.composed([f"experiment={experiment}"])))
     parts = {_plain(part) for reader in fetched for part in reader.parts}
     assert any(part[0] is Needed and part[2] == "model.path" for part in parts)
     parts |= {
@@ -262,7 +262,7 @@ def test_all_is_what_the_default_run_on_sd15_reads(
     offline()
     online.asked.clear()
     assert fetch("--all", "--check")[0] == 0
-    cfg = command_line.composed(["model=sd15", f"outputs={tmp_path}", "tracker=none", "dataset.limit=1", "scheduler.num_steps=2"])
+    cfg = composition.composed(["model=sd15", f"outputs={tmp_path}", "tracker=none", "dataset.limit=1", "scheduler.num_steps=2"])
     job = prepare(cfg)
     job.model.load()
     tasks = [sample.task for sample in job.samples]

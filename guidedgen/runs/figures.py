@@ -1,0 +1,26 @@
+"""Figures as they are shown, and the published ones by our names for them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+_PRINTED = {"t_clip": "clip_score", "i_gram": "style_clip_rn50"}
+
+
+def number(value: float | None) -> str:
+    """Four significant digits, all of a large number; empty for None, NaN and infinities."""
+    if value is None or not math.isfinite(value):
+        return ""
+    return f"{value:.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+
+
+def published(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Published figures by our names for them; seconds per sample from minutes."""
+    found = dict(metrics.get("published", {}))
+    found.pop("source", None)
+    if "minutes" in found:
+        found["seconds"] = 60 * found.pop("minutes")
+    names = {**{name: name for name in found}, "reward": str(metrics.get("reward")), **_PRINTED}
+    return {names[name]: value for name, value in found.items()}
