@@ -138,7 +138,7 @@ def test_own_rewards_are_built_by_class_and_by_factory_and_inside_others(own: st
         ("reward", "subprocess", "not a class or function"),
         ("reward", "subprocess.Popen", "No module named"),
         ("reward", "Reward", "not a class or function"),
-        ("reward", "Task", "is defined in guidedgen.types, and only imported there"),
+        ("reward", "Task", "is defined in guidedgen.basics.tasks, and only imported there"),
         ("reward", "nothing", "no attribute"),
         ("method", "Bright", "has no needs"),
         ("dataset", "Bright", "has no tasks"),

@@ -203,11 +203,11 @@ METRICS = {
 
 def job(**run: object) -> SimpleNamespace:
     names = {"scorers": {"aesthetic": None, "taste": None}, "distances": {"cmmd": None, "fid": None}}
-    return SimpleNamespace(cfg=OmegaConf.create({"run": run}), **names)
+    return SimpleNamespace(cfg=OmegaConf.create({"run": {"objective_limit": None, **run}}), **names)
 
 
 @pytest.mark.parametrize(
-    ("objective", "limit", "worth"),
+    ("name", "limit", "worth"),
     [
         ("scores.aesthetic.value", None, 6.5),
         ("-distances.fid.value", None, -3),
@@ -219,8 +219,8 @@ def job(**run: object) -> SimpleNamespace:
         (None, None, None),
     ],
 )
-def test_the_worth_of_a_run(objective: str | None, limit: dict[str, float] | None, worth: float | None) -> None:
-    assert objective.of(job(objective=objective, objective_limit=limit), METRICS) == worth
+def test_the_worth_of_a_run(name: str | None, limit: dict[str, float] | None, worth: float | None) -> None:
+    assert objective.of(job(objective=name, objective_limit=limit), METRICS) == worth
 
 
 def test_a_share_of_a_run_is_worth_nothing_yet() -> None:

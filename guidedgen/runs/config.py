@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from guidedgen.basics.errors import BadValue, UsageError
-from guidedgen.runs import plain_yaml, targets
+from guidedgen.runs import older, plain_yaml, targets
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 # Keys of a node that are no options of its target, and the values that leave an object of its class with its parts built.
@@ -64,19 +64,15 @@ def identity(config: DictConfig | Mapping[str, Any], contents: Mapping[str, Any]
     """Twelve hex digits that name what is sampled: a hash of the resolved config less storage, display and judgement, and of the
     `contents` of the files it names.
     """
-    kept = _deciding(config)
+    kept = deciding(config)
     return digest({**kept, "contents": contents} if contents else kept)
 
 
-def identity_without_contents(config: DictConfig) -> str:
-    """The name that a run was given before the contents of files and the values of numbers entered it."""
-    return hashlib.sha256(json.dumps(_deciding(config), sort_keys=True, default=str).encode()).hexdigest()[:12]
-
-
-def _deciding(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
+def deciding(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """What of a config decides samples, as plain values."""
     plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
     assert isinstance(plain, Mapping)
-    return {str(key): value for key, value in plain.items() if key not in _NOT_IDENTITY}
+    return {str(key): older.first(value) for key, value in plain.items() if key not in _NOT_IDENTITY}
 
 
 def resolved(config: DictConfig) -> DictConfig:
@@ -353,7 +349,8 @@ def _fits(value: Any, hint: Any) -> bool:
 def read_plain(file: Path) -> tuple[dict[str, Any], str]:
     """A stored config as plain values, and its text. Raises UsageError where there is none that can be read."""
     try:
-        return plain_yaml.read(file)
+        plain, text = plain_yaml.read(file)
+        return older.current(plain), text
     except plain_yaml.Damaged as error:
         way_out = "; remove it, and the run's own command writes it anew"
         raise UsageError(f"{file}: not a run's config ({error}){way_out}") from error
@@ -374,4 +371,4 @@ def read_whole(file: Path) -> DictConfig:
             raise UsageError(f"{file}: not a whole run's config: it has no {key}")
         if key in _NODES and not isinstance(found := OmegaConf.select(config, key), DictConfig):
             raise UsageError(f"{file}: not a run's config ({key}={shown(found)}: expected a mapping)")
-    return config
+    return older.completed(config)

@@ -25,7 +25,7 @@ from guidedgen.models.stable_diffusion import StableDiffusion
 from guidedgen.process import Scheduler
 from guidedgen.process.grid import Grid
 from guidedgen.rewards import Reward
-from guidedgen.runs import config, contents, evaluate, options
+from guidedgen.runs import config, contents, evaluate, older, options
 from guidedgen.runs.shards import Shard, find_shard
 from guidedgen.runs.store import RunFailed, RunFolder, check_writable
 from guidedgen.runs.tracker import Tracker
@@ -82,7 +82,7 @@ def prepare(cfg: DictConfig) -> Job:
 
     Inside `config.sharing` it is the same job for all configs that differ in no more than a valid seed.
     """
-    shard = find_shard(*_shard(cfg), os.environ)
+    shard = find_shard(options.value(cfg, "shard.count"), options.value(cfg, "shard.index"), os.environ)
     if shard.count > 1 and options.value(cfg, "run.fresh"):
         raise UsageError("run.fresh=true: not where others write too (shard.count above 1); remove the run's folder first")
     cfg = options.settled(cfg, shard)
@@ -161,13 +161,6 @@ def _with(plain: Mapping[str, Any], item: tuple[str, Any]) -> dict[str, Any]:
     key, value = item
     first, _, rest = key.partition(".")
     return {**plain, first: _with(plain[first], (rest, value)) if rest else value}
-
-
-def _shard(cfg: DictConfig) -> tuple[int | str, int | str]:
-    """Options of older runs' configs, which have none, are those of a whole run."""
-    if not cfg.get("shard"):
-        return 1, 0
-    return options.value(cfg, "shard.count"), options.value(cfg, "shard.index")
 
 
 def _prepare(cfg: DictConfig, shard: Shard, model: StableDiffusion | None = None) -> Job:
@@ -372,7 +365,7 @@ def _reward(cfg: DictConfig, method: Method, tasks: Sequence[Task], allow: Seque
 def _blurs(cfg: Mapping[str, Any] | DictConfig, method: Method, reward: Any, scorers: Mapping[str, Reward]) -> bool:
     """Whether a filter of the reward's decides what is stored blurred. Raises UsageError where it cannot, or must not."""
     reports = getattr(reward, "reports", {}).values()
-    if cfg["run"].get("show_flagged", False) or not any(getattr(scorer, "flags", False) for scorer in reports):
+    if cfg["run"]["show_flagged"] or not any(getattr(scorer, "flags", False) for scorer in reports):
         return False
     way_out = "; run.show_flagged=true stores all pictures as they are"
     if method.needs.reward and cfg["reference"] != "base":
@@ -452,7 +445,7 @@ def stored_unguided(folder: Path, cfg: DictConfig, parts: contents.Parts | None)
             kept.reward = cfg.reward if blurs else None
             if blurs:
                 OmegaConf.update(kept, "blurred", True, force_add=True)
-            run_id = config.identity_without_contents(kept)
+            run_id = older.run_id(config.deciding(kept))
         else:
             shared = {part: digests for part, digests in parts.items() if part != "method"}
             run_id = _identity(_plain(cfg), shared, guided=False, blurs=blurs)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def check(job: Job) -> None:
     """Raises UsageError where `run.objective` or a limit names a score or a distance that the job does not have."""
     known = [*(f"scores.{name}" for name in job.scorers), *(f"distances.{name}" for name in job.distances)]
-    for name in filter(None, [job.cfg.run.get("objective"), *(job.cfg.run.get("objective_limit") or ())]):
+    for name in filter(None, [job.cfg.run.objective, *(job.cfg.run.objective_limit or ())]):
         path = str(name).removeprefix("-")
         if (path.startswith(("scores.", "distances.")) or "." not in path) and ".".join(path.split(".")[:2]) not in known:
             choices = ", ".join(f"{entry}.value" for entry in known)
@@ -29,7 +29,7 @@ def of(job: Job, metrics: Mapping[str, Any]) -> float | None:
     -inf where the run has no such number or breaks a limit; None without an objective, and where other processes have a share of
     the run to finish.
     """
-    name, limits = job.cfg.run.get("objective"), job.cfg.run.get("objective_limit") or {}
+    name, limits = job.cfg.run.objective, job.cfg.run.objective_limit or {}
     if not name or not metrics:
         return None
     value = _number(metrics, name.removeprefix("-"))

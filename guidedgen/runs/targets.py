@@ -24,6 +24,7 @@ from guidedgen.gradients import GradientEngine
 from guidedgen.methods import Method
 from guidedgen.process import Scheduler
 from guidedgen.rewards import Reward
+from guidedgen.runs import older
 
 TARGETS = ("guidedgen.",)  # whose code a config may call; `allow_targets` adds to it
 # Networks and other parts, which constructors ask for by the types of their options.
@@ -136,6 +137,8 @@ def named(node: DictConfig, key: str, allow: Sequence[str], kind: Kind) -> Calla
 def load(path: str) -> Any:
     """What a path names. Raises ImportError, AttributeError, and whatever its module raises."""
     module, _, name = path.rpartition(".")
+    if not path.startswith(TARGETS):
+        older.know_modules()
     return getattr(importlib.import_module(module), name)
 
 

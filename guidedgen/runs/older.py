@@ -1,0 +1,93 @@
+"""What makes runs and plug-ins of older versions work: the names that classes, modules and runs had, and keys that configs lack."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import sys
+import types
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, open_dict
+
+# First names of classes that configs name. A run's identity is a hash of its config, in which a class has its first name for ever.
+_CLASSES = {
+    "guidedgen.augment.Augmentations": "guidedgen.basics.augment.Augmentations",
+    "guidedgen.tracker.Wandb": "guidedgen.runs.tracker.Wandb",
+}
+_FIRST = {now: first for first, now in _CLASSES.items()}
+# Modules that a method, reward or data set of the user's own may import (version 0.1), and where what they held is now.
+_MODULES = {
+    "guidedgen.types": (
+        "guidedgen.basics.errors", "guidedgen.basics.tasks", "guidedgen.process", "guidedgen.gradients", "guidedgen.methods",
+        "guidedgen.rewards", "guidedgen.zoo", "guidedgen.basics.images",
+    ),
+    "guidedgen.problem": ("guidedgen.methods.problem",),
+    "guidedgen.augment": ("guidedgen.basics.augment",),
+    "guidedgen.images": ("guidedgen.basics.images",),
+    "guidedgen.noise": ("guidedgen.basics.noise",),
+}  # fmt: skip
+# What stored configs may lack: none of it decides a sample.
+_MISSING = {
+    "shard": {"count": 1, "index": 0},
+    "run.show_flagged": False,
+    "run.objective": None,
+    "run.objective_limit": None,
+}
+
+
+def current(value: Any) -> Any:
+    """The plain values of a stored config with the names that classes have now."""
+    return _renamed(value, _CLASSES)
+
+
+def first(value: Any) -> Any:
+    """The plain values of a config with the names that classes had at first."""
+    return _renamed(value, _FIRST)
+
+
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {key: names.get(item, item) if key == "_target_" else _renamed(item, names) for key, item in value.items()}
+    return [_renamed(item, names) for item in value] if isinstance(value, list) else value
+
+
+def completed(config: DictConfig) -> DictConfig:
+    """A stored config with the keys that it lacks."""
+    with open_dict(config):
+        for key, value in _MISSING.items():
+            above, _, name = key.rpartition(".")
+            node = config[above] if above else config
+            if name not in node:
+                node[name] = value
+    return config
+
+
+def run_id(deciding: Mapping[str, Any]) -> str:
+    """The hash that named a run before the contents of files and the values of numbers entered it, of what decides its samples."""
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def know_modules() -> None:
+    """Lets code of the user's import what is needed for methods, rewards and data sets by the names of older versions."""
+    for name, places in _MODULES.items():
+        if name not in sys.modules:
+            sys.modules[name] = _Former(name, places)
+
+
+class _Former(types.ModuleType):
+    """A module that is no longer there; what it held is looked up where it is now."""
+
+    def __init__(self, name: str, places: tuple[str, ...]) -> None:
+        super().__init__(name, f"The former name of {', '.join(places)}.")
+        self._places = places
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("__"):
+            for place in self._places:
+                found = vars(importlib.import_module(place)).get(name)
+                if found is not None:
+                    return found
+        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
