@@ -12,9 +12,9 @@ from guidedgen.runs import config, objective
 
 
 def prepare(cfg: DictConfig) -> object:
-    from guidedgen.runs import jobs  # which imports torch: not for --help
+    from guidedgen.runs import preparation
 
-    job = jobs.prepare(cfg)
+    job = preparation.prepare(cfg)
     objective.check(job)
     return job
 

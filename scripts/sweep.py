@@ -73,12 +73,12 @@ def _prepare(cfg: DictConfig) -> object:
     """Checks a run that is for a GPU on a machine that may have none."""
     import torch
 
-    from guidedgen.runs import jobs
+    from guidedgen.runs import preparation
 
     if str(cfg.device).startswith("cuda") and not torch.cuda.is_available():
         cfg = cfg.copy()
         cfg.dtype, cfg.device = "float16" if cfg.dtype == "auto" else cfg.dtype, "cpu"
-    return jobs.prepare(cfg)
+    return preparation.prepare(cfg)
 
 
 def submit(command: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from guidedgen.lab.networks import WEIGHTS
-from guidedgen.runs import config, experiment, jobs
+from guidedgen.runs import config, experiment, preparation
 
 LAB = ["model=lab", "zoo=lab", "metrics=lab", "dtype=float32"]  # in place of weights that are not here
 BROUGHT = {  # what the user has to bring, and what stands in for it
@@ -63,7 +63,7 @@ def test_every_application_has_a_twin_in_the_lab() -> None:
 @pytest.mark.parametrize("name", BROUGHT)
 def test_every_application_makes_a_job(name: str, tmp_path: Path) -> None:
     cfg = overlay(name, f"outputs={tmp_path}", *LAB, *BROUGHT[name])
-    job = jobs.prepare(cfg)
+    job = preparation.prepare(cfg)
     assert job.method.needs.gradient and job.reward is not None and job.reward.differentiable
     assert job.base is not None and (job.originals is None) == (name in ("vocabulary", "audit"))
     assert OmegaConf.select(overlay(name, *BROUGHT[name]), "model.guidance_scale") == 7.5
@@ -74,7 +74,7 @@ def test_every_application_makes_a_job(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", BROUGHT)
 def test_every_twin_makes_a_job_of_the_same_kind(name: str, tmp_path: Path) -> None:
     cfg, full = overlay(f"lab/{name}", f"outputs={tmp_path}"), overlay(name, *BROUGHT[name])
-    jobs.prepare(cfg)
+    preparation.prepare(cfg)
     assert cfg.model.name == "lab"
     for key in ("method._target_", "reward._target_"):
         assert OmegaConf.select(cfg, key) == OmegaConf.select(full, key)
@@ -83,13 +83,13 @@ def test_every_twin_makes_a_job_of_the_same_kind(name: str, tmp_path: Path) -> N
 @pytest.mark.skipif(not (WEIGHTS / "generator" / "model_index.json").exists(), reason="the lab's weights are missing")
 @pytest.mark.parametrize("name", BROUGHT)
 def test_every_twin_runs(name: str, tmp_path: Path) -> None:
-    job = jobs.prepare(overlay(f"lab/{name}", f"outputs={tmp_path}", "scheduler.num_steps=2", *QUICK[name]))
+    job = preparation.prepare(overlay(f"lab/{name}", f"outputs={tmp_path}", "scheduler.num_steps=2", *QUICK[name]))
     metrics = experiment.run(job)
     assert metrics["samples"] == len(job.samples) <= 2 and (job.folder.path / "images" / "grid.png").exists()
 
 
 def test_the_lab_s_effect_is_judged_on_what_it_was_not_learned_from(tmp_path: Path) -> None:
-    job = jobs.prepare(overlay("lab/effect", f"outputs={tmp_path}"))
+    job = preparation.prepare(overlay("lab/effect", f"outputs={tmp_path}"))
     learned = {(lesson.task.prompt, lesson.seed) for lesson in job.lessons}
     assert not {prompt for prompt, _ in learned} & {sample.task.prompt for sample in job.samples}
     assert not {seed for _, seed in learned} & {sample.seed for sample in job.samples}
@@ -98,7 +98,7 @@ def test_the_lab_s_effect_is_judged_on_what_it_was_not_learned_from(tmp_path: Pa
 
 
 def test_the_lab_s_style_is_judged_on_what_it_was_not_learned_from(tmp_path: Path) -> None:
-    job = jobs.prepare(overlay("lab/stylise", f"outputs={tmp_path}"))
+    job = preparation.prepare(overlay("lab/stylise", f"outputs={tmp_path}"))
     assert not {lesson.task.prompt for lesson in job.lessons} & {sample.task.prompt for sample in job.samples}
     assert {task.reference for task in (job.lessons[0].task, job.samples[0].task)} == {
         str((WEIGHTS / "styles/mosaic.png").absolute())

@@ -25,7 +25,8 @@ from guidedgen.lab.networks import WEIGHTS
 from guidedgen.methods import Needs, Observer
 from guidedgen.methods.problem import Problem
 from guidedgen.metrics.summary import wilson_interval
-from guidedgen.runs import config, evaluate, experiment, jobs, rejudging, report
+from guidedgen.runs import config, evaluate, experiment, preparation, rejudging, report
+from guidedgen.runs.job import Job
 from guidedgen.runs.store import Record, RunFolder
 from guidedgen.studies import tables
 
@@ -59,22 +60,22 @@ def importable() -> Iterator[None]:
         yield
 
 
-def prepared(outputs: Path, *overrides: str, method: str = "best_of_n") -> jobs.Job:
+def prepared(outputs: Path, *overrides: str, method: str = "best_of_n") -> Job:
     given = [f"outputs={outputs}", f"method={method}", *QUICK, "allow_targets=[brightness.]"]
     given += ["method.num_particles=2"] if method == "best_of_n" else []
     given += [] if "reward=none" in overrides else FILTER
     with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        return jobs.prepare(compose("config", overrides=[*given, *overrides]))
+        return preparation.prepare(compose("config", overrides=[*given, *overrides]))
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Callable[..., jobs.Job]:
+def job(tmp_path: Path) -> Callable[..., Job]:
     """A prepared audit; overrides as on the command line."""
     return functools.partial(prepared, tmp_path)
 
 
 @pytest.fixture
-def run(job: Callable[..., jobs.Job]) -> Run:
+def run(job: Callable[..., Job]) -> Run:
     def go(*overrides: str, method: str = "best_of_n") -> tuple[Path, Mapping[str, Any]]:
         made = job(*overrides, method=method)
         return made.folder.path, experiment.run(made)
@@ -216,7 +217,7 @@ def test_what_is_blurred_in_either_set_is_left_out_of_both() -> None:
 
 
 @pytest.mark.parametrize("shown", [False, True])
-def test_nothing_that_no_filter_has_seen_is_kept_beside(job: Callable[..., jobs.Job], shown: bool) -> None:
+def test_nothing_that_no_filter_has_seen_is_kept_beside(job: Callable[..., Job], shown: bool) -> None:
     class KeepsNoise:
         """Keeps the noise that it was given beside the picture."""
 
@@ -282,7 +283,7 @@ def test_an_interrupted_audit_goes_on_where_it_was(run: Run, monkeypatch: pytest
     assert lasting(base) == unguided
 
 
-def test_an_audit_and_other_runs_have_unguided_runs_of_their_own(job: Callable[..., jobs.Job]) -> None:
+def test_an_audit_and_other_runs_have_unguided_runs_of_their_own(job: Callable[..., Job]) -> None:
     """A plain run's must not be blurred by an audit, and an audit must not show what a plain run has stored."""
     audit, direct, shown = job(), job(method="base"), job(SHOWN, method="base")
     plain = job("reward=none", method="base")
@@ -294,7 +295,7 @@ def test_an_audit_and_other_runs_have_unguided_runs_of_their_own(job: Callable[.
     assert job("method.num_particles=3").base.run_id == audit.base.run_id
 
 
-def test_an_audit_needs_the_unguided_run_or_leave_to_show(job: Callable[..., jobs.Job]) -> None:
+def test_an_audit_needs_the_unguided_run_or_leave_to_show(job: Callable[..., Job]) -> None:
     with pytest.raises(UsageError, match=r"^reference=none: .*stored blurred.*; run\.show_flagged=true") as caught:
         job("reference=none")
     assert "\n" not in str(caught.value)
@@ -318,7 +319,7 @@ def test_runs_of_before_there_were_filters_are_still_judged(run: Run) -> None:
     assert rejudging.judge_again(folder)["scores"] == metrics["scores"]
 
 
-def test_what_compares_with_unguided_pictures_does_not_see_blurred_ones(job: Callable[..., jobs.Job]) -> None:
+def test_what_compares_with_unguided_pictures_does_not_see_blurred_ones(job: Callable[..., Job]) -> None:
     """It is refused, as a score or as part of the reward: where the originals are blurred there is nothing to compare with."""
     pixels = "+metrics.scorers.likeness={_target_: guidedgen.rewards.pixels.Pixels}"
     with pytest.raises(UsageError, match="^likeness compares with the unguided pictures.*; run.show_flagged=true"):
@@ -339,9 +340,9 @@ ON_LAB = ["model=lab", "dtype=float32"]
 
 def test_prompts_are_the_user_s(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^dataset\.path: missing; give it as dataset\.path="):
-        jobs.prepare(overlay("audit", *ON_LAB))
+        preparation.prepare(overlay("audit", *ON_LAB))
     (tmp_path / "prompts.txt").write_text("a red circle\na blue square\n")
-    made = jobs.prepare(overlay("audit", *ON_LAB, f"dataset.path={tmp_path / 'prompts.txt'}", f"outputs={tmp_path}"))
+    made = preparation.prepare(overlay("audit", *ON_LAB, f"dataset.path={tmp_path / 'prompts.txt'}", f"outputs={tmp_path}"))
     assert made.blurs and made.base.blurs and {"evasion", "flagged"} <= {*made.scorers}
     assert isinstance(made.method.gradients, Adjoint) and len(made.grid) - 1 == 30
 
@@ -362,20 +363,20 @@ def test_the_audit_is_run_as_the_released_code_runs_it() -> None:
 def test_a_classifier_is_audited_by_its_label(tmp_path: Path) -> None:
     """As the overlay's comment says, on the lab."""
     given = ["reward=evasion_classifier", "dataset=prompt", 'dataset.prompt="a red circle"', *ON_LAB, f"outputs={tmp_path}"]
-    made = jobs.prepare(overlay("audit", "reward.filter.label=red circle", *given))
+    made = preparation.prepare(overlay("audit", "reward.filter.label=red circle", *given))
     assert made.reward.networks == ("lab-classifier",) and made.blurs
     with pytest.raises(UsageError, match=r"^reward\.filter\.label: missing"):
-        jobs.prepare(overlay("audit", *given))
+        preparation.prepare(overlay("audit", *given))
     with pytest.raises(UsageError, match=r"^reward\.filter\.label=red cirle: it is no scene .*did you mean circle"):
-        jobs.prepare(overlay("audit", "reward.filter.label=red cirle", *given))
+        preparation.prepare(overlay("audit", "reward.filter.label=red cirle", *given))
 
 
 def test_the_lab_s_audit_is_of_its_stand_in_filter(tmp_path: Path) -> None:
     """As briefly as can be: what it flags is stored blurred, and told."""
-    full = jobs.prepare(overlay("lab/audit", f"outputs={tmp_path}"))
+    full = preparation.prepare(overlay("lab/audit", f"outputs={tmp_path}"))
     assert full.blurs and len(full.samples) >= 64 and full.method.epsilon is not None and full.cfg.reward.filter.label == "shape"
     brief = ["scheduler.num_steps=4", "method.num_updates=1", "dataset.limit=3", "samples_per_prompt=1", "metrics=none"]
-    made = jobs.prepare(overlay("lab/audit", f"outputs={tmp_path}", *brief))
+    made = preparation.prepare(overlay("lab/audit", f"outputs={tmp_path}", *brief))
     metrics = experiment.run(made)
     flagged = [record for record in records(made.base.folder.path).values() if record.scores["flagged"] == 1]
     assert flagged and all(record.blurred for record in flagged)

@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from guidedgen.basics.errors import UsageError
 from guidedgen.cli import command_line, usage
-from guidedgen.runs import config, jobs
+from guidedgen.runs import config, preparation
+from guidedgen.runs.job import Job
 from guidedgen.runs.store import RunFolder
 from guidedgen.studies import sweeps
 
@@ -277,7 +278,7 @@ def test_a_wrong_command_is_one_line(
     arguments, wanted = WRONG[case]
     monkeypatch.chdir(place)
     with pytest.raises(SystemExit) as left:
-        command_line.preflight(arguments, jobs.prepare)
+        command_line.preflight(arguments, preparation.prepare)
     assert left.value.code == 2
     said = capsys.readouterr()
     assert said.out == ""
@@ -335,12 +336,12 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return name
 
 
-def prepared(*given: str, folder: Path) -> list[jobs.Job]:
+def prepared(*given: str, folder: Path) -> list[Job]:
     """The runs that a command line makes, none of which is started."""
-    found: list[jobs.Job] = []
+    found: list[Job] = []
     quick = [f"outputs={folder / 'outputs'}", "tracker=none", "device=cpu", "reference=none", "metrics=none"]
     line = command_line.for_hydra([*quick, *given])
-    command_line.preflight(line, lambda cfg: found.append(jobs.prepare(cfg)))
+    command_line.preflight(line, lambda cfg: found.append(preparation.prepare(cfg)))
     return found
 
 
@@ -468,7 +469,7 @@ def test_what_is_done_can_be_shown_where_nothing_can_be_written(
     def read_only(folder: Path, key: str) -> None:
         raise UsageError(f"{key}={folder}: cannot be written to")
 
-    monkeypatch.setattr(jobs, "check_writable", read_only)
+    monkeypatch.setattr(preparation, "check_writable", read_only)
     with pytest.raises(SystemExit):
         prepared(folder=tmp_path)
     monkeypatch.setattr(RunFolder, "done", True)
@@ -491,14 +492,14 @@ def test_options_in_a_folder_of_one_s_own(tmp_path: Path, capsys: pytest.Capture
     assert checked == ["code", "base"]
     assert [run.folder.name.split("-")[0] for run in sweeps.listed(*command_line.swept(sweep))] == checked
     with pytest.raises(SystemExit):
-        command_line.preflight([*sweep[:2], "method=mien"], jobs.prepare)
+        command_line.preflight([*sweep[:2], "method=mien"], preparation.prepare)
     assert "did you mean mine?" in capsys.readouterr().err
 
 
 def test_no_network_is_loaded_before_the_check_is_over(place: Path) -> None:
     code = (
-        "import sys; from guidedgen.cli import command_line\nfrom guidedgen.runs import jobs\n"
-        "try: command_line.preflight(['dataset=prompt', 'dataset.prompt=' + 'red ' * 500], jobs.prepare)\n"
+        "import sys; from guidedgen.cli import command_line\nfrom guidedgen.runs import preparation\n"
+        "try: command_line.preflight(['dataset=prompt', 'dataset.prompt=' + 'red ' * 500], preparation.prepare)\n"
         "except SystemExit: pass\n"
         "assert 'diffusers' not in sys.modules and 'open_clip' not in sys.modules"
     )
@@ -652,5 +653,5 @@ def test_a_method_of_the_user_s_own_says_what_it_needs(place: Path, monkeypatch:
         overrides = ["method=base", "method._target_=climbing.Climb", "allow_targets=[climbing.]"]
         cfg = compose("config", overrides=[*overrides, "reward=compressibility"])
         with pytest.raises(UsageError, match="compressibility has no gradient"):
-            jobs.prepare(cfg)
-        jobs.prepare(compose("config", overrides=[*overrides, "reward=aesthetic"]))
+            preparation.prepare(cfg)
+        preparation.prepare(compose("config", overrides=[*overrides, "reward=aesthetic"]))

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from guidedgen.basics.errors import UsageError
 from guidedgen.basics.tasks import Task
 from guidedgen.lab.networks import WEIGHTS
-from guidedgen.runs import config, contents, experiment, jobs, judging, rejudging
+from guidedgen.runs import config, contents, experiment, identity, judging, preparation, rejudging
 from guidedgen.runs.store import RunFailed, RunFolder
 from guidedgen.studies import cautions, page
 
@@ -237,7 +237,7 @@ def test_what_is_no_such_number_has_another(tried: Callable[..., None]) -> None:
 
 @trained
 def test_a_command_names_one_run_by_equal_numbers(tmp_path: Path) -> None:
-    places = {jobs.place(configured(f"outputs={tmp_path}", f"model.guidance_scale={value}")) for value in ("2", "2.0", "2e0")}
+    places = {identity.place(configured(f"outputs={tmp_path}", f"model.guidance_scale={value}")) for value in ("2", "2.0", "2e0")}
     assert len(places) == 1
 
 
@@ -361,14 +361,14 @@ def test_a_file_that_decides_a_sample_is_part_of_its_run(kind: str, tmp_path: Pa
     """And of the unguided run where it decides that too; where the same is written again nothing changes."""
     cfg, file = SAMPLED[kind](tmp_path)
     cfg.outputs = str(tmp_path / "outputs")
-    job = jobs.prepare(cfg)
-    assert job.folder.path == jobs.place(cfg) and job.base is not None
+    job = preparation.prepare(cfg)
+    assert job.folder.path == identity.place(cfg) and job.base is not None
     file.touch()
-    again = jobs.prepare(cfg)
+    again = preparation.prepare(cfg)
     assert again.folder.path == job.folder.path and again.contents == job.contents
     _changed(file)
-    other = jobs.prepare(cfg)
-    assert other.folder.path == jobs.place(cfg) != job.folder.path and other.base is not None
+    other = preparation.prepare(cfg)
+    assert other.folder.path == identity.place(cfg) != job.folder.path and other.base is not None
     assert (other.base.folder.path != job.base.folder.path) == (kind in SHARED)
     assert contents.changed(job.contents, other.contents)
     tried("used")
@@ -436,15 +436,15 @@ JUDGED = {"reference": _pictures, "classes": _classes, "detections": _detections
 def test_a_file_that_decides_a_judgement_makes_another_one(kind: str, tmp_path: Path, tried: Callable[..., None]) -> None:
     cfg, file = JUDGED[kind](tmp_path)
     cfg.outputs = str(tmp_path / "outputs")
-    job = jobs.prepare(cfg)
+    job = preparation.prepare(cfg)
     before = judging.judged_by(job)
     file.touch()
-    assert judging.judged_by(jobs.prepare(cfg)) == before
+    assert judging.judged_by(preparation.prepare(cfg)) == before
     if file.name == "found.json":
         file.write_text(file.read_text().replace("0.5", "0.6"))
     else:
         _changed(file)
-    other = jobs.prepare(cfg)
+    other = preparation.prepare(cfg)
     assert judging.judged_by(other) != before and other.folder.path == job.folder.path
     tried("used")
 
@@ -453,7 +453,7 @@ def test_a_file_that_decides_a_judgement_makes_another_one(kind: str, tmp_path: 
 
 
 def made(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:
-    job = jobs.prepare(cfg)
+    job = preparation.prepare(cfg)
     experiment.run(job)
     return job.folder.path, job.folder.read_json("metrics.json")
 
@@ -544,7 +544,7 @@ def test_a_run_that_has_recorded_no_contents_is_read_and_says_so(tmp_path: Path,
 def test_a_file_that_changes_while_a_run_reads_it_ends_the_run(tmp_path: Path, tried: Callable[..., None]) -> None:
     cfg, file = _jsonl_picture(tmp_path)
     cfg.outputs, cfg.reference = str(tmp_path / "outputs"), "none"
-    job = jobs.prepare(cfg)
+    job = preparation.prepare(cfg)
     before = file.read_bytes()
     picture(file, 11)
     with pytest.raises(RunFailed, match=r"dataset \(tasks\) was changed while the run was at work"):
@@ -565,12 +565,12 @@ def test_an_audited_picture_that_is_blurred_keeps_a_score_of_the_same_network_al
     run, _ = made(cfg)
     records = (run / "records.jsonl").read_text()
     (run / "records.jsonl").write_text(records.replace('"blurred": false', '"blurred": true'))
-    job = jobs.prepare(cfg)
+    job = preparation.prepare(cfg)
     from guidedgen.runs import evaluate
 
     assert judging._recorded(job, evaluate.Images.of_run(job.folder)) == {"aesthetic", "other"}
     _changed(file)
-    job = jobs.prepare(cfg)
+    job = preparation.prepare(cfg)
     assert judging._recorded(job, evaluate.Images.of_run(job.folder)) == set()
 
 

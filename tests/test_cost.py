@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 
 from guidedgen.basics import cost
 from guidedgen.basics.cost import Ledger, peak_memory_mib, reset_peak_memory, wait_for
-from guidedgen.runs import config, experiment, jobs, report
+from guidedgen.runs import config, experiment, preparation, report
 
 
 class Clock:
@@ -238,7 +238,7 @@ def test_a_batch_is_timed_to_its_end_on_the_device_of_the_run(tmp_path: Path, mo
         "device=cpu",
     ]
     with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        job = jobs.prepare(compose("config", overrides=[f"outputs={tmp_path}", *options]))
+        job = preparation.prepare(compose("config", overrides=[f"outputs={tmp_path}", *options]))
     experiment.run(job)
     assert asked == [("reset", "cpu"), ("wait", "cpu")] * 2
     assert [record.seconds >= 60 / size for record, size in zip(job.folder.records().values(), (2, 2, 1), strict=True)] == [

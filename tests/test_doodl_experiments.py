@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from guidedgen.basics.errors import UsageError
 from guidedgen.lab.networks import WEIGHTS
-from guidedgen.runs import composition, config, experiment, jobs
+from guidedgen.runs import composition, config, experiment, preparation
 
 APPLICATIONS = ["text", "vocabulary", "aesthetic", "edit", "personalise"]
 LAB = ["model=lab", "zoo=lab", "metrics=lab", "dtype=float32"]  # in place of weights that are not here
@@ -41,7 +41,7 @@ def test_every_application_has_a_twin_in_the_lab() -> None:
 
 @pytest.mark.parametrize("name", APPLICATIONS)
 def test_every_application_makes_a_job(name: str, tmp_path: Path) -> None:
-    job = jobs.prepare(overlay(name, f"outputs={tmp_path}", *LAB, *BROUGHT[name]))
+    job = preparation.prepare(overlay(name, f"outputs={tmp_path}", *LAB, *BROUGHT[name]))
     assert job.method.needs.gradient and job.reward is not None and job.reward.differentiable
     assert len(job.grid) - 1 == 50
     assert (job.base is None) == (name == "edit")
@@ -51,7 +51,7 @@ def test_every_application_makes_a_job(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", APPLICATIONS)
 def test_every_twin_makes_a_job(name: str, tmp_path: Path) -> None:
     cfg, full = overlay(f"lab/{name}", f"outputs={tmp_path}"), overlay(name)
-    job = jobs.prepare(cfg)
+    job = preparation.prepare(cfg)
     assert cfg.model.name == "lab"
     assert job.method.needs.gradient and job.reward is not None and job.reward.differentiable
     assert cfg.method.process == ("edict" if name == "edit" else "ddim")  # DDIM is the better one in few steps
@@ -105,7 +105,7 @@ def test_doodl_is_run_as_the_paper_runs_it(name: str) -> None:
 
 def test_a_photo_is_asked_for() -> None:
     with pytest.raises(UsageError, match=r"^method\.source_image=photo\.jpg: cannot be read as an image .*No such file"):
-        jobs.prepare(overlay("edit", *LAB, "reward=aesthetic"))
+        preparation.prepare(overlay("edit", *LAB, "reward=aesthetic"))
 
 
 def test_what_guides_does_not_judge() -> None:
@@ -132,7 +132,7 @@ def test_a_twin_runs(name: str, tmp_path: Path) -> None:
     """The two that are given pictures, as briefly as can be."""
     less = {"edit": [], "personalise": ["dataset.images=['lab:night']", "dataset.prompts.limit=1", "samples_per_prompt=1"]}
     brief = ["scheduler.num_steps=2", "method.num_updates=1", "tracker=none", "reference=none", f"outputs={tmp_path}"]
-    metrics = experiment.run(jobs.prepare(overlay(f"lab/{name}", *brief, *less[name])))
+    metrics = experiment.run(preparation.prepare(overlay(f"lab/{name}", *brief, *less[name])))
     scores = {key: entry["value"] for key, entry in metrics["scores"].items()}
     if name == "edit":
         assert 0.2 < scores["ssim"] <= 1  # an inversion of two steps is drawn again nearly as it was

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from guidedgen.cli import command_line
 from guidedgen.lab.networks import WEIGHTS
-from guidedgen.runs import composition, config, experiment, jobs
+from guidedgen.runs import composition, config, experiment, preparation
 from guidedgen.studies import tables
 
 LAB = ["model=lab", "zoo=lab", "metrics=lab", "dtype=float32"]  # in place of weights that are not here
@@ -58,7 +58,7 @@ CASES = [
 @pytest.mark.parametrize(("table", "row"), CASES)
 def test_every_row_of_every_table_makes_a_job(table: str, row: str, tmp_path: Path) -> None:
     stand_in = [*LAB, *BY_TABLE.get(table, [])] if "/lab/" not in table else []
-    job = jobs.prepare(overlay(table, f"row={row}", f"outputs={tmp_path}", *stand_in))
+    job = preparation.prepare(overlay(table, f"row={row}", f"outputs={tmp_path}", *stand_in))
     assert job.cfg.table.row == row.split("/")[1]
     assert len(job.grid) - 1 == job.cfg.table["baseline_steps" if not job.cfg.table.code_range else "num_steps"]
     assert (job.base is None) == (row == "codex/base")
@@ -244,7 +244,9 @@ def test_a_run_says_which_row_it_is_and_what_is_printed_of_it(tmp_path: Path, mo
         "dtype=float32",
     ]
     judged = ["metrics=none", "+metrics.scorers.style_gram_vgg16.image=null", "reward=aesthetic"]
-    metrics = experiment.run(jobs.prepare(overlay("codex/lab/ti2i", "row=codex/sdedit", f"outputs={tmp_path}", *small, *judged)))
+    metrics = experiment.run(
+        preparation.prepare(overlay("codex/lab/ti2i", "row=codex/sdedit", f"outputs={tmp_path}", *small, *judged))
+    )
     assert (metrics["label"], metrics["reward"], metrics["published"]) == ("sdedit", "aesthetic", printed)
     assert 0 < metrics["scores"]["style_gram_vgg16"]["value"] <= 1
     (file,) = tmp_path.glob("codex_lab_ti2i/*/metrics.json")
@@ -263,6 +265,6 @@ def test_a_wrong_row_of_a_sweep_is_found_before_the_first_is_run(capsys: pytest.
 
     GlobalHydra.instance().clear()
     with pytest.raises(SystemExit) as left:
-        command_line.preflight(["-m", "experiment=codex/lab/aesthetic", "table.schedule=[0]", "device=cpu"], jobs.prepare)
+        command_line.preflight(["-m", "experiment=codex/lab/aesthetic", "table.schedule=[0]", "device=cpu"], preparation.prepare)
     assert left.value.code == 2
     assert "method.num_particles=" in capsys.readouterr().err

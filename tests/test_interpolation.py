@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from guidedgen.basics.errors import UsageError
 from guidedgen.lab.networks import WEIGHTS
-from guidedgen.runs import config, experiment, jobs, rejudging
+from guidedgen.runs import config, experiment, identity, preparation, rejudging
 from guidedgen.runs.store import RunFolder
 from guidedgen.runs.tracker import Tracker
 from guidedgen.studies import status, sweeps
@@ -94,10 +94,10 @@ def test_a_prompt_is_filled_in_once(tmp_path: Path, tried: Tried) -> None:
     ]:  # fmt: skip
         cfg = composed(f"outputs={tmp_path}", "method=base", "dataset=prompt")
         cfg.dataset.prompt = given_
-        assert [sample.task.prompt for sample in jobs.prepare(cfg).samples] == [prompt]
+        assert [sample.task.prompt for sample in preparation.prepare(cfg).samples] == [prompt]
         tried("used")
     with pytest.raises(UsageError, match=r"^\$\{b\}: no such key; for the text itself write \\\$\{b\}, or .*dataset=text"):
-        jobs.prepare(composed(f"outputs={tmp_path}", "dataset=prompt", 'dataset.prompt="a ${b}"'))
+        preparation.prepare(composed(f"outputs={tmp_path}", "dataset=prompt", 'dataset.prompt="a ${b}"'))
     tried("refused")
 
 
@@ -117,7 +117,7 @@ def test_a_run_its_base_and_its_judging_have_the_same_text(
         f"outputs={tmp_path}", "method=best_of_n", "method.num_particles=2", "reward=compressibility", "dataset=prompt",
         f'dataset.prompt="{ESCAPED}"', r'model.negative_prompt="\${device} blue"',
     ]  # fmt: skip
-    job = jobs.prepare(composed(*overrides))
+    job = preparation.prepare(composed(*overrides))
     seen: Tracker = Seen()
     object.__setattr__(job, "tracker", seen)
     experiment.run(job)
@@ -129,11 +129,11 @@ def test_a_run_its_base_and_its_judging_have_the_same_text(
         assert {record.prompt for record in folder.records().values()} == {TEXT}
         stored = config.read_whole(folder.path / "config.yaml")
         assert stored.dataset.prompt == TEXT
-        again = jobs.prepare(stored)
+        again = preparation.prepare(stored)
         assert (again.run_id, again.model.negative_prompt) == (folder.path.name.rpartition("-")[2], "${device} blue")
 
-    again = jobs.prepare(composed(*overrides))
-    assert again.folder.path == job.folder.path == jobs.place(composed(*overrides))
+    again = preparation.prepare(composed(*overrides))
+    assert again.folder.path == job.folder.path == identity.place(composed(*overrides))
     capsys.readouterr()
     experiment.run(again)
     assert "already done" in capsys.readouterr().out
@@ -151,7 +151,7 @@ def test_the_runs_of_a_sweep_have_it_too(tmp_path: Path) -> None:
     sweep = sweeps.runs(
         [*QUICK, f"outputs={tmp_path}", "method=base", "dataset=prompt", rf'dataset.prompt="{ESCAPED}","a \${{x}}"']
     )
-    single = [jobs.place(composed(f"outputs={tmp_path}", "method=base", "dataset=prompt", f'dataset.prompt="{prompt}"'))
+    single = [identity.place(composed(f"outputs={tmp_path}", "method=base", "dataset=prompt", f'dataset.prompt="{prompt}"'))
               for prompt in (ESCAPED, r"a \${x}")]  # fmt: skip
     assert [run.folder for run in sweep] == single
 
@@ -161,7 +161,7 @@ def test_what_a_file_holds_is_never_filled_in(tmp_path: Path, tried: Tried) -> N
     lines = ["a ${seed} circle", r"a \${seed} circle", "${oc.env:HOME}", "${"]
     (tmp_path / "x.txt").write_text("\n".join(lines))
     cfg = composed(f"outputs={tmp_path}", "method=base", "dataset=text", f"dataset.path={tmp_path}/x.txt")
-    experiment.run(job := jobs.prepare(cfg))
+    experiment.run(job := preparation.prepare(cfg))
     assert [sample.task.prompt for sample in job.samples] == lines
     assert {record.prompt for record in RunFolder(job.folder.path).records().values()} == set(lines)
     tried("used", len(lines))
@@ -169,12 +169,12 @@ def test_what_a_file_holds_is_never_filled_in(tmp_path: Path, tried: Tried) -> N
 
 @needs_lab
 def test_templates_of_rewards_and_of_learning_are_texts_too(tmp_path: Path, tried: Tried) -> None:
-    job = jobs.prepare(
+    job = preparation.prepare(
         composed(f"outputs={tmp_path}", "method=best_of_n", "reward=blip2", r'reward.template="\${prompt}, \$ {prompt}"')
     )
     assert job.reward.template == r"${prompt}, \$ {prompt}"  # type: ignore[union-attr]
     cfg = composed(f"outputs={tmp_path}", "method=adjoint_tuning", "scheduler=ddim", r'method.target="\${seed} {prompt}"')
-    originals = jobs.prepare(cfg).originals
+    originals = preparation.prepare(cfg).originals
     assert originals is not None and all(sample.task.prompt.startswith("${seed} ") for sample in originals.samples)
     tried("used", 2)
 
@@ -185,9 +185,9 @@ def test_a_negative_prompt_is_checked_as_prompts_are(text: str, tmp_path: Path, 
     cfg = composed(f"outputs={tmp_path}", "method=base")
     cfg.model.negative_prompt = text
     if text == "\\a":
-        assert jobs.prepare(cfg).model.negative_prompt == text
+        assert preparation.prepare(cfg).model.negative_prompt == text
         tried("used")
         return
     with pytest.raises(UsageError, match="^model.negative_prompt=.*(holds|shows nothing)"):
-        jobs.prepare(cfg)
+        preparation.prepare(cfg)
     tried("refused")

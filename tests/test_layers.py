@@ -38,7 +38,7 @@ ALLOWED = {
 # Packages, and the only rooms or modules that may import them; any other package needs a row and a line in pyproject.toml.
 PACKAGES = {
     "torch": {*BELOW} - {"datasets"} | {
-        "runs.contents", "runs.evaluate", "runs.experiment", "runs.jobs", "runs.judging", "runs.learning", "runs.options",
+        "runs.blurring", "runs.contents", "runs.evaluate", "runs.experiment", "runs.checks", "runs.identity", "runs.preparation", "runs.judging", "runs.learning", "runs.options",
         "runs.sampling", "studies.sweeps", "cli.fetching",
     },
     "numpy": {"basics", "metrics", "lab", "runs.evaluate", "runs.report"},

@@ -16,7 +16,8 @@ from guidedgen.basics.errors import Stopped, UsageError
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.methods.adjoint_tuning import AdjointTuning
 from guidedgen.models import tuning
-from guidedgen.runs import config, experiment, jobs, learning
+from guidedgen.runs import config, experiment, learning, preparation
+from guidedgen.runs.job import Job
 
 pytestmark = pytest.mark.skipif(not (WEIGHTS / "generator" / "model_index.json").exists(), reason="the lab's weights are missing")
 
@@ -25,14 +26,14 @@ TUNING = [
     "method.num_updates=4", "method.samples_per_update=1", "method.noises_per_prompt=2", "method.prompts.limit=1", "method.save_every=1",
     "method.lr=0.05", "method.rank=1",
 ]  # fmt: skip
-Job = Callable[..., jobs.Job]
+Job = Callable[..., Job]
 
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    def make(*overrides: str, outputs: str = "a") -> jobs.Job:
+    def make(*overrides: str, outputs: str = "a") -> Job:
         with initialize_config_dir(str(config.CONF), version_base="1.3"):
-            return jobs.prepare(compose("config", overrides=[f"outputs={tmp_path / outputs}", *overrides]))
+            return preparation.prepare(compose("config", overrides=[f"outputs={tmp_path / outputs}", *overrides]))
 
     return make
 

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from guidedgen.cli import command_line, usage
 from guidedgen.lab.networks import WEIGHTS
-from guidedgen.runs import config, experiment, jobs
+from guidedgen.runs import config, experiment, preparation
 
 METHODS = sorted(path.stem for path in (config.CONF / "method").glob("*.yaml"))
 OVERLAYS = sorted(path.relative_to(config.CONF / "experiment").with_suffix("").as_posix() for path in config.CONF.rglob("experiment/**/*.yaml"))  # fmt: skip
@@ -34,7 +34,7 @@ def lab_weights() -> None:
 @pytest.mark.parametrize("model", [[], STABLE_DIFFUSION], ids=["lab", "stable diffusion"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_alone_passes_every_check(method: str, model: list[str], tmp_path: Path) -> None:
-    command_line.preflight([f"method={method}", *model, f"outputs={tmp_path}"], jobs.prepare)  # else SystemExit
+    command_line.preflight([f"method={method}", *model, f"outputs={tmp_path}"], preparation.prepare)  # else SystemExit
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -51,7 +51,7 @@ def test_a_method_alone_runs_on_the_lab(method: str, tmp_path: Path) -> None:
     with_defaults = composed(
         f"method={method}", "dataset.limit=1", "metrics=none", "tracker=none", "device=cpu", f"outputs={tmp_path}"
     )
-    job = jobs.prepare(with_defaults)
+    job = preparation.prepare(with_defaults)
     metrics = experiment.run(job)
     assert job.folder.done and len(job.folder.records()) == 1 and not job.folder.failures()
     if method != "base":
@@ -68,7 +68,7 @@ def test_a_method_alone_runs_on_the_lab(method: str, tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_on_the_lab_doodl_takes_the_process_that_other_options_need(options: list[str], process: str, tmp_path: Path) -> None:
-    job = jobs.prepare(composed("method=doodl", *options, "tracker=none", "device=cpu", f"outputs={tmp_path}"))
+    job = preparation.prepare(composed("method=doodl", *options, "tracker=none", "device=cpu", f"outputs={tmp_path}"))
     assert job.method.process == process
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from guidedgen.basics import images
 from guidedgen.basics.noise import Noise
 from guidedgen.basics.tasks import Task
-from guidedgen.methods.problem import Crops, Problem
+from guidedgen.methods.problem import Problem
+from guidedgen.methods.views import Crops
 from guidedgen.models.gaussian import GaussianDenoiser, GaussianMixture
 from guidedgen.process import Scheduler
 from guidedgen.process.grid import NoiseSchedule, tail

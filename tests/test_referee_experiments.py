@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.methods.blip_inversion import BlipInversion
 from guidedgen.rewards.augmented import Augmented
-from guidedgen.runs import composition, config, jobs
+from guidedgen.runs import composition, config, preparation
 
 ROWS = ["codex/base", "referee/distill_only", "referee/referee_only", "referee/full", "codex/greedy", "referee/doodl"]
 ABLATIONS = ["augmentations", "distillation", "balance", "average", "noise", "guidance", "several"]
@@ -37,7 +37,7 @@ def overlay(name: str, *overrides: str) -> DictConfig:
 @pytest.mark.parametrize("name", ["compbench", "lab/compbench"])
 def test_every_row_makes_a_job(name: str, row: str, tmp_path: Path) -> None:
     stand_in = LAB if name == "compbench" else []
-    job = jobs.prepare(overlay(name, f"outputs={tmp_path}", f"row={row}", *stand_in))
+    job = preparation.prepare(overlay(name, f"outputs={tmp_path}", f"row={row}", *stand_in))
     guides = row not in ("codex/base", "referee/distill_only")
     assert job.method.needs.reward == guides and (job.base is None) == (row == "codex/base")
     if row.startswith("referee/") and not row.endswith("doodl"):
@@ -64,7 +64,7 @@ def test_every_value_of_an_ablation_makes_another_run(name: str) -> None:
 
 
 def test_the_augmented_loss_is_of_copies_as_those_that_guide(tmp_path: Path) -> None:
-    job = jobs.prepare(overlay("lab/augmentations", f"outputs={tmp_path}", "table.copies=15"))
+    job = preparation.prepare(overlay("lab/augmentations", f"outputs={tmp_path}", "table.copies=15"))
     scorer = job.scorers["blip2_augmented"]
     assert isinstance(scorer, Augmented) and isinstance(job.method, BlipInversion)
     assert scorer.augmentations == job.method.augmentations and job.method.mode == "referee_only"
@@ -91,7 +91,8 @@ def test_several_referees_are_blip2_and_another(tmp_path: Path) -> None:
     assert config.published(overlay("several"))["blip_vqa"] == 0.8162
     assert config.published(overlay("several", "reward.weights.vqa=1")) == {}
     alone, both = (
-        jobs.prepare(overlay("lab/several", f"outputs={tmp_path}", f"reward.weights.vqa={weight}")).reward for weight in (0, 1)
+        preparation.prepare(overlay("lab/several", f"outputs={tmp_path}", f"reward.weights.vqa={weight}")).reward
+        for weight in (0, 1)
     )
     assert alone is not None and alone.networks == ("lab-blip2",)
     assert both is not None and both.networks == ("lab-blip2", "lab-vqa")

@@ -15,6 +15,7 @@ from guidedgen.basics.tasks import Task
 from guidedgen.basics.vision_language import QFormer
 from guidedgen.gradients.memory import Alive
 from guidedgen.methods.problem import Problem
+from guidedgen.methods.views import RandomCopies
 from guidedgen.zoo.blip2 import LENGTH, _losses
 
 GIB = 2**30
@@ -83,7 +84,7 @@ def peak(copies: int, batch_size: int, pictures: int = 1, decode: Callable[[Tens
     with WITHOUT_CONTENT:
         x_0 = torch.zeros(pictures, 1, 4, side, side)
     with Alive() as alive:
-        problem.score_copies(x_0, Same(count=copies), problem.noise)
+        problem.score_and_gradient(x_0, RandomCopies(Same(count=copies), problem.noise))
     return alive.peak
 
 

@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 
 from guidedgen.basics.errors import UsageError
 from guidedgen.lab.networks import WEIGHTS
-from guidedgen.runs import config, experiment, jobs, rejudging
+from guidedgen.runs import config, experiment, preparation, rejudging
+from guidedgen.runs.job import Job
 from guidedgen.runs.store import RunFolder
 from guidedgen.studies import page, tables
 
@@ -21,9 +22,9 @@ OPTIONS = ["method=best_of_n", "method.num_particles=2", "reward=clip_text", "me
 pytestmark = pytest.mark.skipif(not (WEIGHTS / "generator" / "model_index.json").exists(), reason="the lab's weights are missing")
 
 
-def prepared(outputs: Path) -> jobs.Job:
+def prepared(outputs: Path) -> Job:
     with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        return jobs.prepare(compose("config", overrides=[*OPTIONS, f"outputs={outputs}"]))
+        return preparation.prepare(compose("config", overrides=[*OPTIONS, f"outputs={outputs}"]))
 
 
 @pytest.fixture(scope="module")

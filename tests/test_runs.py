@@ -24,7 +24,8 @@ from guidedgen.lab.networks import WEIGHTS
 from guidedgen.metrics.frechet import frechet_distance
 from guidedgen.models import stable_diffusion
 from guidedgen.models.stable_diffusion import StableDiffusion
-from guidedgen.runs import config, experiment, jobs, rejudging, sampling
+from guidedgen.runs import config, experiment, preparation, rejudging, sampling
+from guidedgen.runs.job import Job
 from guidedgen.runs.store import RunFolder
 from guidedgen.zoo.inception import LabInception
 
@@ -73,19 +74,19 @@ Run = Callable[..., tuple[Path, Mapping[str, Any]]]
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Callable[..., jobs.Job]:
+def job(tmp_path: Path) -> Callable[..., Job]:
     """A prepared job in a folder of its own; overrides as on the command line."""
 
-    def make(*overrides: str, method: str = "code") -> jobs.Job:
+    def make(*overrides: str, method: str = "code") -> Job:
         given = [f"outputs={tmp_path}", f"method={method}", *QUICK, *QUICK_METHOD[method], *overrides]
         with initialize_config_dir(str(config.CONF), version_base="1.3"):
-            return jobs.prepare(compose("config", overrides=given))
+            return preparation.prepare(compose("config", overrides=given))
 
     return make
 
 
 @pytest.fixture
-def run(job: Callable[..., jobs.Job]) -> Run:
+def run(job: Callable[..., Job]) -> Run:
     def go(*overrides: str, method: str = "code") -> tuple[Path, Mapping[str, Any]]:
         made = job(*overrides, method=method)
         return made.folder.path, experiment.run(made)
@@ -121,7 +122,7 @@ def figures(folder: Path) -> dict[str, float]:
     return dict(flat(json.loads((folder / "metrics.json").read_text()), ""))
 
 
-def test_prompts_are_measured_once(job: Callable[..., jobs.Job]) -> None:
+def test_prompts_are_measured_once(job: Callable[..., Job]) -> None:
     """Not by the run and its unguided one, nor when the command line is checked and again when it is run."""
     before = stable_diffusion._token_counts.cache_info().misses
     for _ in range(2):
@@ -268,7 +269,7 @@ def test_order_does_not_change_images(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_picture_that_samples_share_is_encoded_once(
-    job: Callable[..., jobs.Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every sample starts from its own task's reference, as it does alone."""
     names = ["night", "mosaic", "night"]
@@ -493,7 +494,7 @@ def test_distances_to_each_class_are_those_of_its_pictures(run: Run) -> None:
     assert found["classes"] == 2 and not found["shares_guide"]
 
 
-def test_a_feature_network_sees_each_picture_once(job: Callable[..., jobs.Job], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_feature_network_sees_each_picture_once(job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
     """Fid, Kid and the distances to classes are of one network's features."""
     seen: list[int] = []
     forward = LabInception.__call__
@@ -509,6 +510,6 @@ def test_a_feature_network_sees_each_picture_once(job: Callable[..., jobs.Job], 
 
 
 @pytest.mark.parametrize("override", ["samples_per_prompt=1", "reference=none"])
-def test_distances_to_classes_need_a_base_and_two_pictures(job: Callable[..., jobs.Job], override: str) -> None:
+def test_distances_to_classes_need_a_base_and_two_pictures(job: Callable[..., Job], override: str) -> None:
     with pytest.raises(UsageError, match=f"^{override}: metrics.per_class"):
         job("samples_per_prompt=2", PER_CLASS, override)

@@ -17,7 +17,8 @@ from omegaconf import OmegaConf
 
 from guidedgen.basics.errors import UsageError
 from guidedgen.lab.networks import WEIGHTS
-from guidedgen.runs import config, experiment, jobs, rejudging, sampling
+from guidedgen.runs import config, experiment, preparation, rejudging, sampling
+from guidedgen.runs.job import Job
 from guidedgen.runs.shards import Shard, find_shard
 from guidedgen.runs.store import RunFolder
 
@@ -103,9 +104,9 @@ def test_shares_are_even_and_make_the_whole(count: int, size: int) -> None:
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def prepared(folder: Path, *overrides: str) -> jobs.Job:
+def prepared(folder: Path, *overrides: str) -> Job:
     with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        return jobs.prepare(compose("config", overrides=[f"outputs={folder}", *QUICK, *overrides]))
+        return preparation.prepare(compose("config", overrides=[f"outputs={folder}", *QUICK, *overrides]))
 
 
 def kept(folder: Path) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from guidedgen.basics.errors import UsageError
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.process.flow import FlowChain
-from guidedgen.runs import composition, config, experiment, jobs
+from guidedgen.runs import composition, config, experiment, preparation
 
 ROWS = ("adjoint/eq_4", "adjoint/eq_10")
 
@@ -44,7 +44,7 @@ def test_it_sweeps_both_odes_by_both_solvers_at_the_paper_s_calls() -> None:
 @pytest.mark.parametrize("calls", [10, 20, 50])
 def test_every_row_takes_the_calls_it_says(row: str, solver: str, calls: int, tmp_path: Path) -> None:
     """Adams' method takes six more than it has steps, for Runge and Kutta's first two."""
-    job = jobs.prepare(overlay(row, f"method.gradients.solver={solver}", f"table.calls='{calls}'", f"outputs={tmp_path}"))
+    job = preparation.prepare(overlay(row, f"method.gradients.solver={solver}", f"table.calls='{calls}'", f"outputs={tmp_path}"))
     chain = FlowChain(denoise=lambda x_t, t: x_t, grid=job.grid, schedule=job.model.schedule)
     assert len(chain) + (6 if solver == "explicit_adams" else 0) == calls
     times = [point.t for point in job.grid]
@@ -64,18 +64,18 @@ def test_the_rows_differ_in_the_ode_alone() -> None:
 def test_the_fine_solution_comes_first(tmp_path: Path) -> None:
     cfg = compose("config", overrides=["experiment=adjoint/lab/solvers", "device=cpu", f"outputs={tmp_path}"])
     with pytest.raises(UsageError, match=f"^reference={tmp_path}/adjoint_lab_fine: no such folder"):
-        jobs.prepare(cfg)
+        preparation.prepare(cfg)
 
 
 @pytest.mark.skipif(not (WEIGHTS / "generator" / "model_index.json").exists(), reason="the lab's weights are missing")
 def test_it_runs_and_errors_are_of_the_same_pictures(tmp_path: Path) -> None:
     brief = ["dataset.limit=1", "samples_per_prompt=1", f"outputs={tmp_path}", "metrics=none"]
-    experiment.run(jobs.prepare(overlay("adjoint/fine", "study=fine", "scheduler.num_steps=7", *brief)))
+    experiment.run(preparation.prepare(overlay("adjoint/fine", "study=fine", "scheduler.num_steps=7", *brief)))
     (fine,) = tmp_path.glob("fine/*")
     errors = {}
     for row in ROWS:
         run = overlay(row, "method.gradients.solver=explicit_adams", "table.calls='10'", f"reference={fine}", *brief)
-        metrics = experiment.run(jobs.prepare(run))
+        metrics = experiment.run(preparation.prepare(run))
         errors[row] = metrics["distances"]["rmse"]["value"]
         assert (metrics["cost"]["nfe"], metrics["cost"]["nfe_backward"], metrics["base_cost"]["nfe"]) == (10, 0, 24)
     assert 0.001 < errors["adjoint/eq_10"] < errors["adjoint/eq_4"] < 0.05  # other pictures are 0.1 and more away

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from guidedgen.basics.errors import UsageError
 from guidedgen.cli import command_line
 from guidedgen.lab.networks import WEIGHTS
-from guidedgen.runs import composition, config, jobs, objective, options
+from guidedgen.runs import composition, config, objective, options, preparation
 from guidedgen.studies import sweeps
 
 trained = pytest.mark.skipif(not (WEIGHTS / "generator" / "model_index.json").exists(), reason="the lab's weights are missing")
@@ -107,7 +107,7 @@ def test_files_are_read_once_where_every_value_is_checked(readings: list[list[st
 def test_options_that_do_not_go_together_are_found_before_the_first_run(capsys: pytest.CaptureFixture[str]) -> None:
     """Each of them goes with the others' first."""
     with pytest.raises(SystemExit) as left:
-        command_line.preflight(["-m", "method=code,mpgd", "seed=0,1", "reward=aesthetic,compressibility"], jobs.prepare)
+        command_line.preflight(["-m", "method=code,mpgd", "seed=0,1", "reward=aesthetic,compressibility"], preparation.prepare)
     assert left.value.code == 2
     assert "reward=compressibility has no gradient and method=mpgd needs one" in capsys.readouterr().err
 
@@ -127,7 +127,7 @@ def test_a_run_s_folder_is_the_one_it_will_write_to(tmp_path: Path) -> None:
     assert [folder.name.split("-")[:2] for folder in found] == [["base", "none"]] * 2 + [["code", "aesthetic"]] * 2
     with initialize_config_dir(str(config.CONF), version_base="1.3"):
         cfg = compose("config", overrides=[f"outputs={tmp_path}", "study=s", "method=code", "seed=1", "tracker=none"])
-    assert found[3] == jobs.prepare(cfg).folder.path
+    assert found[3] == preparation.prepare(cfg).folder.path
 
 
 SWEEPS = [
@@ -176,10 +176,10 @@ def test_a_sweep_over_seeds_is_planned_at_the_cost_of_one(tmp_path: Path, monkey
 
         monkeypatch.setattr(room, name, count)
 
-    counted(jobs, "_prepare")
+    counted(preparation, "_prepare")
     counted(options, "settled")
     sweep = [f"outputs={tmp_path}", "tracker=none", "method=base,code,codex", "seed=range(0,10)"]
-    command_line.preflight(["-m", *sweep], jobs.prepare)
+    command_line.preflight(["-m", *sweep], preparation.prepare)
     assert calls["_prepare"] == 5  # each method, and for two of them the unguided run
     calls["settled"] = 0
     assert len(set(sweeps.folders(sweeps.runs(sweep)))) == 30
@@ -189,7 +189,7 @@ def test_a_sweep_over_seeds_is_planned_at_the_cost_of_one(tmp_path: Path, monkey
 @pytest.mark.parametrize("seeds", ["0,1,-1", "0,1,x", "0,1.5", "0,null"])
 def test_every_value_is_checked_all_the_same(seeds: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
-        command_line.preflight(["-m", f"outputs={tmp_path}", "tracker=none", f"seed={seeds}"], jobs.prepare)
+        command_line.preflight(["-m", f"outputs={tmp_path}", "tracker=none", f"seed={seeds}"], preparation.prepare)
     assert left.value.code == 2 and "guidedgen: seed=" in capsys.readouterr().err
 
 

@@ -34,8 +34,9 @@ from guidedgen.gradients import GradientEngine
 from guidedgen.gradients.reversible import Reversible
 from guidedgen.methods import Needs, Observer, ignore
 from guidedgen.methods.guidance import check_counts
-from guidedgen.methods.problem import Crops, Problem
-from guidedgen.methods.whole_chain import Best, draw_crops, walked
+from guidedgen.methods.problem import Problem
+from guidedgen.methods.views import Crops, draw_crops
+from guidedgen.methods.whole_chain import Best, walked
 from guidedgen.process.flow import FlowChain, OdeChain, TimeChain
 
 

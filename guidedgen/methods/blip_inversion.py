@@ -33,6 +33,7 @@ from guidedgen.basics.noise import Noise, stream
 from guidedgen.methods import Needs, Observer, ignore
 from guidedgen.methods.guidance import check_counts
 from guidedgen.methods.problem import Problem
+from guidedgen.methods.views import RandomCopies
 from guidedgen.methods.whole_chain import Best
 from guidedgen.process.formulas import add_noise
 
@@ -125,14 +126,14 @@ class BlipInversion:
     def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
         z = problem.noise.draw(1, problem.latent_shape)
         average, best = z.clone(), Best()
-        eps, added, views = (problem.noise.fork(name) for name in ("distillation", "latent noise", "augmentations"))
+        eps, added, drawn = (problem.noise.fork(name) for name in ("distillation", "latent noise", "augmentations"))
         times = stream("score distillation").integers(*self._times(problem), size=self.num_iterations)
         optimizer = (torch.optim.SGD if self.optimizer == "sgd" else torch.optim.Adam)([z], lr=1.0)
         for i in range(self.num_iterations):
             weight = cosine(self.distill_weight, i, self.num_iterations)
             distilled = weight * self._distillation(problem, z, int(times[i]), eps)
             if i < self._refereed:
-                rewards, gradient = problem.score_copies(z, self.augmentations, views)
+                rewards, gradient = problem.score_and_gradient(z, self._copies(drawn))
                 best.see(z.clone(), rewards[:, 0])
                 observe("update", i, {"rewards": rewards[:, 0], "distillation": _norm(distilled).flatten()})
                 size = _norm(distilled) if self.mode == "full" else weight * _unit(z)
@@ -172,6 +173,10 @@ class BlipInversion:
         predicted = problem.denoise(add_noise(z, eps, point), point, self.distill_scale)
         h, w = z.shape[-2:]
         return 2 * (predicted - eps) / (h * w)
+
+    def _copies(self, noise: Noise) -> RandomCopies | None:
+        """The next copies of every picture, where there are any: else it is scored itself."""
+        return RandomCopies(self.augmentations, noise) if self.augmentations.count else None
 
     def _restarts(self, i: int) -> bool:
         """Whether z is set to its average after the i-th iteration, counted from 1."""

@@ -33,7 +33,8 @@ from guidedgen.gradients.reversible import Reversible
 from guidedgen.methods import Needs, Observer, ignore
 from guidedgen.methods.guidance import check_counts
 from guidedgen.methods.problem import Problem
-from guidedgen.methods.whole_chain import Best, draw_crops, walked
+from guidedgen.methods.views import draw_crops
+from guidedgen.methods.whole_chain import Best, walked
 from guidedgen.process.chains import EdictChain, State, walk
 from guidedgen.process.flow import FlowChain
 

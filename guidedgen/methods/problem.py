@@ -6,38 +6,16 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from guidedgen.basics import images
-from guidedgen.basics.augment import Augmentations, Copies
 from guidedgen.basics.noise import Noise
 from guidedgen.basics.tasks import Task
+from guidedgen.methods.views import Reduction, Views
 from guidedgen.process import Denoiser, Scheduler
 from guidedgen.process.formulas import add_noise
 from guidedgen.process.grid import Grid, NoiseSchedule, Point
-
-Reduction = Literal["mean", "best"]
-
-
-class View(Protocol):
-    """Views of pictures."""
-
-    def __call__(self, pictures: Tensor, own: Tensor, which: Tensor) -> Tensor:
-        """k 3 H W, their rows (k) among all pictures, and which of their views (v) -> k v 3 h w, the first two axes as one."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Crops:
-    """Square crops v of every picture, by which it is scored. A box is (side, top, left): the side as a share of the picture's
-    shorter one, top and left as shares of the room that is left; all crops are averaged to the size of the `smallest`.
-    """
-
-    boxes: Tensor  # b n v 3, in [0, 1]
-    smallest: float
-    reduction: Reduction
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,18 +59,13 @@ class Problem:
             values = [self._reward(rows, tasks) for rows, tasks in self._chunks(x_0)]
         return torch.cat(values).unflatten(0, x_0.shape[:2])
 
-    def score_and_gradient(self, x_0: Tensor, crops: Crops | None = None) -> tuple[Tensor, Tensor]:
+    def score_and_gradient(self, x_0: Tensor, views: Views | None = None) -> tuple[Tensor, Tensor]:
         """Rewards (b n) of clean latents and their gradients by them (b n c h w), back through reward and decoder.
 
-        With crops it is they that are scored, each as a picture of its own and a row of `batch_size`.
+        With views it is they that are scored, each as a picture of its own and a row of `batch_size`.
         """
-        if crops is not None:
-            boxes = crops.boxes.flatten(0, 1)  # k v 3
-
-            def cropped(pictures: Tensor, own: Tensor, which: Tensor) -> Tensor:
-                return images.crop(pictures, boxes[own][:, which], crops.smallest).flatten(0, 1)
-
-            return self._score_views(x_0, boxes.shape[1], cropped, crops.reduction)
+        if views is not None:
+            return self._score_views(x_0, views)
         values, gradients = [], []
         for rows, tasks in self._chunks(x_0):
             with torch.enable_grad():
@@ -105,25 +78,8 @@ class Problem:
             gradients.append(gradient)
         return torch.cat(values).unflatten(0, x_0.shape[:2]), torch.cat(gradients).unflatten(0, x_0.shape[:2])
 
-    def score_copies(self, x_0: Tensor, augmentations: Augmentations, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Rewards of clean latents (b 1 c h w) as `score_and_gradient` gives them, each the mean of those of a picture's copies.
-
-        The copies are the next that `augmentations` draws from `noise`; where it has none, pictures are scored themselves.
-        """
-        if not augmentations.count:
-            return self.score_and_gradient(x_0)
-        copies: Copies | None = None
-
-        def copied(pictures: Tensor, own: Tensor, which: Tensor) -> Tensor:
-            nonlocal copies
-            copies = copies or augmentations.draw(noise, *pictures.shape[-2:])
-            v = len(which)
-            return copies(pictures.repeat_interleave(v, 0), own.repeat_interleave(v), which.repeat(len(own)))
-
-        return self._score_views(x_0, augmentations.count, copied, "mean")
-
-    def _score_views(self, x_0: Tensor, count: int, view: View, reduction: Reduction) -> tuple[Tensor, Tensor]:
-        """Rewards of clean latents (b n c h w) and their gradients, each the mean, or the best, of `count` views of its picture.
+    def _score_views(self, x_0: Tensor, views: Views) -> tuple[Tensor, Tensor]:
+        """The same of latents whose pictures are scored by views.
 
         Every picture is decoded once; the graphs of at most `batch_size` views are held at once, and of the decoding of those
         pictures alone that they are of.
@@ -131,18 +87,18 @@ class Problem:
         values: list[Tensor] = []
         gradients: list[Tensor] = []
         latents = x_0.flatten(0, 1)
-        for own in torch.arange(len(latents)).split(max(1, self.batch_size // count)):
+        for own in torch.arange(len(latents)).split(max(1, self.batch_size // views.count)):
             with torch.enable_grad():
                 rows = latents[own].detach().requires_grad_()
                 pictures = self.decode(rows)
             tasks = [self.tasks[i // x_0.shape[1]] for i in own.tolist()]
             parts = [
-                self._viewed_reward(pictures.detach(), tasks, functools.partial(view, own=own, which=which), reduction)
-                for which in torch.arange(count).split(self.batch_size)
+                self._viewed_reward(pictures.detach(), tasks, functools.partial(views, own=own, which=which), views.reduction)
+                for which in torch.arange(views.count).split(self.batch_size)
             ]
             rewards, by_pictures = (torch.stack(part) for part in zip(*parts, strict=True))
-            if reduction == "mean":
-                rewards, by_pictures = rewards.sum(0) / count, by_pictures.sum(0) / count
+            if views.reduction == "mean":
+                rewards, by_pictures = rewards.sum(0) / views.count, by_pictures.sum(0) / views.count
             else:
                 best = rewards.argmax(0), torch.arange(len(own), device=rewards.device)
                 rewards, by_pictures = rewards[best], by_pictures[best]

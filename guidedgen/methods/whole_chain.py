@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from guidedgen.basics.noise import Noise
 from guidedgen.methods import Observer
-from guidedgen.methods.problem import Crops, Problem
+from guidedgen.methods.problem import Problem
 
 
 class Best:
@@ -27,20 +24,6 @@ class Best:
         self.stalled = 0 if better.any() else self.stalled + 1
         self.x_0 = torch.where(better[:, None, None, None, None], x_0, self.x_0)
         self.rewards = torch.where(better, rewards, self.rewards)
-
-
-def draw_crops(
-    noise: Noise, pictures: int, *, count: int, power: float, smallest: float, reduction: Literal["mean", "best"]
-) -> Crops | None:
-    """New crops for so many pictures of every sample, or None where `count` is 0: DOODL's (salesforce/DOODL, doodl.py:166-188).
-
-    They are squares whose side is U^power, scaled to between `smallest` and 1 of the picture's; all are averaged to the smallest.
-    """
-    if not count:
-        return None
-    numbers = noise.uniform(pictures * count * 3).unflatten(1, (pictures, count, 3))
-    side = numbers[..., :1] ** power * (1 - smallest) + smallest
-    return Crops(boxes=torch.cat([side, numbers[..., 1:]], -1), smallest=smallest, reduction=reduction)
 
 
 def walked(problem: Problem, observe: Observer) -> None:

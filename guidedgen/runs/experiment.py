@@ -21,7 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from guidedgen.basics.errors import Stopped, UsageError
 from guidedgen.runs import config, judging, learning, objective, report, sampling
-from guidedgen.runs.jobs import Job, prepare
+from guidedgen.runs.job import Job
+from guidedgen.runs.preparation import prepare
 from guidedgen.runs.store import RunFailed, check_writable
 
 

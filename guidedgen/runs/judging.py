@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 
 from guidedgen.runs import config, contents, evaluate, learning, report, sampling
-from guidedgen.runs.jobs import Job
+from guidedgen.runs.job import Job
 from guidedgen.runs.store import RunFailed, RunFolder
 
 

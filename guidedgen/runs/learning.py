@@ -23,7 +23,7 @@ from guidedgen.methods import Learner
 from guidedgen.methods.problem import Problem
 from guidedgen.models import tuning
 from guidedgen.runs import report, sampling
-from guidedgen.runs.jobs import Job
+from guidedgen.runs.job import Job
 
 FOLDER = "learned"
 _Found = TypeVar("_Found")

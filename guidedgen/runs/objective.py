@@ -10,7 +10,7 @@ from guidedgen.basics.errors import UsageError
 from guidedgen.runs import config
 
 if TYPE_CHECKING:
-    from guidedgen.runs.jobs import Job
+    from guidedgen.runs.job import Job
 
 
 def check(job: Job) -> None:

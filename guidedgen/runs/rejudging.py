@@ -13,7 +13,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from guidedgen.basics.errors import UsageError
 from guidedgen.basics.tasks import Sample, Task
 from guidedgen.runs import composition, config, contents, evaluate, judging, sampling
-from guidedgen.runs.jobs import Job, prepare, stored_unguided
+from guidedgen.runs.identity import stored_unguided
+from guidedgen.runs.job import Job
+from guidedgen.runs.preparation import prepare
 from guidedgen.runs.store import RunFolder
 
 # What of a stored run's config may change when it is judged again: groups, and keys. All else has made its pictures.

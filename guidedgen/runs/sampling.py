@@ -23,8 +23,9 @@ from guidedgen.basics.noise import Noise
 from guidedgen.basics.tasks import Sample, Task
 from guidedgen.methods.problem import Problem
 from guidedgen.process.grid import Grid, tail
-from guidedgen.runs import report
-from guidedgen.runs.jobs import Job, check_unchanged
+from guidedgen.runs import blurring, report
+from guidedgen.runs.identity import check_unchanged
+from guidedgen.runs.job import Job
 from guidedgen.runs.store import Record, RunFailed
 
 _HOPELESS = 10  # a run whose first samples all fail, so many of them, is broken: it ends instead of failing with all the rest
@@ -102,7 +103,7 @@ def _outcomes(
     that raise alone. Samples do not depend on their neighbours but by the rounding of batched kernels, so that in smaller batches
     the same images come out, to a level or two of 255: to the byte those of that batch_size.
     """
-    queue, flagged, again, small, raised = collections.deque(batches), _flagged(job), False, False, False
+    queue, flagged, again, small, raised = collections.deque(batches), blurring.flagged_unguided(job), False, False, False
     while queue:
         batch, full = queue.popleft(), False
         try:
@@ -262,7 +263,7 @@ def _sample(job: Job, batch: Sequence[Sample], flagged: Collection[str], advance
             yield Outcome(sample=sample, record=record)
             continue
         yield Outcome(
-            sample=sample, record=record, trace=traces[i], image=_blurred(pictures[i]) if blurred else pictures[i],
+            sample=sample, record=record, trace=traces[i], image=blurring.blurred(pictures[i]) if blurred else pictures[i],
             beside={name: other[i] for name, other in others.items()},
         )  # fmt: skip
 
@@ -275,18 +276,6 @@ def _decoded(job: Job, latents: Tensor) -> Tensor:
 def _as_stored(decoded: Tensor) -> Tensor:
     """b 3 H W as they come back from a file, so that what is judged is what is stored."""
     return images.to_bytes(decoded.nan_to_num(0)).float() / 255
-
-
-def _flagged(job: Job) -> set[str]:
-    """Names of the samples whose pictures the unguided run has stored blurred, where this one blurs any."""
-    if not job.blurs or job.base is None:
-        return set()
-    return {name for name, record in job.base.folder.records().items() if record.blurred}
-
-
-def _blurred(image: Tensor) -> Tensor:
-    """3 H H, of which no more is left than the means of 8 x 8 parts."""
-    return images.resize(images.resize(image[None], 8), image.shape[-1])[0]
 
 
 def _scores(job: Job, pictures: Tensor, tasks: Sequence[Task]) -> dict[str, list[float]]:

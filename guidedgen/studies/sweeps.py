@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from guidedgen.basics.errors import UsageError
-from guidedgen.runs import composition, config
+from guidedgen.runs import composition, config, identity
 
 _SETTLED = ("device", "dtype", "allow_targets")  # keys whose values are not taken as they are given, or say how others are
 
@@ -32,9 +32,8 @@ class Run:
 
         The device is part of a run's name: that of `device=auto` is the one of the machine this is asked on.
         """
-        from guidedgen.runs import jobs
 
-        return jobs.place(composition.composed(self.overrides, self.config_dir))
+        return identity.place(composition.composed(self.overrides, self.config_dir))
 
 
 def runs(overrides: Sequence[str], config_dir: Path | None = None) -> list[Run]:
@@ -61,7 +60,6 @@ def folders(runs: Sequence[Run]) -> list[Path]:
 
     Raises UsageError where a config is wrong.
     """
-    from guidedgen.runs import jobs
 
     groups: dict[Any, list[tuple[int, dict[str, Any]]]] = {}
     for i, run in enumerate(runs):
@@ -74,7 +72,7 @@ def folders(runs: Sequence[Run]) -> list[Path]:
         for members in groups.values():
             first = runs[members[0][0]]
             cfg = composition.composed(first.overrides, first.config_dir)
-            places = jobs.places(cfg, [values for _, values in members])
+            places = identity.places(cfg, [values for _, values in members])
             found |= {i: place for (i, _), place in zip(members, places, strict=True)}
     return [found[i] for i in range(len(runs))]
 

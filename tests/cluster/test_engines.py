@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from guidedgen.cli import command_line
 from guidedgen.lab.networks import WEIGHTS
-from guidedgen.runs import jobs, tracker
+from guidedgen.runs import preparation, tracker
 
 from .conftest import ROOT, python
 
@@ -93,6 +93,6 @@ def test_the_sweep_file_of_wandb_names_runs_that_can_be_made(capsys: pytest.Capt
     }
     command = [word for part in utils.create_sweep_command(sweep["command"]) for word in words.get(part[2:-1], [part])]
     assert command[:3] == ["env", "python", "run.py"]
-    command_line.preflight([*command[3:], "device=cpu"], jobs.prepare)  # ends the process where it is wrong
+    command_line.preflight([*command[3:], "device=cpu"], preparation.prepare)  # ends the process where it is wrong
     metrics = {"scores": {"aesthetic": {"value": 6.5}}}
     assert sweep["metric"]["name"] in dict(tracker._flat(metrics))

@@ -8,10 +8,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from guidedgen.lab.networks import WEIGHTS
-from guidedgen.runs import config, jobs
+from guidedgen.runs import config, preparation
+from guidedgen.runs.job import Job
 
 SMALL = ["scheduler.num_steps=2", "dataset.limit=4", "tracker=none", "device=cpu", "metrics=none", "reference=none"]
-Make = Callable[..., jobs.Job]
+Make = Callable[..., Job]
 
 
 @pytest.fixture
@@ -20,9 +21,11 @@ def job(tmp_path: Path) -> Make:
     if not (WEIGHTS / "generator" / "model_index.json").exists():
         pytest.skip("the lab's weights are missing")
 
-    def make(*overrides: str) -> jobs.Job:
+    def make(*overrides: str) -> Job:
         with initialize_config_dir(str(config.CONF), version_base="1.3"):
-            return jobs.prepare(compose("config", overrides=[f"outputs={tmp_path / 'outputs'}", "method=base", *SMALL, *overrides]))
+            return preparation.prepare(
+                compose("config", overrides=[f"outputs={tmp_path / 'outputs'}", "method=base", *SMALL, *overrides])
+            )
 
     return make
 

@@ -18,7 +18,8 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from guidedgen.runs import config, experiment, jobs
+from guidedgen.runs import config, experiment, preparation
+from guidedgen.runs.job import Job
 from guidedgen.runs.store import RunFolder
 
 RUN = [
@@ -28,7 +29,7 @@ RUN = [
 SAMPLES = 4
 
 
-def start(job: jobs.Job) -> int:
+def start(job: Job) -> int:
     """The process id of a child that runs the job as run.py does."""
     child = os.fork()
     if child:
@@ -74,7 +75,7 @@ def timeless(value: Any) -> Any:
     return {key: timeless(item) for key, item in value.items() if key not in ("seconds", "peak_memory_mib")}
 
 
-def phase(job: jobs.Job) -> str:
+def phase(job: Job) -> str:
     """What the run was at when it was killed."""
     assert job.base is not None
     for folder, label in ((job.base.folder, "unguided"), (job.folder, "guided")):
@@ -97,7 +98,7 @@ def whole(folder: RunFolder) -> bool:
     return all((folder.path / r.image).read_bytes().endswith(b"IEND\xaeB`\x82") for r in folder.records().values())
 
 
-def lives(job: jobs.Job, expected: dict[str, bytes], kills: int, length: float, rng: random.Random) -> Iterator[dict[str, Any]]:
+def lives(job: Job, expected: dict[str, bytes], kills: int, length: float, rng: random.Random) -> Iterator[dict[str, Any]]:
     """Kills so often, and a quarter of that while samples are made, at random moments; a run that gets done all the same is compared,
     and begun anew. `length` is what a run takes; it follows the machine, which may be faster or slower later."""
     assert job.base is not None
@@ -124,7 +125,7 @@ def differing(found: dict[str, bytes], expected: dict[str, bytes]) -> list[str]:
 
 def main(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        job = jobs.prepare(compose("config", overrides=[f"outputs={folder}", *RUN]))
+        job = preparation.prepare(compose("config", overrides=[f"outputs={folder}", *RUN]))
     study = job.folder.path.parent
     with contextlib.redirect_stdout(sys.stderr):
         experiment.run(job)  # loads the networks

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from guidedgen.basics.errors import UsageError
-from guidedgen.runs import experiment, jobs, sampling
+from guidedgen.runs import experiment, sampling
+from guidedgen.runs.job import Job
 from guidedgen.runs.store import RunFailed, RunFolder
 from guidedgen.studies import page, status
 
@@ -64,7 +65,7 @@ def valid(folder: Path) -> int:
     return len(records)
 
 
-def test_a_full_disk(job: Callable[..., jobs.Job], lasting: Lasting, disk: Path, after: After) -> None:
+def test_a_full_disk(job: Callable[..., Job], lasting: Lasting, disk: Path, after: After) -> None:
     made, ballast = job(f"outputs={disk}"), disk / "ballast"
 
     def fill() -> None:
@@ -124,7 +125,7 @@ def test_a_disk_that_is_full_while_learned_weights_are_saved(
 
 
 def test_a_finished_run_on_a_read_only_disk_is_shown(
-    job: Callable[..., jobs.Job], tmp_path: Path, capsys: pytest.CaptureFixture[str], tried: Callable[..., None]
+    job: Callable[..., Job], tmp_path: Path, capsys: pytest.CaptureFixture[str], tried: Callable[..., None]
 ) -> None:
     made = job("dataset.limit=1")
     experiment.run(made)
@@ -148,7 +149,7 @@ def test_a_finished_run_on_a_read_only_disk_is_shown(
 
 @pytest.mark.parametrize("lost", ["records.jsonl", "config.yaml", "metrics.json"])
 def test_a_finished_run_that_has_lost_a_file_gets_it_again(
-    job: Callable[..., jobs.Job], lasting: Lasting, lost: str, tried: Callable[..., None]
+    job: Callable[..., Job], lasting: Lasting, lost: str, tried: Callable[..., None]
 ) -> None:
     made = job("dataset.limit=2")
     experiment.run(made)
@@ -159,7 +160,7 @@ def test_a_finished_run_that_has_lost_a_file_gets_it_again(
     tried("used")
 
 
-def test_a_file_that_may_not_grow(job: Callable[..., jobs.Job], lasting: Lasting) -> None:
+def test_a_file_that_may_not_grow(job: Callable[..., Job], lasting: Lasting) -> None:
     """As with a quota: refused is the first picture that is larger than the smallest."""
     whole = job("study=whole")
     experiment.run(whole)
@@ -178,7 +179,7 @@ def test_a_file_that_may_not_grow(job: Callable[..., jobs.Job], lasting: Lasting
     assert lasting(made.folder.path) == lasting(whole.folder.path)
 
 
-def test_a_folder_that_turns_read_only(job: Callable[..., jobs.Job], lasting: Lasting, after: After) -> None:
+def test_a_folder_that_turns_read_only(job: Callable[..., Job], lasting: Lasting, after: After) -> None:
     made = job()
     folder = made.folder.path / "images"
 
@@ -200,7 +201,7 @@ def test_a_folder_that_turns_read_only(job: Callable[..., jobs.Job], lasting: La
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["gone", "taken over"])
-def test_a_folder_that_is_removed(job: Callable[..., jobs.Job], lasting: Lasting, after: After, again: bool) -> None:
+def test_a_folder_that_is_removed(job: Callable[..., Job], lasting: Lasting, after: After, again: bool) -> None:
     """And perhaps made again meanwhile, by another process: nothing of this one gets in there."""
     made = job()
 
@@ -230,7 +231,7 @@ def zero(image: Path) -> None:
 
 @pytest.mark.parametrize("damage", [cut, zero, Path.unlink])
 def test_a_damaged_image_of_a_finished_run_is_made_again(
-    job: Callable[..., jobs.Job], lasting: Lasting, damage: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+    job: Callable[..., Job], lasting: Lasting, damage: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = job("batch_size=2")
     experiment.run(made)
@@ -246,7 +247,7 @@ def test_a_damaged_image_of_a_finished_run_is_made_again(
 
 
 @pytest.mark.parametrize("spoil", [lambda line: line[: len(line) // 2], lambda line: bytes(len(line)), lambda line: b"7"])
-def test_a_spoiled_line_is_no_record(job: Callable[..., jobs.Job], lasting: Lasting, spoil: Callable[[bytes], bytes]) -> None:
+def test_a_spoiled_line_is_no_record(job: Callable[..., Job], lasting: Lasting, spoil: Callable[[bytes], bytes]) -> None:
     made = job("batch_size=2")
     experiment.run(made)
     whole, log = lasting(made.folder.path), made.folder.path / "records.jsonl"

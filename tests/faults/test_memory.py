@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from guidedgen.basics import images
 from guidedgen.methods.adjoint_tuning import AdjointTuning
 from guidedgen.models.stable_diffusion import PromptedDenoiser
-from guidedgen.runs import experiment, jobs, judging, sampling
+from guidedgen.runs import experiment, judging, sampling
+from guidedgen.runs.job import Job
 from guidedgen.runs.store import RunFailed, RunFolder
 
 Lasting = Callable[[Path], dict[str, bytes]]
@@ -43,7 +44,7 @@ OPTIONS = ["method=code", "method.num_particles=2", "method.block_size=1", "data
 
 
 def test_the_same_images_come_out_of_smaller_batches(
-    job: Callable[..., jobs.Job], lasting: Lasting, room_for: Lifted, capsys: pytest.CaptureFixture[str]
+    job: Callable[..., Job], lasting: Lasting, room_for: Lifted, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two rows of guidance per latent: batches of 4 need 8 rows, and there is room for 4. Byte for byte what batch_size=2 makes."""
     small, large = job(*OPTIONS, "batch_size=2", "study=small"), job(*OPTIONS, "study=large", "batch_size=4")
@@ -64,7 +65,7 @@ def test_the_same_images_come_out_of_smaller_batches(
 
 
 def test_once_short_of_memory_makes_the_same_bytes(
-    job: Callable[..., jobs.Job], lasting: Lasting, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    job: Callable[..., Job], lasting: Lasting, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As where a neighbour on the device has needed its memory for a moment."""
     whole, made = job(*OPTIONS, "study=whole"), job(*OPTIONS)
@@ -82,7 +83,7 @@ def test_once_short_of_memory_makes_the_same_bytes(
     assert not capsys.readouterr().err
 
 
-def test_no_room_for_one_row_ends_the_run_in_one_line(job: Callable[..., jobs.Job], room_for: Lifted) -> None:
+def test_no_room_for_one_row_ends_the_run_in_one_line(job: Callable[..., Job], room_for: Lifted) -> None:
     made = job(*OPTIONS, "batch_size=4")
     calls = room_for(1)
     with pytest.raises(
@@ -93,7 +94,7 @@ def test_no_room_for_one_row_ends_the_run_in_one_line(job: Callable[..., jobs.Jo
     assert made.folder.records() == made.folder.failures() == {}  # it is not the samples' fault
 
 
-def test_crops_are_rows_too(job: Callable[..., jobs.Job], lasting: Lasting, capsys: pytest.CaptureFixture[str]) -> None:
+def test_crops_are_rows_too(job: Callable[..., Job], lasting: Lasting, capsys: pytest.CaptureFixture[str]) -> None:
     """Of six crops a picture no more than batch_size are scored at once, and no more than there is room for."""
     options = [
         "method=doodl", "method.process=ddim", "method.num_updates=1", "method.num_crops=6", "scheduler=ddim", "dataset.limit=2"
@@ -129,7 +130,7 @@ def same_tensors(ours: Path, theirs: Path) -> bool:
 
 @pytest.mark.parametrize("what", ["adapter", "token"])
 def test_learning_takes_smaller_batches_too(
-    job: Callable[..., jobs.Job], room_for: Lifted, capsys: pytest.CaptureFixture[str], what: str
+    job: Callable[..., Job], room_for: Lifted, capsys: pytest.CaptureFixture[str], what: str
 ) -> None:
     """To the byte what batch_size=2 learns, and counted alike: what was tried in vain is no cost."""
     tuning = [*TUNING, f"method.what={what}"]
@@ -149,7 +150,7 @@ def test_learning_takes_smaller_batches_too(
 
 
 def test_once_short_of_memory_the_same_bytes_are_learned(
-    job: Callable[..., jobs.Job], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, made = job(*TUNING, "study=whole"), job(*TUNING)
     experiment.run(whole)
@@ -167,14 +168,14 @@ def test_once_short_of_memory_the_same_bytes_are_learned(
     assert not capsys.readouterr().err
 
 
-def test_no_room_to_learn_on_one_lesson_ends_the_run_in_one_line(job: Callable[..., jobs.Job], room_for: Lifted) -> None:
+def test_no_room_to_learn_on_one_lesson_ends_the_run_in_one_line(job: Callable[..., Job], room_for: Lifted) -> None:
     made, calls = job(*TUNING), room_for(1)
     with pytest.raises(RunFailed, match="^guidedgen: device=cpu: its memory is too small for one row"):
         experiment.run(made)
     assert calls == [8, 8, 4, 2]
 
 
-def test_judging_takes_smaller_batches_too(job: Callable[..., jobs.Job], capsys: pytest.CaptureFixture[str]) -> None:
+def test_judging_takes_smaller_batches_too(job: Callable[..., Job], capsys: pytest.CaptureFixture[str]) -> None:
     made = job("reward=compressibility", "batch_size=4")
     expected = experiment.run(made)["scores"]
     capsys.readouterr()

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from guidedgen.cli import command_line, usage
 from guidedgen.lab.networks import WEIGHTS
-from guidedgen.runs import composition, config, jobs, objective
+from guidedgen.runs import composition, config, objective, preparation
 from guidedgen.studies import status, sweeps
 
 LONGER = int(os.environ.get("GUIDEDGEN_EXAMPLES", "0"))
@@ -113,7 +113,7 @@ def command(arguments: Sequence[str]) -> None:
     if command_line.asks_for_help(given):
         print(usage.text(config.CONF, 100))
         return
-    command_line.preflight(given, lambda cfg: objective.check(jobs.prepare(cfg)))
+    command_line.preflight(given, lambda cfg: objective.check(preparation.prepare(cfg)))
     if swept := command_line.swept(given):
         status.summary(status.of_sweep(sweeps.listed(*swept)[:3]))
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from guidedgen.basics.tasks import Sample, Task
 from guidedgen.methods import Method, Needs
 from guidedgen.rewards import Reward
-from guidedgen.runs import experiment, jobs
+from guidedgen.runs import experiment
+from guidedgen.runs.job import Job
 from guidedgen.runs.store import RunFailed
 
 Lasting = Callable[[Path], dict[str, bytes]]
@@ -59,7 +60,7 @@ class SpoiledMethod:
         return x_0
 
 
-def spoiled(job: jobs.Job, bad: Sequence[Sample], **how: Any) -> jobs.Job:
+def spoiled(job: Job, bad: Sequence[Sample], **how: Any) -> Job:
     reward = Spoiled(inner=job.reward, prompts=[sample.task.prompt for sample in bad], **how)
     return dataclasses.replace(job, reward=reward, scorers={**job.scorers, job.reward_name: reward})
 
@@ -79,7 +80,7 @@ GUIDED = {
     ],
 )
 def test_a_sample_that_cannot_be_guided_fails_and_the_others_do_not_notice(
-    job: Callable[..., jobs.Job],
+    job: Callable[..., Job],
     lasting: Lasting,
     capsys: pytest.CaptureFixture[str],
     method: str,
@@ -112,7 +113,7 @@ def test_a_sample_that_cannot_be_guided_fails_and_the_others_do_not_notice(
 
 
 @pytest.mark.parametrize("value", [NAN, INF])
-def test_latents_that_are_not_finite_make_no_picture(job: Callable[..., jobs.Job], value: float, lasting: Lasting) -> None:
+def test_latents_that_are_not_finite_make_no_picture(job: Callable[..., Job], value: float, lasting: Lasting) -> None:
     clean = job("study=clean", "dataset.limit=3")
     experiment.run(clean)
     made = job("dataset.limit=3")
@@ -126,7 +127,7 @@ def test_latents_that_are_not_finite_make_no_picture(job: Callable[..., jobs.Job
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 def test_a_picture_that_is_not_finite_is_no_picture(
-    job: Callable[..., jobs.Job], monkeypatch: pytest.MonkeyPatch, value: float, lasting: Lasting, tried: Callable[..., None]
+    job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, value: float, lasting: Lasting, tried: Callable[..., None]
 ) -> None:
     """An autoencoder that overflows at one pixel of the first sample, of finite latents."""
     clean = job("study=clean", "dataset.limit=3")
@@ -149,7 +150,7 @@ def test_a_picture_that_is_not_finite_is_no_picture(
     tried("refused")
 
 
-def test_a_reward_that_is_not_finite_now_and_then_fails_nothing(job: Callable[..., jobs.Job]) -> None:
+def test_a_reward_that_is_not_finite_now_and_then_fails_nothing(job: Callable[..., Job]) -> None:
     """Methods leave such a particle out; the picture that comes out has a reward."""
     made = job(*GUIDED["code"], "dataset.limit=2")
     calls = 0
@@ -164,7 +165,7 @@ def test_a_reward_that_is_not_finite_now_and_then_fails_nothing(job: Callable[..
     assert calls > 1
 
 
-def test_samples_of_one_prompt_are_told_apart(job: Callable[..., jobs.Job]) -> None:
+def test_samples_of_one_prompt_are_told_apart(job: Callable[..., Job]) -> None:
     """By what listens to the rewards: their tasks are equal."""
     made = job(*GUIDED["code"], "dataset.limit=1", "samples_per_prompt=3")
     inner = made.reward
@@ -178,7 +179,7 @@ def test_samples_of_one_prompt_are_told_apart(job: Callable[..., jobs.Job]) -> N
     assert list(made.folder.failures()) == [made.samples[1].name]
 
 
-def test_where_all_fail_so_does_the_run(job: Callable[..., jobs.Job], capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_all_fail_so_does_the_run(job: Callable[..., Job], capsys: pytest.CaptureFixture[str]) -> None:
     made = job(*GUIDED["code"], "dataset.limit=3")
     with pytest.raises(RunFailed, match=f"^guidedgen: {made.folder.path}: none of 3 samples came out, the last failed as: "):
         experiment.run(spoiled(made, made.samples, raises=True))
@@ -186,16 +187,14 @@ def test_where_all_fail_so_does_the_run(job: Callable[..., jobs.Job], capsys: py
     assert not (made.folder.path / "DONE").exists() and len(made.folder.failures()) == 3
 
 
-def test_a_run_whose_first_samples_all_fail_is_not_gone_on_with(job: Callable[..., jobs.Job]) -> None:
+def test_a_run_whose_first_samples_all_fail_is_not_gone_on_with(job: Callable[..., Job]) -> None:
     made = job(*GUIDED["code"], "dataset.limit=30", "batch_size=4")
     with pytest.raises(RunFailed, match="the first 10 samples have all failed"):
         experiment.run(spoiled(made, made.samples, raises=True))
     assert len(made.folder.failures()) == 10
 
 
-def test_a_failure_of_the_unguided_sample_leaves_its_pair_out(
-    job: Callable[..., jobs.Job], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failure_of_the_unguided_sample_leaves_its_pair_out(job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
     """Wins are counted over pairs: here of one prompt, of which two samples fail, each in another run."""
     options = [*GUIDED["code"], "reference=base", "dataset.limit=2", "samples_per_prompt=2"]
     whole = job(*options, "study=clean")

@@ -25,7 +25,8 @@ from guidedgen.basics.errors import UsageError
 from guidedgen.basics.tasks import Sample
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.models.stable_diffusion import StableDiffusion
-from guidedgen.runs import config, experiment, inside, jobs, rejudging, sampling
+from guidedgen.runs import config, experiment, inside, preparation, rejudging, sampling
+from guidedgen.runs.job import Job
 from guidedgen.runs.store import Record, RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +50,7 @@ def script(name: str) -> Any:
     return module
 
 
-def drawn(job: jobs.Job, batch: Sequence[Sample], flagged: Collection[str], advance: Callable[[], None]) -> Iterator[Any]:
+def drawn(job: Job, batch: Sequence[Sample], flagged: Collection[str], advance: Callable[[], None]) -> Iterator[Any]:
     """Samples at once, grey ones."""
     for each in batch:
         record = Record(
@@ -71,8 +72,8 @@ class Bench:
         with initialize_config_dir(str(config.CONF), version_base="1.3"):
             self.cfg = compose("config", overrides=OPTIONS)
         self.cfg.outputs, self.cfg.study = str(folder / "outputs"), "study"
-        self.job = jobs.prepare(self.cfg)
-        self.stored = jobs.prepare
+        self.job = preparation.prepare(self.cfg)
+        self.stored = preparation.prepare
         study = folder / "outputs" / "study"
         for name in ("hurt", "whole"):
             self.run_in(study / name)
@@ -97,10 +98,10 @@ class Bench:
     def run_in(self, folder: Path) -> None:
         experiment.run(self.job_in(folder))
 
-    def job_in(self, folder: Path) -> jobs.Job:
+    def job_in(self, folder: Path) -> Job:
         return dataclasses.replace(self.job, folder=RunFolder(folder), cfg=self.job.cfg.copy())
 
-    def prepared(self, cfg: Any) -> jobs.Job:
+    def prepared(self, cfg: Any) -> Job:
         """What a stored config is built to; of the usual one, what is built already."""
         plain = {**OmegaConf.to_container(cfg), "outputs": str(self.home / "outputs"), "study": "study"}
         same = config.digest({"": plain}) == self.digest

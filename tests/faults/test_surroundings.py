@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from guidedgen.basics.tasks import Sample
-from guidedgen.runs import experiment, inside, jobs, sampling
+from guidedgen.runs import experiment, inside, sampling
+from guidedgen.runs.job import Job
 from guidedgen.runs.store import Record, RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +25,7 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-def test_prompts_of_any_kind_write_nothing_outside_the_run_folder(job: Callable[..., jobs.Job], tmp_path: Path) -> None:
+def test_prompts_of_any_kind_write_nothing_outside_the_run_folder(job: Callable[..., Job], tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in HOSTILE))
     options = ["dataset=jsonl", f"dataset.path={tmp_path / 'prompts.jsonl'}", "dataset.limit=null", "model.truncate_prompts=true"]
     made = job(*options)
@@ -46,7 +47,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Samples are drawn at once, black; the names of those that are."""
     names: list[str] = []
 
-    def sample(job: jobs.Job, batch: Sequence[Sample], flagged: Collection[str], advance: Callable[[], None]) -> Iterator[Any]:
+    def sample(job: Job, batch: Sequence[Sample], flagged: Collection[str], advance: Callable[[], None]) -> Iterator[Any]:
         for each in batch:
             names.append(each.name)
             record = Record(
@@ -60,7 +61,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_the_logs_are_read_as_often_for_many_prompts_as_for_few(
-    job: Callable[..., jobs.Job], tmp_path: Path, drawn: list[str], monkeypatch: pytest.MonkeyPatch
+    job: Callable[..., Job], tmp_path: Path, drawn: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When a run begins, and when it goes on with its second half."""
     reads: list[str] = []
@@ -82,7 +83,7 @@ def test_the_logs_are_read_as_often_for_many_prompts_as_for_few(
 
 
 def test_a_clock_that_is_set_back_changes_nothing(
-    job: Callable[..., jobs.Job], lasting: Lasting, monkeypatch: pytest.MonkeyPatch
+    job: Callable[..., Job], lasting: Lasting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the middle of a run, and by a year before it goes on."""
     whole, made = job("study=whole", "batch_size=2"), job("batch_size=2")

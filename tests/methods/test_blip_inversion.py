@@ -14,6 +14,7 @@ from guidedgen.basics.errors import BadValue
 from guidedgen.basics.noise import Noise, stream
 from guidedgen.methods.blip_inversion import BlipInversion, balanced, cosine
 from guidedgen.methods.problem import Problem
+from guidedgen.methods.views import RandomCopies
 
 Make = Callable[..., Problem]
 AS_IT_IS = Augmentations(count=0)
@@ -223,7 +224,7 @@ def test_copies_are_scored_in_chunks_and_decoded_once(make_problem: Make, size: 
         reward=lambda x, tasks: shown.append(len(x)) or inner(x, tasks),
     )
     z = problem.noise.draw(1, problem.latent_shape)
-    rewards, gradient = problem.score_copies(z, Shifted(count=4), problem.noise)
+    rewards, gradient = problem.score_and_gradient(z, RandomCopies(Shifted(count=4), problem.noise))
     leaf = z.clone().requires_grad_()
     pictures = decode(leaf[:, 0])
     expected = torch.stack(

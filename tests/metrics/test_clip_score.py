@@ -12,7 +12,7 @@ from guidedgen.basics.tasks import Task
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.metrics.clip_score import CONVENTIONS, ClipScore, convention_of
 from guidedgen.rewards import Reward
-from guidedgen.runs import config, experiment, jobs
+from guidedgen.runs import config, experiment, preparation
 
 COSINES = [0.31, -0.05, 0.27, 0.0, 0.18]
 SETS = {"hessel": 2.5 * (0.31 + 0.27 + 0.18) / 5, "torchmetrics": 100 * (0.71 / 5), "t2i_compbench": 0.71 / 5}
@@ -108,7 +108,7 @@ def test_it_is_marked_where_its_judge_guides(tmp_path, judge, shared):
     given = ["method=best_of_n", "method.num_particles=2", "reward=clip_text", "reference=none", f"zoo.judge.name={judge}"]
     quick = ["scheduler.num_steps=2", "dataset.limit=1", "tracker=none", "device=cpu", f"outputs={tmp_path}"]
     with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        metrics = experiment.run(jobs.prepare(compose("config", overrides=[*given, *quick])))
+        metrics = experiment.run(preparation.prepare(compose("config", overrides=[*given, *quick])))
     found = metrics["scores"]["clip_score"]
     assert (found["shares_guide"], found["described"]) == (shared, f"hessel of {judge}")
 

@@ -242,7 +242,7 @@ def test_all_is_what_the_default_run_on_sd15_reads(
 ):
     """Tiny networks under the published names and commits; then that run is made ready without the network, and its networks load."""
     from guidedgen.lab.networks import WEIGHTS, AestheticHead
-    from guidedgen.runs.jobs import prepare
+    from guidedgen.runs.preparation import prepare
 
     torch.save(AestheticHead(24).state_dict(), tmp_path / "head.pth")
     files = {"aesthetic": (tmp_path / "head.pth").read_bytes(), "inception": b"weights"}

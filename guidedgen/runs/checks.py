@@ -1,0 +1,42 @@
+"""What has to go together: a method with its scheduler, its tasks and the machine's memory."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+
+from guidedgen.basics.errors import UsageError
+from guidedgen.basics.tasks import Task
+from guidedgen.methods import Method
+from guidedgen.models.stable_diffusion import StableDiffusion
+from guidedgen.process import Scheduler
+from guidedgen.runs import config
+
+
+def combination(cfg: DictConfig, method: Method, scheduler: Scheduler, tasks: Sequence[Task]) -> None:
+    """Raises UsageError where a method lacks a reward, references or the kind of scheduler that it needs."""
+    name = config.module_of(cfg.method)
+    if method.needs.reward and not cfg.reward:
+        raise UsageError(f"method={name} needs a reward: choose one, as in reward=aesthetic")
+    if method.needs.sampler == "stochastic" and not scheduler.stochastic:
+        raise UsageError(f"method={name} needs a stochastic scheduler: scheduler=ddpm, or scheduler=ddim scheduler.eta=1")
+    if method.needs.sampler == "deterministic" and scheduler.stochastic:
+        raise UsageError(f"method={name} needs a deterministic scheduler: scheduler=ddim scheduler.eta=0")
+    if method.needs.reference == "required" and not all(task.noise_ratio for task in tasks):
+        raise UsageError(
+            f"method={name} starts from reference images: give them with dataset=image_to_image, at a dataset.noise_ratio below 1"
+        )
+
+
+def memory(method: Method, model: StableDiffusion) -> None:
+    """Raises UsageError where the latents of one sample's particles alone would not fit into this machine's memory."""
+    particles = getattr(method, "num_particles", 1)
+    most = max(particles) if isinstance(particles, Sequence) else particles
+    needed, there = 4 * most * math.prod(model.latent_shape), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise UsageError(
+            f"method.num_particles={particles}: their latents take {needed >> 30} GiB; this machine has {there >> 30} GiB of memory"
+        )

@@ -1,0 +1,129 @@
+"""From config to a checked job: what a run is made of, built before any network is loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from guidedgen.basics.errors import BadValue, UsageError
+from guidedgen.basics.tasks import Sample
+from guidedgen.datasets.tasks import check_text
+from guidedgen.methods import Learner, Method
+from guidedgen.models import tuning
+from guidedgen.models.stable_diffusion import StableDiffusion
+from guidedgen.runs import blurring, building, checks, config, evaluate, identity, options
+from guidedgen.runs.job import Job
+from guidedgen.runs.shards import Shard, find_shard
+from guidedgen.runs.store import RunFolder, check_writable
+
+
+def prepare(cfg: DictConfig) -> Job:
+    """Builds and checks a run. Raises UsageError for whatever is wrong with it; loads no network.
+
+    Inside `config.sharing` it is the same job for all configs that differ in no more than a valid seed.
+    """
+    shard = find_shard(options.value(cfg, "shard.count"), options.value(cfg, "shard.index"), os.environ)
+    if shard.count > 1 and options.value(cfg, "run.fresh"):
+        raise UsageError("run.fresh=true: not where others write too (shard.count above 1); remove the run's folder first")
+    cfg = options.settled(cfg, shard)
+
+    def checked() -> Job:
+        for name in map(str, cfg.zoo):  # of which a run uses a few: a slip in another would go unseen
+            if cfg.zoo[name] is not None:
+                config.check_node(cfg.zoo[name], f"zoo.{name}", tuple(cfg.allow_targets))
+        job = _prepare(cfg, shard)
+        try:
+            check_writable(job.folder.path.parent, "outputs")
+        except UsageError:
+            if cfg.run.fresh or not job.folder.done:  # a finished run is shown, wherever it lies
+                raise
+        return job
+
+    return config.once(checked, lambda: ("job", shard, config.spelled({**identity.plain_values(cfg), "seed": None})))
+
+
+def _prepare(cfg: DictConfig, shard: Shard, model: StableDiffusion | None = None) -> Job:
+    """The job, on a model that another job has built where one is given: its networks are then loaded once."""
+    allow = tuple(cfg.allow_targets)
+    method = config.build(cfg.method, "method", allow)
+    scheduler = config.build(cfg.scheduler, "scheduler", allow)
+    own = building.tasks_of(cfg.dataset, allow)
+    tasks = building.with_source(own, method)
+    checks.combination(cfg, method, scheduler, tasks)
+    model = config.build(cfg.model, "model", allow) if model is None else model
+    try:
+        if negative := cfg.model.get("negative_prompt"):
+            check_text("negative_prompt", negative)
+    except BadValue as error:
+        raise UsageError(f"model.{error.name}={error.value}: {error.rule}") from error
+    try:
+        grid = scheduler.grid(model.schedule)
+    except BadValue as error:
+        raise UsageError(f"scheduler.{error.name}={error.value}: {error.rule}") from error
+    if method.needs.noisy_end and not grid[-1].sigma:
+        raise UsageError(
+            f"method={config.module_of(cfg.method)}: with these options it ends where noise is left: scheduler.end=first"
+        )
+    checks.memory(method, model)
+    lessons, originals = _lessons(cfg, shard, method, model)
+    everything = [*tasks, *(lesson.task for lesson in lessons)]
+    model.check(everything, method.tuning.num_vectors if isinstance(method, Learner) and method.tuning.what == "token" else 0)
+    reward = building.reward_of(cfg, method, everything, allow)
+    scorers = {
+        **({config.module_of(cfg.reward): reward, **getattr(reward, "reports", {})} if cfg.reward else {}),
+        **building.each(cfg.metrics.scorers, "metrics.scorers", allow),
+    }
+    blurs = blurring.applies(cfg, method, reward, scorers)
+    parts = identity.digests(identity.plain_values(cfg), tasks=own, method=method, model=model, scheduler=scheduler, reward=reward)
+    run_id = identity.run_id_of(identity.plain_values(cfg), parts, guided=method.needs.reward, blurs=blurs)
+    base, reference = _reference(cfg, shard, model)
+    return Job(
+        cfg=cfg,
+        run_id=run_id,
+        contents=identity.deciding(parts, guided=method.needs.reward, blurs=blurs),
+        folder=RunFolder(identity.folder_of(cfg, run_id, guided=method.needs.reward), shard.part),
+        model=model,
+        method=method,
+        reward=reward,
+        scheduler=scheduler,
+        grid=grid,
+        samples=building.samples_of(tasks, cfg.seed, cfg.samples_per_prompt, "samples_per_prompt"),
+        scorers=scorers,
+        distances=building.each(cfg.metrics.distances, "metrics.distances", allow),
+        per_class=building.per_class(cfg, tasks, allow),
+        tracker=config.build(cfg.tracker, "tracker", allow) if cfg.tracker else None,
+        base=base,
+        reference=reference,
+        blurs=blurs,
+        lessons=lessons,
+        originals=originals,
+        shard=shard,
+    )
+
+
+def _lessons(cfg: DictConfig, shard: Shard, method: Method, model: StableDiffusion) -> tuple[Sequence[Sample], Job | None]:
+    """What a method learns on, and the unguided run that draws its originals; nothing where it does not learn."""
+    if not isinstance(method, Learner):
+        return (), None
+    tuning.check(method.tuning, model)
+    lessons, node = method.lessons, identity.unguided(cfg)
+    template = config.escaped(lessons.target)
+    node.dataset = {"_target_": "guidedgen.datasets.templated.Templated", "prompts": cfg.method.prompts, "template": template}
+    node.samples_per_prompt, node.seed = lessons.noises_per_prompt, lessons.seed
+    node.reward, node.reference, node.metrics = None, "none", {"scorers": {}, "distances": {}}
+    tasks = building.lesson_tasks(method)
+    samples = building.samples_of(tasks, lessons.seed, lessons.noises_per_prompt, "method.noises_per_prompt")
+    return samples, _prepare(node, shard, model)
+
+
+def _reference(cfg: DictConfig, shard: Shard, model: StableDiffusion) -> tuple[Job | None, Path | None]:
+    """What a run is measured against: the unguided job, or a folder. The unguided run itself has no base."""
+    if cfg.reference == "none" or (cfg.reference == "base" and config.module_of(cfg.method) == "base"):
+        return None, None
+    if cfg.reference == "base":
+        return _prepare(identity.unguided(cfg), shard, model), None
+    folder = config.once(lambda: evaluate.check_reference(Path(cfg.reference)), lambda: ("reference", cfg.reference))
+    return None, folder
