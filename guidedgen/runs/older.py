@@ -38,6 +38,11 @@ _MISSING = {
 }
 
 
+def class_now(name: str) -> str:
+    """The name that a class has now, by that or a former one."""
+    return _CLASSES.get(name, name)
+
+
 def current(value: Any) -> Any:
     """The plain values of a stored config with the names that classes have now."""
     return _renamed(value, _CLASSES)

@@ -109,6 +109,7 @@ def named(node: DictConfig, key: str, allow: Sequence[str], kind: Kind) -> Calla
         UsageError: it is not allowed, does not exist, is no class and no function that says what it makes, or is of another kind.
     """
     path = node["_target_"]
+    path = older.class_now(path) if isinstance(path, str) else path
     prefixes = (*TARGETS, *(f"{entry.rstrip('.')}." for entry in allow))
     if not isinstance(path, str) or not path.startswith(prefixes):
         raise UsageError(f"{key}._target_={path}: only {', '.join(prefixes)} may be called; add its package to allow_targets=[...]")
@@ -136,7 +137,7 @@ def named(node: DictConfig, key: str, allow: Sequence[str], kind: Kind) -> Calla
 
 def load(path: str) -> Any:
     """What a path names. Raises ImportError, AttributeError, and whatever its module raises."""
-    module, _, name = path.rpartition(".")
+    module, _, name = older.class_now(path).rpartition(".")
     if not path.startswith(TARGETS):
         older.know_modules()
     return getattr(importlib.import_module(module), name)
