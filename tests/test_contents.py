@@ -501,6 +501,8 @@ def test_a_run_of_an_edited_file_is_measured_against_its_own_unguided_run(edited
     assert [image.read_bytes() for image in images] == bytes_before
     assert again["scores"] == before["scores"] and again["reference_samples"] == 2 and "missing" not in again
     assert rejudging.judge_again(by_prompts[3]) and not capsys.readouterr().err
+    (edited / "prompts.txt").unlink()  # what was recorded is enough
+    assert rejudging.judge_again(by_prompts[3])["scores"].keys() == before["scores"].keys() and not capsys.readouterr().err
     # A page pairs each with its own.
     from guidedgen.studies.study import read_study
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from guidedgen.basics.errors import BadValue, UsageError
-from guidedgen.basics.tasks import Sample
+from guidedgen.basics.tasks import Sample, Task
 from guidedgen.datasets.tasks import check_text
 from guidedgen.methods import Learner, Method
 from guidedgen.models import tuning
@@ -20,9 +20,10 @@ from guidedgen.runs.shards import Shard, find_shard
 from guidedgen.runs.store import RunFolder, check_writable
 
 
-def prepare(cfg: DictConfig) -> Job:
+def prepare(cfg: DictConfig, tasks: Sequence[Task] | None = None) -> Job:
     """Builds and checks a run. Raises UsageError for whatever is wrong with it; loads no network.
 
+    `tasks` stand in for those of a data set that is no longer there.
     Inside `config.sharing` it is the same job for all configs that differ in no more than a valid seed.
     """
     shard = find_shard(options.value(cfg, "shard.count"), options.value(cfg, "shard.index"), os.environ)
@@ -34,7 +35,7 @@ def prepare(cfg: DictConfig) -> Job:
         for name in map(str, cfg.zoo):  # of which a run uses a few: a slip in another would go unseen
             if cfg.zoo[name] is not None:
                 config.check_node(cfg.zoo[name], f"zoo.{name}", tuple(cfg.allow_targets))
-        job = _prepare(cfg, shard)
+        job = _prepare(cfg, shard, tasks=tasks)
         try:
             check_writable(job.folder.path.parent, "outputs")
         except UsageError:
@@ -42,15 +43,17 @@ def prepare(cfg: DictConfig) -> Job:
                 raise
         return job
 
+    if tasks is not None:
+        return checked()
     return config.once(checked, lambda: ("job", shard, config.spelled({**identity.plain_values(cfg), "seed": None})))
 
 
-def _prepare(cfg: DictConfig, shard: Shard, model: StableDiffusion | None = None) -> Job:
+def _prepare(cfg: DictConfig, shard: Shard, model: StableDiffusion | None = None, tasks: Sequence[Task] | None = None) -> Job:
     """The job, on a model that another job has built where one is given: its networks are then loaded once."""
     allow = tuple(cfg.allow_targets)
     method = config.build(cfg.method, "method", allow)
     scheduler = config.build(cfg.scheduler, "scheduler", allow)
-    own = building.tasks_of(cfg.dataset, allow)
+    own = building.tasks_of(cfg.dataset, allow) if tasks is None else tasks
     tasks = building.with_source(own, method)
     checks.combination(cfg, method, scheduler, tasks)
     model = config.build(cfg.model, "model", allow) if model is None else model
@@ -79,7 +82,7 @@ def _prepare(cfg: DictConfig, shard: Shard, model: StableDiffusion | None = None
     blurs = blurring.applies(cfg, method, reward, scorers)
     parts = identity.digests(identity.plain_values(cfg), tasks=own, method=method, model=model, scheduler=scheduler, reward=reward)
     run_id = identity.run_id_of(identity.plain_values(cfg), parts, guided=method.needs.reward, blurs=blurs)
-    base, reference = _reference(cfg, shard, model)
+    base, reference = _reference(cfg, shard, model, own)
     return Job(
         cfg=cfg,
         run_id=run_id,
@@ -119,11 +122,11 @@ def _lessons(cfg: DictConfig, shard: Shard, method: Method, model: StableDiffusi
     return samples, _prepare(node, shard, model)
 
 
-def _reference(cfg: DictConfig, shard: Shard, model: StableDiffusion) -> tuple[Job | None, Path | None]:
+def _reference(cfg: DictConfig, shard: Shard, model: StableDiffusion, tasks: Sequence[Task]) -> tuple[Job | None, Path | None]:
     """What a run is measured against: the unguided job, or a folder. The unguided run itself has no base."""
     if cfg.reference == "none" or (cfg.reference == "base" and config.module_of(cfg.method) == "base"):
         return None, None
     if cfg.reference == "base":
-        return _prepare(identity.unguided(cfg), shard, model), None
+        return _prepare(identity.unguided(cfg), shard, model, tasks), None
     folder = config.once(lambda: evaluate.check_reference(Path(cfg.reference)), lambda: ("reference", cfg.reference))
     return None, folder

@@ -35,7 +35,7 @@ def judge_again(folder: Path, overrides: Sequence[str] = (), config_dir: Path | 
     cfg = config.read_whole(folder / "config.yaml")
     cfg.outputs, cfg.study = str(folder.absolute().parent.parent), folder.absolute().parent.name
     try:
-        job = dataclasses.replace(prepare(changed(cfg, overrides, config_dir)), folder=RunFolder(folder))
+        job = dataclasses.replace(_prepared(changed(cfg, overrides, config_dir), RunFolder(folder)), folder=RunFolder(folder))
     except UsageError as error:
         if overrides:  # which may be what is wrong
             raise
@@ -47,6 +47,26 @@ def judge_again(folder: Path, overrides: Sequence[str] = (), config_dir: Path | 
         sampling.merge(job)
         job.folder.finish()
     return judging.judge(job)
+
+
+def _prepared(cfg: DictConfig, folder: RunFolder) -> Job:
+    """The job of a stored config; where its data set is no longer there, of the tasks that were recorded, less their references."""
+    try:
+        return prepare(cfg)
+    except UsageError as error:
+        tasks = {task.id: task for task in _recorded_tasks(folder).values()}
+        if not str(error).startswith("dataset.") or not tasks:
+            raise
+        try:
+            return prepare(cfg, list(tasks.values()))
+        except UsageError:
+            raise error from None
+
+
+def _recorded_tasks(folder: RunFolder) -> dict[str, Task]:
+    """The task of every recorded sample, by the sample's name."""
+    records = folder.records()
+    return {name: Task(id=record.task, prompt=record.prompt, category=record.category) for name, record in records.items()}
 
 
 def _as_made(job: Job, cfg: DictConfig, chosen: Collection[str]) -> Job:
@@ -74,7 +94,7 @@ def _samples(job: Job, parts: contents.Parts | None) -> Sequence[Sample]:
     records = job.folder.records()
     if records.keys() <= known.keys() if parts is None else parts.get("dataset") == job.contents.get("dataset"):
         return job.samples
-    tasks = {name: Task(id=record.task, prompt=record.prompt, category=record.category) for name, record in records.items()}
+    tasks = _recorded_tasks(job.folder)
     return [known.get(name) or Sample(task=tasks[name], seed=record.seed) for name, record in records.items()]
 
 
