@@ -13,7 +13,7 @@ from guidedgen.basics.tasks import Task
 from guidedgen.methods.problem import Problem
 from guidedgen.methods.views import Crops
 from guidedgen.models.gaussian import GaussianDenoiser, GaussianMixture
-from guidedgen.process import Scheduler
+from guidedgen.process import Prediction, Scheduler
 from guidedgen.process.grid import NoiseSchedule, tail
 from guidedgen.process.schedulers import Ddim, Ddpm
 
@@ -75,7 +75,9 @@ def test_a_step_draws_noise_only_where_the_rule_does() -> None:
         problem, noise = make(scheduler=scheduler), make().noise
         t, s = problem.grid[:2]
         z = noise.draw(2, SHAPE) if drawn else None
-        torch.testing.assert_close(problem.step(x, x, t, s), scheduler.step(x, x, t, s, z), rtol=0, atol=0)
+        mean, std = scheduler.transition(x, Prediction(x, x), t, s)
+        expected = mean + std * z if drawn else mean
+        torch.testing.assert_close(problem.step(x, Prediction(x, x), t, s), expected, rtol=0, atol=0)
         assert torch.equal(problem.noise.draw(2, SHAPE), noise.draw(2, SHAPE))  # they stand at the same place
 
 

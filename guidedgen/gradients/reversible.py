@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from guidedgen.basics.errors import UsageError
-from guidedgen.process.chains import Chain, EdictChain, State, coefficients, walk
+from guidedgen.process.chains import Chain, EdictChain, State, walk
 from guidedgen.process.grid import Point
 
 
@@ -68,31 +68,31 @@ class _Walk:
     def back(self, i: int) -> None:
         """Over step i, from its end to its beginning."""
         chain, (t, s) = self.chain, self.chain.moves[i]
-        a, b = coefficients(t, s)
+        a, b = chain.coefficients(t, s)
         first, second = chain.unmixed(self.state, i)
         gradients = self.gradients
         for _ in range(chain.mixings(i)):
             gradients = _unmixed_gradients(gradients, chain.mixing)
         by_first, by_second = chain.ordered(gradients, i)
-        eps, vjp = self._call(first, t, b * by_second)
-        second, by_first, by_second = (second - b * eps) / a, by_first + vjp, a * by_second
-        eps, vjp = self._call(second, t, b * by_first)
-        first, by_second, by_first = (first - b * eps) / a, by_second + vjp, a * by_first
+        direction, vjp = self._call(first, t, b * by_second)
+        second, by_first, by_second = (second - b * direction) / a, by_first + vjp, a * by_second
+        direction, vjp = self._call(second, t, b * by_first)
+        first, by_second, by_first = (first - b * direction) / a, by_second + vjp, a * by_first
         self.state, self.gradients = chain.ordered((first, second), i), chain.ordered((by_first, by_second), i)
 
-    def _call(self, x: Tensor, t: Point, by_eps: Tensor) -> tuple[Tensor, Tensor]:
-        """eps(x, t), and the gradient by x of <by_eps, eps>; those by the parameters are added up."""
+    def _call(self, x: Tensor, t: Point, by_direction: Tensor) -> tuple[Tensor, Tensor]:
+        """The direction at x, and the gradient by x of its product with `by_direction`; those by the parameters are added up."""
         wanted = [p for p in self.params if p.requires_grad]
         with torch.enable_grad(), self.autocast:
             x = x.detach().requires_grad_()
-            eps = self.chain.denoise(x, t)
-        vjp, *by_params = torch.autograd.grad(eps, [x, *wanted], by_eps, allow_unused=True)
+            direction = self.chain.direction(x, t)
+        vjp, *by_params = torch.autograd.grad(direction, [x, *wanted], by_direction, allow_unused=True)
         sums = iter(by_params)
         for k, p in enumerate(self.params):
             if p.requires_grad and (extra := next(sums)) is not None:
                 before = self.by_params[k]
                 self.by_params[k] = extra if before is None else before + extra
-        return eps.detach(), torch.zeros_like(x) if vjp is None else vjp
+        return direction.detach(), torch.zeros_like(x) if vjp is None else vjp
 
 
 def _unmixed_gradients(by_state: State, p: float) -> State:

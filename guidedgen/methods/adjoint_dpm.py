@@ -37,7 +37,7 @@ from guidedgen.methods.guidance import check_counts
 from guidedgen.methods.problem import Problem
 from guidedgen.methods.views import Crops, draw_crops
 from guidedgen.methods.whole_chain import Best, walked
-from guidedgen.process.flow import FlowChain, OdeChain, TimeChain
+from guidedgen.process.flow import OdeChain, TimeChain, flow_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,8 @@ class AdjointDpm:
     @property
     def needs(self) -> Needs:
         return Needs(
-            gradient=self.num_updates > 0, sampler="deterministic", noisy_end=not self.reparameterise, chains=self.num_updates + 1
+            gradient=self.num_updates > 0, sampler="deterministic", noisy_end=not self.reparameterise,
+            signal_at_start=not self.reparameterise, chains=self.num_updates + 1,
         )  # fmt: skip
 
     def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
@@ -149,8 +150,9 @@ class AdjointDpm:
         )
 
     def _chain(self, problem: Problem) -> OdeChain:
-        chain = FlowChain if self.reparameterise else TimeChain
-        return chain(denoise=problem.denoise, grid=problem.grid, schedule=problem.schedule)
+        if self.reparameterise:
+            return flow_of(problem.denoise, problem.grid, problem.schedule)
+        return TimeChain(denoise=problem.denoise, grid=problem.grid, schedule=problem.schedule)
 
     def _drawn(self, problem: Problem, x_t: Tensor, free: Sequence[Tensor]) -> Tensor:
         """x_0, b 1 c h w, differentiable in what is free."""

@@ -36,7 +36,7 @@ from guidedgen.methods.problem import Problem
 from guidedgen.methods.whole_chain import walked
 from guidedgen.process import Tuning
 from guidedgen.process.chains import DdimChain, walk
-from guidedgen.process.flow import FlowChain
+from guidedgen.process.flow import flow_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,7 +154,7 @@ class AdjointTuning:
 
     def _gradient(self, problem: Problem, free: Sequence[Tensor], count: int) -> tuple[Tensor, Sequence[Tensor]]:
         """The rewards of finished pictures (b), and the gradients of minus their sum / `count` by what is tuned."""
-        chain = FlowChain(denoise=problem.denoise, grid=problem.grid, schedule=problem.schedule)
+        chain = flow_of(problem.denoise, problem.grid, problem.schedule)
         # A word reaches the chain through the prompts' embeddings, which are what the chain's steps close over.
         params = [problem.denoise.conditioning] if self.what == "token" else free
         with torch.enable_grad():

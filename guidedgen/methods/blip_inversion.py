@@ -170,7 +170,7 @@ class BlipInversion:
         if self.mode == "referee_only":
             return torch.zeros_like(z)
         point, eps = problem.schedule.at(t), noise.draw(1, problem.latent_shape)
-        predicted = problem.denoise(add_noise(z, eps, point), point, self.distill_scale)
+        predicted = problem.denoise(add_noise(z, eps, point), point, self.distill_scale).eps
         h, w = z.shape[-2:]
         return 2 * (predicted - eps) / (h * w)
 

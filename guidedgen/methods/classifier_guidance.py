@@ -20,9 +20,10 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from guidedgen.methods import Needs, Observer, ignore
-from guidedgen.methods.guidance import ascent, check_window, inside, reward_gradient
+from guidedgen.methods.guidance import ascent, check_window, inside, pushed, reward_gradient
 from guidedgen.methods.problem import Problem
-from guidedgen.process.formulas import classifier_free, x0_from_eps
+from guidedgen.process import Prediction
+from guidedgen.process.formulas import guided
 from guidedgen.process.grid import Point
 
 _SCALES = {"uncond": 0.0, "cond": 1.0, "cfg": None}
@@ -50,27 +51,27 @@ class ClassifierGuidance:
     def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
         x_t = problem.start()
         for i, (t, s) in enumerate(pairwise(problem.grid)):
-            if self.strength and inside(problem, i, self.window):
-                rewards, gradient, eps = self._look(problem, x_t, t)
+            if self.strength and t.alpha and inside(problem, i, self.window):  # at alpha = 0 x_t says nothing of x_0
+                rewards, gradient, prediction = self._look(problem, x_t, t)
                 observe("guide", i, {"rewards": rewards})
-                eps = eps - ascent(gradient, t.sigma * self.strength)
+                prediction = pushed(prediction, -ascent(gradient, t.sigma * self.strength), t)
             else:
-                eps = problem.denoise(x_t, t)
-            x_t = problem.step(x_t, eps, t, s)
+                prediction = problem.denoise(x_t, t)
+            x_t = problem.step(x_t, prediction, t, s)
             observe("step", i, {})
         return x_t[:, 0]
 
-    def _look(self, problem: Problem, x_t: Tensor, t: Point) -> tuple[Tensor, Tensor, Tensor]:
-        """Rewards and gradients of the look-ahead, and the chain's noise prediction."""
+    def _look(self, problem: Problem, x_t: Tensor, t: Point) -> tuple[Tensor, Tensor, Prediction]:
+        """Rewards and gradients of the look-ahead, and the chain's prediction."""
         scale, w = _SCALES[self.source], problem.denoise.guidance_scale
 
-        def look(x: Tensor) -> tuple[Tensor, Tensor]:
-            eps = problem.denoise(x, t, scale)
-            x_0 = x0_from_eps(x, eps, t)
-            return (x + t.sigma * (x_0 - x) if self.blend else x_0), eps
+        def look(x: Tensor) -> tuple[Tensor, ...]:
+            seen = problem.denoise(x, t, scale)
+            return (x + t.sigma * (seen.x_0 - x) if self.blend else seen.x_0), seen.x_0, seen.eps
 
-        rewards, gradient, (_, eps) = reward_gradient(problem, x_t, look)
+        rewards, gradient, (_, x_0, eps) = reward_gradient(problem, x_t, look)
+        seen = Prediction(x_0, eps)
         if scale is None or scale == w:
-            return rewards, gradient, eps
+            return rewards, gradient, seen
         other = problem.denoise(x_t, t, 1 - scale)
-        return rewards, gradient, classifier_free(eps, other, w) if scale == 0 else classifier_free(other, eps, w)
+        return rewards, gradient, guided(seen, other, w) if scale == 0 else guided(other, seen, w)

@@ -18,8 +18,7 @@ from torch import Tensor
 from guidedgen.basics.errors import BadValue
 from guidedgen.methods import Needs, Observer, ignore
 from guidedgen.methods.problem import Problem
-from guidedgen.methods.selection import best, pick
-from guidedgen.process.formulas import x0_from_eps
+from guidedgen.methods.selection import best, pick, spread_over
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,19 +44,17 @@ class Code:
     def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
         n, last = self.num_particles, len(problem.grid) - 2
         x_t = problem.start(1 if self.shared_start else n)  # b 1 c h w stands for n equal streams
-        eps = problem.denoise(x_t, problem.grid[0])
+        prediction = problem.denoise(x_t, problem.grid[0])
         for i, (t, s) in enumerate(pairwise(problem.grid)):
-            streams = (len(problem), n, *problem.latent_shape)
-            x_t = problem.step(x_t.expand(streams), eps.expand(streams), t, s)
+            x_t = problem.step(spread_over(x_t, n), prediction.map(spread_over, n), t, s)
             if i < last:
-                eps = problem.denoise(x_t, s)
+                prediction = problem.denoise(x_t, s)
             if (i + 1) % self.block_size == 0 or i == last:
-                x_0 = x0_from_eps(x_t, eps, s) if i < last else x_t
-                scores = problem.score(x_0)
+                scores = problem.score(prediction.x_0 if i < last else x_t)
                 if self.extra_draw and i < last:
                     problem.noise.draw(n, problem.latent_shape)
                 chosen = best(scores)
-                x_t, eps = pick(x_t, chosen), pick(eps.expand(streams), chosen)
+                x_t, prediction = pick(x_t, chosen), prediction.map(pick, chosen) if i < last else prediction
                 observe("select", i, {"scores": scores})
             observe("step", i, {})
         return x_t[:, 0]

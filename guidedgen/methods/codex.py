@@ -29,8 +29,7 @@ from guidedgen.methods import Needs, Observer, ignore
 from guidedgen.methods.clustering import kmeans
 from guidedgen.methods.guidance import ascent, check_counts, check_window, inside, predicted, reward_gradient, rms, zero_order
 from guidedgen.methods.problem import Problem
-from guidedgen.methods.selection import best, multinomial, pick, spread_over, take
-from guidedgen.process.formulas import x0_from_eps
+from guidedgen.methods.selection import best, multinomial, spread_over, take
 from guidedgen.process.grid import Point
 
 _EPSILON = 1e-8  # of Eq. A.1, added to a gradient's length: the released code's (guidance_scaling/scaling_guidance.py:11)
@@ -105,21 +104,22 @@ class Codex:
         last, agreement = len(problem.grid) - 2, _Agreement()
         n = self._particles(0, last, agreement)
         x_t = problem.start(1 if self.shared_start else n)  # b 1 c h w may stand for n equal streams
-        eps = problem.denoise(x_t, problem.grid[0])
+        prediction = problem.denoise(x_t, problem.grid[0])
         for i, (t, s) in enumerate(pairwise(problem.grid)):
             if i % self.block_size == 0:
                 n = self._particles(i, last, agreement)
-            x_t = problem.step(spread_over(x_t, n), spread_over(eps, n), t, s)
+            x_t = problem.step(spread_over(x_t, n), prediction.map(spread_over, n), t, s)
             if i < last:
                 if self._guides(problem, i):
                     x_t, seen = self._guided(problem, x_t, s, forks)
                     observe("guide", i, seen)
-                eps = problem.denoise(x_t, s)
+                prediction = problem.denoise(x_t, s)
             if n > 1 and ((i + 1) % self.block_size == 0 or i == last):
-                scores = problem.score(x0_from_eps(x_t, eps, s) if i < last else x_t)
+                scores = problem.score(prediction.x_0 if i < last else x_t)
                 observe("select", i, {"scores": scores})
                 agreement.see(scores)
-                x_t, eps = self._selected(x_t, eps, scores, i / last if last else 1, forks["select"])
+                index = self._selected(scores, i / last if last else 1, forks["select"])
+                x_t, prediction = take(x_t, index), prediction.map(take, index) if i < last else prediction
             observe("step", i, {})
         return x_t[:, 0]
 
@@ -132,15 +132,13 @@ class Codex:
     def _guides(self, problem: Problem, i: int) -> bool:
         return bool(self.strength) and (i + 1) % self.gradient_block_size == 0 and inside(problem, i, self.window)
 
-    def _selected(self, x_t: Tensor, eps: Tensor, scores: Tensor, done: float, noise: Noise) -> tuple[Tensor, Tensor]:
-        """The streams that go on and their noise predictions; the last selection, with all of the chain done, is greedy."""
+    def _selected(self, scores: Tensor, done: float, noise: Noise) -> Tensor:
+        """The streams that go on (b k); the last selection, with all of the chain done, is greedy."""
         if self.selection == "greedy" or done == 1:
-            chosen = best(scores)
-            return pick(x_t, chosen), pick(eps, chosen)
+            return best(scores).unsqueeze(1)
         final = self.temperature if self.final_temperature is None else self.final_temperature
         temperature = self.temperature ** (1 - done) * final**done
-        drawn = multinomial(scores, temperature, noise.uniform(scores.shape[1]))
-        return take(x_t, drawn), take(eps, drawn)
+        return multinomial(scores, temperature, noise.uniform(scores.shape[1]))
 
     def _guided(self, problem: Problem, x_s: Tensor, s: Point, forks: dict[str, Noise]) -> tuple[Tensor, dict[str, Tensor]]:
         """The streams moved along their gradients, and what is worth a trace."""
@@ -156,8 +154,8 @@ class Codex:
         """GRAD (Algorithm 2): the rewards' gradients by x_s, and the correction w (c - u) of classifier-free guidance."""
 
         def look(x: Tensor) -> tuple[Tensor, ...]:
-            eps, correction = predicted(problem, x, s)
-            return x0_from_eps(x, eps, s), correction
+            prediction, correction = predicted(problem, x, s)
+            return prediction.x_0, correction
 
         if self.zero_order_samples:
             x_0, correction = look(x_s)

@@ -36,7 +36,7 @@ from guidedgen.methods.problem import Problem
 from guidedgen.methods.views import draw_crops
 from guidedgen.methods.whole_chain import Best, walked
 from guidedgen.process.chains import EdictChain, State, walk
-from guidedgen.process.flow import FlowChain
+from guidedgen.process.flow import OdeChain, flow_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,12 +125,15 @@ class Doodl:
         best.see(x_0, problem.score(x_0)[:, 0])
         return best.x_0[:, 0]
 
-    def _chain(self, problem: Problem) -> FlowChain | EdictChain:
+    def _chain(self, problem: Problem) -> OdeChain | EdictChain:
         if self.process == "ddim":
-            return FlowChain(denoise=problem.denoise, grid=problem.grid, schedule=problem.schedule)
-        return EdictChain(denoise=problem.denoise, grid=problem.grid, mixing=self.mixing, alternate=self.alternate)
+            return flow_of(problem.denoise, problem.grid, problem.schedule)
+        return EdictChain(
+            denoise=problem.denoise, grid=problem.grid, mixing=self.mixing, alternate=self.alternate,
+            by_velocity=not problem.grid[0].alpha,
+        )  # fmt: skip
 
-    def _start(self, problem: Problem, chain: FlowChain | EdictChain) -> list[Tensor]:
+    def _start(self, problem: Problem, chain: OdeChain | EdictChain) -> list[Tensor]:
         """What is optimised: x_T, or the pair of them, b 1 c h w each; in float64, because undoing EDICT's steps needs it."""
         if self.source_image is not None:
             assert isinstance(chain, EdictChain) and problem.reference is not None
@@ -141,15 +144,15 @@ class Doodl:
         x_t = problem.start().double()
         return [x_t] if self.tied else list(chain.start(x_t))
 
-    def _state(self, chain: FlowChain | EdictChain, latents: Sequence[Tensor]) -> State:
+    def _state(self, chain: OdeChain | EdictChain, latents: Sequence[Tensor]) -> State:
         return chain.start(latents[0]) if self.tied else tuple(latents)
 
-    def _picture(self, chain: FlowChain | EdictChain, latents: Sequence[Tensor]) -> Tensor:
+    def _picture(self, chain: OdeChain | EdictChain, latents: Sequence[Tensor]) -> Tensor:
         """x_0, b 1 c h w: of the pair, x."""
         return walk(chain, self._state(chain, latents))[0]
 
     def _gradient(
-        self, problem: Problem, chain: FlowChain | EdictChain, latents: Sequence[Tensor], crops: Noise
+        self, problem: Problem, chain: OdeChain | EdictChain, latents: Sequence[Tensor], crops: Noise
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """x_0, the rewards of what the chain ends in (b 1, or b 2 for a pair), and their mean's gradients by the latents."""
         with torch.enable_grad():

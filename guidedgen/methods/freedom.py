@@ -24,7 +24,8 @@ from torch import Tensor
 from guidedgen.methods import Needs, Observer, ignore
 from guidedgen.methods.guidance import ascent, check_counts, check_window, inside, predicted, reward_gradient
 from guidedgen.methods.problem import Problem
-from guidedgen.process.formulas import renoise, x0_from_eps
+from guidedgen.process import Prediction
+from guidedgen.process.formulas import renoise
 from guidedgen.process.grid import Point
 
 
@@ -52,9 +53,9 @@ class FreeDom:
             repeats = self.num_repeats if inside(problem, i, self.repeat_window) else 1
             for left in reversed(range(repeats)):
                 if guided:
-                    eps, move, rewards = self._look(problem, x_t, t)
+                    prediction, move, rewards = self._look(problem, x_t, t)
                     observe("guide", i, {"rewards": rewards})
-                    x_s = problem.step(x_t, eps, t, s) + move
+                    x_s = problem.step(x_t, prediction, t, s) + move
                 else:
                     x_s = problem.step(x_t, problem.denoise(x_t, t), t, s)
                 if left:
@@ -63,12 +64,12 @@ class FreeDom:
             observe("step", i, {})
         return x_t[:, 0]
 
-    def _look(self, problem: Problem, x_t: Tensor, t: Point) -> tuple[Tensor, Tensor, Tensor]:
-        """The noise prediction, the move along the gradient and the rewards of the look-ahead."""
+    def _look(self, problem: Problem, x_t: Tensor, t: Point) -> tuple[Prediction, Tensor, Tensor]:
+        """The prediction, the move along the gradient and the rewards of the look-ahead."""
 
         def look(x: Tensor) -> tuple[Tensor, ...]:
-            eps, correction = predicted(problem, x, t)
-            return x0_from_eps(x, eps, t), eps, correction
+            prediction, correction = predicted(problem, x, t)
+            return prediction.x_0, prediction.eps, correction
 
-        rewards, gradient, (_, eps, correction) = reward_gradient(problem, x_t, look)
-        return eps, ascent(gradient, self.strength, correction if self.rescale else None), rewards
+        rewards, gradient, (x_0, eps, correction) = reward_gradient(problem, x_t, look)
+        return Prediction(x_0, eps), ascent(gradient, self.strength, correction if self.rescale else None), rewards

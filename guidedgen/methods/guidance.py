@@ -10,7 +10,8 @@ from torch import Tensor
 from guidedgen.basics.errors import BadValue
 from guidedgen.basics.noise import Noise
 from guidedgen.methods.problem import Problem
-from guidedgen.process.formulas import classifier_free
+from guidedgen.process import Prediction
+from guidedgen.process.formulas import guided
 from guidedgen.process.grid import Point
 
 
@@ -39,11 +40,16 @@ def inside(problem: Problem, i: int, window: Sequence[float]) -> bool:
     return end + rounding < ratio <= start + rounding
 
 
-def predicted(problem: Problem, x_t: Tensor, t: Point) -> tuple[Tensor, Tensor]:
-    """The noise prediction u + w (c - u) and the correction w (c - u) in it: each b n c h w as x_t, from 2 rows per latent."""
+def predicted(problem: Problem, x_t: Tensor, t: Point) -> tuple[Prediction, Tensor]:
+    """The prediction u + w (c - u), and the correction w (c - u) in its noise: b n c h w as x_t, from 2 rows per latent."""
     uncond, cond = problem.denoise.pair(x_t, t)
-    eps = classifier_free(uncond, cond, problem.denoise.guidance_scale)
-    return eps, eps - uncond
+    prediction = guided(uncond, cond, problem.denoise.guidance_scale)
+    return prediction, prediction.eps - uncond.eps
+
+
+def pushed(prediction: Prediction, push: Tensor, t: Point) -> Prediction:
+    """The prediction for the same x_t with `push` added to its noise; t.alpha must not be 0."""
+    return Prediction(prediction.x_0 - t.sigma / t.alpha * push, prediction.eps + push)
 
 
 def reward_gradient(

@@ -17,7 +17,7 @@ from torch import Tensor
 from guidedgen.methods import Needs, Observer, ignore
 from guidedgen.methods.guidance import ascent, check_counts, check_window, inside, predicted
 from guidedgen.methods.problem import Problem
-from guidedgen.process.formulas import eps_from_x0, renoise, x0_from_eps
+from guidedgen.process.formulas import from_x0, renoise
 from guidedgen.process.grid import Point
 
 
@@ -68,11 +68,10 @@ class Mpgd:
 
     def _guided_step(self, problem: Problem, x_t: Tensor, t: Point, s: Point) -> tuple[Tensor, Tensor]:
         """x_s, and the rewards of the estimate before it is moved."""
-        eps, correction = predicted(problem, x_t, t)
-        x_0 = x0_from_eps(x_t, eps, t)
-        rewards, gradient = problem.score_and_gradient(x_0)
+        prediction, correction = predicted(problem, x_t, t)
+        rewards, gradient = problem.score_and_gradient(prediction.x_0)
         strength = self.strength / s.alpha if self.over_alpha else self.strength
         move = ascent(gradient, strength, correction if self.rescale else None)
         if self.keep_eps:  # both DDIM and DDPM steps are alpha_s x_0 + (a function of eps) + noise
-            return problem.step(x_t, eps, t, s) + s.alpha * move, rewards
-        return problem.step(x_t, eps_from_x0(x_t, x_0 + move, t), t, s), rewards
+            return problem.step(x_t, prediction, t, s) + s.alpha * move, rewards
+        return problem.step(x_t, from_x0(x_t, prediction.x_0 + move, t), t, s), rewards

@@ -13,7 +13,7 @@ from torch import Tensor
 from guidedgen.basics.noise import Noise
 from guidedgen.basics.tasks import Task
 from guidedgen.methods.views import Reduction, Views
-from guidedgen.process import Denoiser, Scheduler
+from guidedgen.process import Denoiser, Prediction, Scheduler
 from guidedgen.process.formulas import add_noise
 from guidedgen.process.grid import Grid, NoiseSchedule, Point
 
@@ -44,10 +44,10 @@ class Problem:
         noise = self.noise.draw(particles, self.latent_shape)
         return noise if self.reference is None else add_noise(self.reference.unsqueeze(1), noise, self.grid[0])
 
-    def step(self, x_t: Tensor, eps: Tensor, t: Point, s: Point) -> Tensor:
+    def step(self, x_t: Tensor, prediction: Prediction, t: Point, s: Point) -> Tensor:
         """x_s by the scheduler's rule, with fresh noise for every particle where it draws any."""
-        noise = self.noise.draw(x_t.shape[1], self.latent_shape) if self.scheduler.stochastic else None
-        return self.scheduler.step(x_t, eps, t, s, noise)
+        mean, std = self.scheduler.transition(x_t, prediction, t, s)
+        return mean + std * self.noise.draw(x_t.shape[1], self.latent_shape) if self.scheduler.stochastic else mean
 
     def noise_ratio(self, i: int) -> float:
         """The share of the whole chain that is left at step i, itself included: 1 at the first step, 1 / num_steps at the last."""

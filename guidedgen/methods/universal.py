@@ -24,9 +24,10 @@ import torch
 from torch import Tensor
 
 from guidedgen.methods import Needs, Observer, ignore
-from guidedgen.methods.guidance import ascent, check_counts, check_window, inside, reward_gradient, rms
+from guidedgen.methods.guidance import ascent, check_counts, check_window, inside, pushed, reward_gradient, rms
 from guidedgen.methods.problem import Problem
-from guidedgen.process.formulas import renoise, x0_from_eps
+from guidedgen.process import Prediction
+from guidedgen.process.formulas import renoise
 from guidedgen.process.grid import Point
 
 
@@ -53,32 +54,34 @@ class Universal:
             guided = inside(problem, i, self.window)
             for left in reversed(range(self.num_repeats if guided else 1)):
                 if guided:
-                    eps, push = self._guided_eps(problem, x_t, t)
+                    prediction, push = self._guided(problem, x_t, t)
                     observe("guide", i, {"push": rms(push).flatten(1)})
                 else:
-                    eps = problem.denoise(x_t, t)
-                x_s = problem.step(x_t, eps, t, s)
+                    prediction = problem.denoise(x_t, t)
+                x_s = problem.step(x_t, prediction, t, s)
                 if left:
                     x_t = renoise(x_s, s, t, again.draw(1, problem.latent_shape))
             x_t = x_s
             observe("step", i, {})
         return x_t[:, 0]
 
-    def _guided_eps(self, problem: Problem, x_t: Tensor, t: Point) -> tuple[Tensor, Tensor]:
-        """The guided noise prediction, and how it differs from the unguided one."""
+    def _guided(self, problem: Problem, x_t: Tensor, t: Point) -> tuple[Prediction, Tensor]:
+        """The guided prediction, and how its noise differs from the unguided one's. Where alpha is 0 x_t says nothing of x_0, and
+        there is no gradient by it.
+        """
 
         def look(x: Tensor) -> tuple[Tensor, Tensor]:
-            eps = problem.denoise(x, t)
-            return x0_from_eps(x, eps, t), eps
+            prediction = problem.denoise(x, t)
+            return prediction.x_0, prediction.eps
 
-        if self.strength:
+        if self.strength and t.alpha:
             _, gradient, (x_0, eps) = reward_gradient(problem, x_t, look)
-            forward = -ascent(gradient, t.sigma * self.strength)
+            prediction = pushed(Prediction(x_0, eps), -ascent(gradient, t.sigma * self.strength), t)
         else:
             x_0, eps = look(x_t)
-            forward = torch.zeros_like(eps)
+            prediction = Prediction(x_0, eps)
         delta = torch.zeros_like(x_0)
         for _ in range(self.backward_steps):
             delta = delta + ascent(problem.score_and_gradient(x_0 + delta)[1], self.backward_lr)
-        push = forward - t.alpha / t.sigma * delta
-        return eps + push, push
+        prediction = Prediction(prediction.x_0 + delta, prediction.eps - t.alpha / t.sigma * delta)
+        return prediction, prediction.eps - eps

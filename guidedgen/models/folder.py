@@ -153,7 +153,10 @@ class Folder:
     def schedule(self) -> NoiseSchedule:
         """The noise levels the model was trained on."""
         c = self.configs["scheduler"]
-        return NoiseSchedule.from_betas(c["beta_start"], c["beta_end"], c["num_train_timesteps"], c["beta_schedule"])
+        return NoiseSchedule.from_betas(
+            c["beta_start"], c["beta_end"], c["num_train_timesteps"], c["beta_schedule"],
+            zero_terminal_snr=bool(c.get("rescale_betas_zero_snr")),
+        )  # fmt: skip
 
     @property
     def prediction(self) -> str:
@@ -229,7 +232,9 @@ class Folder:
                 betas not in ("linear", "scaled_linear") or scheduler.get("trained_betas") is not None
             ),
             "a schedule whose beta_start is above its beta_end": scheduler["beta_start"] > scheduler["beta_end"],
-            "a schedule rescaled to zero terminal SNR": scheduler.get("rescale_betas_zero_snr", False),
+            "epsilon predicted on a schedule rescaled to zero terminal SNR, where it says nothing of x_0,": (
+                self.prediction == "epsilon" and scheduler.get("rescale_betas_zero_snr", False)
+            ),
             "a scheduler that clips predictions (thresholding)": scheduler.get("thresholding", False),
             # An inpainting, depth or image-editing model's.
             f"a UNet of {unet['in_channels']} input channels": unet["in_channels"] != unet["out_channels"],

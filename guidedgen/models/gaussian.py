@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from guidedgen.process.formulas import classifier_free
+from guidedgen.process import Prediction
+from guidedgen.process.formulas import guided
 from guidedgen.process.grid import Point
 
 
@@ -21,15 +22,13 @@ class GaussianMixture:
     std: float
     weights: Tensor  # k, summing to 1
 
-    def __call__(self, x_t: Tensor, t: Point) -> Tensor:
-        """The exact E[eps | x_t] (b n c h w -> b n c h w), from Tweedie's formula."""
+    def __call__(self, x_t: Tensor, t: Point) -> Prediction:
+        """The exact E[x_0 | x_t] and E[eps | x_t], each b n c h w as x_t: each component's posterior mean, weighted by its
+        responsibility, and Tweedie's formula.
+        """
         off, responsibility, variance = self._split(x_t, t)
-        return t.sigma / variance * (responsibility * off).sum(2)  # also without noise, where (x_t - alpha x_0) / sigma is 0 / 0
-
-    def posterior_mean(self, x_t: Tensor, t: Point) -> Tensor:
-        """E[x_0 | x_t]: each component's posterior mean, weighted by its responsibility."""
-        off, responsibility, variance = self._split(x_t, t)
-        return (responsibility * (self.means + t.alpha * self.std**2 / variance * off)).sum(2)
+        x_0 = (responsibility * (self.means + t.alpha * self.std**2 / variance * off)).sum(2)
+        return Prediction(x_0, t.sigma / variance * (responsibility * off).sum(2))
 
     def _split(self, x_t: Tensor, t: Point) -> tuple[Tensor, Tensor, float]:
         """Offsets from the components (b n k c h w), their responsibilities (b n k 1 1 1), and their variance."""
@@ -48,7 +47,7 @@ class GaussianMixture:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GaussianDenoiser:
-    """types.Denoiser of a mixture `cond`, guided away from `uncond`; at scale 1 it is exact. Each task's conditioning (b c h w)
+    """A denoiser of a mixture `cond`, guided away from `uncond`; at scale 1 it is exact. Each task's conditioning (b c h w)
     is a shift of all means of `cond`; without one the denoiser is the same for every task.
     """
 
@@ -57,13 +56,13 @@ class GaussianDenoiser:
     guidance_scale: float = 1.0
     shift: Tensor | None = None
 
-    def __call__(self, x_t: Tensor, t: Point, guidance_scale: float | None = None) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Point, guidance_scale: float | None = None) -> Prediction:
         w = self.guidance_scale if guidance_scale is None else guidance_scale
         if w in (0, 1):
             return self._shifted(x_t, t) if w == 1 else self.uncond(x_t, t)
-        return classifier_free(*self.pair(x_t, t), w)
+        return guided(*self.pair(x_t, t), w)
 
-    def pair(self, x_t: Tensor, t: Point) -> tuple[Tensor, Tensor]:
+    def pair(self, x_t: Tensor, t: Point) -> tuple[Prediction, Prediction]:
         return self.uncond(x_t, t), self._shifted(x_t, t)
 
     @property
@@ -78,5 +77,9 @@ class GaussianDenoiser:
     def subset(self, rows: Sequence[int]) -> GaussianDenoiser:
         return self if self.shift is None else dataclasses.replace(self, shift=self.shift[list(rows)])
 
-    def _shifted(self, x_t: Tensor, t: Point) -> Tensor:
-        return self.cond(x_t if self.shift is None else x_t - t.alpha * self.shift.unsqueeze(1), t)
+    def _shifted(self, x_t: Tensor, t: Point) -> Prediction:
+        if self.shift is None:
+            return self.cond(x_t, t)
+        shift = self.shift.unsqueeze(1)
+        prediction = self.cond(x_t - t.alpha * shift, t)
+        return Prediction(prediction.x_0 + shift, prediction.eps)

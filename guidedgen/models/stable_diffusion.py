@@ -23,7 +23,8 @@ from guidedgen.basics.tasks import Task
 from guidedgen.models.folder import WEIGHTS, Folder, needed, open_folder
 from guidedgen.models.learned import Learned
 from guidedgen.models.words import Words, replaced, said
-from guidedgen.process.formulas import classifier_free, eps_from_v
+from guidedgen.process import Prediction
+from guidedgen.process.formulas import classifier_free, from_eps, from_v
 from guidedgen.process.grid import NoiseSchedule, Point
 from guidedgen.zoo.needed import Needed
 from guidedgen.zoo.pretrained import load_pretrained
@@ -249,7 +250,7 @@ class StableDiffusion:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptedDenoiser:
-    """eps_hat(x_t, t | prompt) for b prompts; any number of particles each."""
+    """What the UNet predicts for b prompts; any number of particles each."""
 
     model: StableDiffusion
     cond: Tensor  # b l d
@@ -259,19 +260,24 @@ class PromptedDenoiser:
     def guidance_scale(self) -> float:
         return self.model.guidance_scale
 
-    def __call__(self, x_t: Tensor, t: Point, guidance_scale: float | None = None) -> Tensor:
-        """b n c h w -> b n c h w, in calls of at most `batch_size` latents."""
+    def __call__(self, x_t: Tensor, t: Point, guidance_scale: float | None = None) -> Prediction:
+        """Of b n c h w, in calls of at most `batch_size` latents."""
         w = self.guidance_scale if guidance_scale is None else guidance_scale
         if w == 1:
-            return self._rows(lambda rows, cond: self._network(rows, cond, t), x_t)
-        if w == 0:
-            return self._rows(lambda rows, cond: self._network(rows, self.uncond.expand_as(cond), t), x_t)
-        return self._rows(lambda rows, cond: classifier_free(*self._pair(rows, cond, t), w), x_t)
+            output = self._rows(lambda rows, cond: self._network(rows, cond, t), x_t)
+        elif w == 0:
+            output = self._rows(lambda rows, cond: self._network(rows, self.uncond.expand_as(cond), t), x_t)
+        else:
+            output = self._rows(lambda rows, cond: classifier_free(*self._pair(rows, cond, t), w), x_t)
+        return self._prediction(x_t, output, t)
 
-    def pair(self, x_t: Tensor, t: Point) -> tuple[Tensor, Tensor]:
-        """u and c, each b n c h w, in calls of at most `batch_size` latents."""
+    def pair(self, x_t: Tensor, t: Point) -> tuple[Prediction, Prediction]:
+        """Of b n c h w, in calls of at most `batch_size` latents."""
         both = self._rows(lambda rows, cond: torch.stack(self._pair(rows, cond, t), 1), x_t)  # b n 2 c h w
-        return both[:, :, 0], both[:, :, 1]
+        return self._prediction(x_t, both[:, :, 0], t), self._prediction(x_t, both[:, :, 1], t)
+
+    def _prediction(self, x_t: Tensor, output: Tensor, t: Point) -> Prediction:
+        return (from_v if self.model.prediction == "v_prediction" else from_eps)(x_t, output, t)
 
     @property
     def conditioning(self) -> Tensor:
@@ -294,8 +300,8 @@ class PromptedDenoiser:
 
     def _pair(self, x_t: Tensor, cond: Tensor, t: Point) -> tuple[Tensor, Tensor]:
         both = self._network(torch.cat([x_t, x_t]), torch.cat([self.uncond.expand_as(cond), cond]), t)
-        uncond, cond_eps = both.chunk(2)
-        return uncond, cond_eps
+        uncond, conditional = both.chunk(2)
+        return uncond, conditional
 
     def _network(self, x_t: Tensor, embedding: Tensor, t: Point) -> Tensor:
         model = self.model
@@ -304,7 +310,7 @@ class PromptedDenoiser:
             time = torch.full((len(x_t),), t.t, device=x_t.device)
             predicted = run_in(model.unet.dtype, lambda x, prompt: model.unet(x, time, prompt).sample, x_t, embedding)
         model.ledger.count_backward(predicted, len(x_t))
-        return eps_from_v(x_t, predicted, t) if model.prediction == "v_prediction" else predicted
+        return predicted
 
 
 @functools.lru_cache(maxsize=4)  # of ten thousand prompts it takes a second, and a run and its unguided one check them twice each

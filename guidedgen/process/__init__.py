@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from guidedgen.process.grid import Grid, NoiseSchedule, Point
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a network says of x_t in one call: x_t = alpha x_0 + sigma eps. Both are of x_t's shape and well-conditioned at every
+    point: neither is computed from the other by a division by what may be 0 there.
+    """
+
+    x_0: Tensor
+    eps: Tensor
+
+    def map(self, change: Callable[..., Tensor], *arguments: object) -> Prediction:
+        """The same change of both, as in `prediction.map(take, index)`."""
+        return Prediction(change(self.x_0, *arguments), change(self.eps, *arguments))
 
 
 class Scheduler(Protocol):
@@ -22,24 +36,24 @@ class Scheduler(Protocol):
     def grid(self, schedule: NoiseSchedule) -> Grid:
         """The points from the noisiest to the last."""
 
-    def step(self, x_t: Tensor, eps: Tensor, t: Point, s: Point, noise: Tensor | None) -> Tensor:
-        """x_s from x_t (any shape) and the noise predicted at t; `noise` is standard normal, unread if not stochastic."""
+    def transition(self, x_t: Tensor, prediction: Prediction, t: Point, s: Point) -> tuple[Tensor, float]:
+        """Mean and standard deviation of x_s, given x_t (any shape) and what is predicted at t. The step is mean + std * noise."""
 
 
 class Denoiser(Protocol):
-    """eps_hat(x_t, t | prompt), classifier-free guidance inside as one batched call."""
+    """x_0 and eps as they are predicted for a prompt, classifier-free guidance inside as one batched call."""
 
     @property
     def guidance_scale(self) -> float:
         """The model's w in u + w (c - u)."""
 
-    def __call__(self, x_t: Tensor, t: Point, guidance_scale: float | None = None) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Point, guidance_scale: float | None = None) -> Prediction:
         """b n c h w -> b n c h w; row i is conditioned on the i-th task. `guidance_scale` is the model's unless given: at 0 only
         the unconditional row is evaluated, at 1 only the conditional one.
         """
 
-    def pair(self, x_t: Tensor, t: Point) -> tuple[Tensor, Tensor]:
-        """u and c, each b n c h w: always two rows per latent."""
+    def pair(self, x_t: Tensor, t: Point) -> tuple[Prediction, Prediction]:
+        """Unconditional and conditional: always two rows per latent."""
 
     @property
     def conditioning(self) -> Tensor:

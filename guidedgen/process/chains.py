@@ -66,7 +66,7 @@ class DdimChain(GridChain):
 
     def step(self, state: State, i: int) -> State:
         (x,), (t, s) = state, self.moves[i]
-        return (ddim_step(x, self.denoise(x, t), t, s),)
+        return (ddim_step(self.denoise(x, t), t, s),)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,9 @@ class EdictChain(GridChain):
 
         x <- a x + b eps(y);  y <- a y + b eps(x);  x <- p x + (1-p) y;  y <- p y + (1-p) x
 
-    with a = alpha_s / alpha_t and b = sigma_s - a sigma_t. `alternate` swaps the roles of x and y in the first two of odd steps,
+    with a = alpha_s / alpha_t and b = sigma_s - a sigma_t. Where a chain begins at alpha = 0, as those of flows do, the same is
+    done with Euler's step of the flow instead, `by_velocity`: eps - x_0 for eps, with a = n_s / n_t, n = alpha + sigma, and b as
+    before. On one latent both steps are DDIM's. `alternate` swaps the roles of x and y in the first two of odd steps,
     as the released code of EDICT and DOODL does (salesforce/DOODL, doodl.py, lines 60-71) and neither paper says. The last step
     mixes once more for one that is left out behind it, as the released code does (of 50 steps on the lab that moves x by 3 %).
 
@@ -85,15 +87,16 @@ class EdictChain(GridChain):
 
     mixing: float = 0.93
     alternate: bool = False
+    by_velocity: bool = False
 
     def start(self, x_t: Tensor) -> State:
         return (x_t, x_t)
 
     def step(self, state: State, i: int) -> State:
         (t, s), (first, second) = self.moves[i], self.ordered(state, i)
-        a, b = coefficients(t, s)
-        first = a * first + b * self.denoise(second, t)
-        second = a * second + b * self.denoise(first, t)
+        a, b = self.coefficients(t, s)
+        first = a * first + b * self.direction(second, t)
+        second = a * second + b * self.direction(first, t)
         state = self.ordered((first, second), i)
         for _ in range(self.mixings(i)):
             state = mix(state, self.mixing)
@@ -102,10 +105,20 @@ class EdictChain(GridChain):
     def unstep(self, state: State, i: int) -> State:
         """The state before step i."""
         (t, s), (first, second) = self.moves[i], self.unmixed(state, i)
-        a, b = coefficients(t, s)
-        second = (second - b * self.denoise(first, t)) / a
-        first = (first - b * self.denoise(second, t)) / a
+        a, b = self.coefficients(t, s)
+        second = (second - b * self.direction(first, t)) / a
+        first = (first - b * self.direction(second, t)) / a
         return self.ordered((first, second), i)
+
+    def coefficients(self, t: Point, s: Point) -> tuple[float, float]:
+        """a and b of the step x_s = a x_t + b direction."""
+        a = (s.alpha + s.sigma) / (t.alpha + t.sigma) if self.by_velocity else s.alpha / t.alpha
+        return a, s.sigma - a * t.sigma
+
+    def direction(self, x: Tensor, t: Point) -> Tensor:
+        """eps as it is predicted for x, or the velocity eps - x_0."""
+        prediction = self.denoise(x, t)
+        return prediction.eps - prediction.x_0 if self.by_velocity else prediction.eps
 
     def mixings(self, i: int) -> int:
         """How often step i mixes: once, and the last one for those left out as well."""
@@ -121,12 +134,6 @@ class EdictChain(GridChain):
         """x and y in the order in which step i treats them; its own inverse."""
         x, y = state
         return (y, x) if self.alternate and i % 2 else (x, y)
-
-
-def coefficients(t: Point, s: Point) -> tuple[float, float]:
-    """a and b of the DDIM step x_s = a x_t + b eps."""
-    a = s.alpha / t.alpha
-    return a, s.sigma - a * t.sigma
 
 
 def mix(state: State, p: float) -> State:

@@ -23,9 +23,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from guidedgen.process import Denoiser
 from guidedgen.process.chains import GridChain, State
 from guidedgen.process.formulas import ddim_step
-from guidedgen.process.grid import NoiseSchedule, Point
+from guidedgen.process.grid import Grid, NoiseSchedule, Point
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,10 +80,41 @@ class FlowChain(OdeChain):
     def velocity(self, u: float, y: Tensor) -> Tensor:
         """Past the clean end it is as at r = 0."""
         point = self.schedule.when(max(u, 0.0))
-        return self.denoise(point.alpha * y, point)
+        return self.denoise(point.alpha * y, point).eps
 
     def euler(self, x: Tensor, t: Point, s: Point) -> Tensor:
-        return ddim_step(x, self.denoise(x, t), t, s)
+        return ddim_step(self.denoise(x, t), t, s)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VelocityChain(OdeChain):
+    """The same flow in variables that are finite where alpha is 0, those of rectified flows:
+
+        dy/du = eps(n y, t(u)) - x_0(n y, t(u)),   y = x / n,   u = sigma / n,   n = alpha + sigma
+
+    Its Euler steps are DDIM's too.
+    """
+
+    def variable(self, point: Point) -> float:
+        return point.sigma / (point.alpha + point.sigma)
+
+    def scale(self, point: Point) -> float:
+        return point.alpha + point.sigma
+
+    def velocity(self, u: float, y: Tensor) -> Tensor:
+        """Past its ends it is as at them."""
+        u = min(max(u, 0.0), 1.0)
+        point = self.schedule.when(u / (1 - u) if u < 1 else math.inf)
+        prediction = self.denoise(self.scale(point) * y, point)
+        return prediction.eps - prediction.x_0
+
+    def euler(self, x: Tensor, t: Point, s: Point) -> Tensor:
+        return ddim_step(self.denoise(x, t), t, s)
+
+
+def flow_of(denoise: Denoiser, grid: Grid, schedule: NoiseSchedule) -> FlowChain | VelocityChain:
+    """The chain whose Euler steps are DDIM's: Eq. 10, but where it would begin at y = x / 0."""
+    return (FlowChain if grid[0].alpha > 0 else VelocityChain)(denoise=denoise, grid=grid, schedule=schedule)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,7 +142,7 @@ class TimeChain(OdeChain):
         point = self.schedule.at(min(max(u, 0.0), last))
         before, after = self.schedule.at(max(point.t - 0.5, 0.0)), self.schedule.at(min(point.t + 0.5, last))
         f = math.log(after.alpha / before.alpha) / (after.t - before.t)
-        return f * (y - self.denoise(y, point) / point.sigma)
+        return f * (y - self.denoise(y, point).eps / point.sigma)
 
     def euler(self, x: Tensor, t: Point, s: Point) -> Tensor:
         return x + (s.t - t.t) * self.velocity(t.t, x)

@@ -1,4 +1,5 @@
-"""The algebra of x_t = alpha x_0 + sigma eps and v = alpha eps - sigma x_0, with alpha^2 + sigma^2 = 1, and the step of DDIM.
+"""The algebra of x_t = alpha x_0 + sigma eps and v = alpha eps - sigma x_0, with alpha^2 + sigma^2 = 1, and the steps of DDIM and
+DDPM.
 
 All take tensors of any one shape and Points, and are differentiable.
 """
@@ -9,6 +10,7 @@ import math
 
 from torch import Tensor
 
+from guidedgen.process import Prediction
 from guidedgen.process.grid import Point
 
 
@@ -42,9 +44,29 @@ def x0_from_v(x_t: Tensor, v: Tensor, t: Point) -> Tensor:
     return t.alpha * x_t - t.sigma * v
 
 
+def from_eps(x_t: Tensor, eps: Tensor, t: Point) -> Prediction:
+    """The prediction of a network that predicts eps; t.alpha must not be 0."""
+    return Prediction(x0_from_eps(x_t, eps, t), eps)
+
+
+def from_x0(x_t: Tensor, x_0: Tensor, t: Point) -> Prediction:
+    """The prediction of a network that predicts x_0; t.sigma must not be 0."""
+    return Prediction(x_0, eps_from_x0(x_t, x_0, t))
+
+
+def from_v(x_t: Tensor, v: Tensor, t: Point) -> Prediction:
+    """The prediction of a network that predicts v, at any point."""
+    return Prediction(x0_from_v(x_t, v, t), eps_from_v(x_t, v, t))
+
+
 def classifier_free(uncond: Tensor, cond: Tensor, guidance_scale: float) -> Tensor:
     """u + w (c - u) (Ho & Salimans 2022, in SD's convention: w = 1 is no guidance)."""
     return uncond + guidance_scale * (cond - uncond)
+
+
+def guided(uncond: Prediction, cond: Prediction, guidance_scale: float) -> Prediction:
+    """The same of predictions of one x_t, of which x_0 and eps are linear functions."""
+    return Prediction(classifier_free(uncond.x_0, cond.x_0, guidance_scale), classifier_free(uncond.eps, cond.eps, guidance_scale))
 
 
 def posterior_variance(t: Point, s: Point) -> float:
@@ -58,20 +80,21 @@ def renoise(x_s: Tensor, s: Point, t: Point, noise: Tensor) -> Tensor:
     return keep * x_s + math.sqrt(1 - keep**2) * noise
 
 
-def ddim_step(x_t: Tensor, eps: Tensor, t: Point, s: Point, *, eta: float = 0.0, noise: Tensor | None = None) -> Tensor:
-    """x_s (Song et al. 2021, arXiv:2010.02502, Eq. 12), with the noise's share eta of the posterior deviation (Eq. 16)."""
-    std = eta * math.sqrt(posterior_variance(t, s))
-    x_s = s.alpha * x0_from_eps(x_t, eps, t) + math.sqrt(max(s.sigma**2 - std**2, 0.0)) * eps
-    if std == 0:
-        return x_s
-    if noise is None:
-        raise ValueError("a stochastic step needs noise")
-    return x_s + std * noise
+def ddim_transition(prediction: Prediction, t: Point, s: Point, *, eta: float = 0.0) -> tuple[Tensor, float]:
+    """Mean and standard deviation of x_s (Song et al. 2021, arXiv:2010.02502, Eq. 12), with the noise's share eta of the posterior
+    deviation (Eq. 16).
+    """
+    std = eta * math.sqrt(posterior_variance(t, s)) if eta else 0.0
+    return s.alpha * prediction.x_0 + math.sqrt(max(s.sigma**2 - std**2, 0.0)) * prediction.eps, std
 
 
-def ddpm_step(x_t: Tensor, eps: Tensor, t: Point, s: Point, *, noise: Tensor) -> Tensor:
-    """x_s drawn from q(x_s | x_t, x_0 = its estimate) (Ho et al. 2020, arXiv:2006.11239, Eqs. 6 and 7)."""
-    variance = posterior_variance(t, s)
+def ddim_step(prediction: Prediction, t: Point, s: Point) -> Tensor:
+    """x_s without noise."""
+    return ddim_transition(prediction, t, s)[0]
+
+
+def ddpm_transition(x_t: Tensor, prediction: Prediction, t: Point, s: Point) -> tuple[Tensor, float]:
+    """Mean and standard deviation of q(x_s | x_t, x_0 = its estimate) (Ho et al. 2020, arXiv:2006.11239, Eqs. 6 and 7)."""
     keep = t.alpha / s.alpha * (s.sigma / t.sigma) ** 2  # weight of x_t
     renew = s.alpha * (1 - (t.alpha / s.alpha) ** 2) / t.sigma**2  # weight of x_0
-    return renew * x0_from_eps(x_t, eps, t) + keep * x_t + math.sqrt(variance) * noise
+    return renew * prediction.x_0 + keep * x_t, math.sqrt(posterior_variance(t, s))

@@ -38,14 +38,21 @@ class NoiseSchedule:
     alphas_cumprod: Tensor
 
     @staticmethod
-    def from_betas(start: float, end: float, steps: int, shape: str) -> NoiseSchedule:
-        """`shape` is diffusers' beta_schedule, "linear" or "scaled_linear". Raises ValueError for any other."""
+    def from_betas(start: float, end: float, steps: int, shape: str, *, zero_terminal_snr: bool = False) -> NoiseSchedule:
+        """`shape` is diffusers' beta_schedule, "linear" or "scaled_linear". Raises ValueError for any other. `zero_terminal_snr`
+        shifts and scales the square roots of alpha_bar so that the last is 0 and the first stays (Lin et al. 2024,
+        arXiv:2305.08891, Algorithm 1).
+        """
         if shape == "scaled_linear":
             betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square()
         elif shape == "linear":
             betas = torch.linspace(start, end, steps, dtype=torch.float64)
         else:
             raise ValueError(f"beta_schedule {shape!r}: only linear and scaled_linear are known")
+        alphas = (1 - betas).cumprod(0).sqrt()
+        if zero_terminal_snr:
+            alphas = (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])
+            return NoiseSchedule(alphas_cumprod=alphas.square())
         return NoiseSchedule(alphas_cumprod=(1 - betas).cumprod(0))
 
     def __len__(self) -> int:
@@ -61,11 +68,13 @@ class NoiseSchedule:
         return Point(float(t), math.exp(log_alpha_bar / 2), math.sqrt(-math.expm1(log_alpha_bar)))
 
     def when(self, ratio: float) -> Point:
-        """The point at which sigma / alpha is `ratio`: the inverse of `at`. Beyond the trained levels the network is told the
-        nearest one's time, and alpha and sigma are still those of the ratio. ValueError where it is below 0.
+        """The point at which sigma / alpha is `ratio`, infinity where alpha is 0: the inverse of `at`. Beyond the trained levels
+        the network is given the nearest one's time, and alpha and sigma are still those of the ratio. ValueError below 0.
         """
         if not ratio >= 0:
             raise ValueError(f"ratio={ratio}: must be at least 0")
+        if math.isinf(ratio):
+            return Point(len(self) - 1.0, 0.0, 1.0)
         log_alpha_bar = -math.log1p(ratio**2)
         levels = -self.alphas_cumprod.log()  # rising
         low = min(max(int(torch.searchsorted(levels, -log_alpha_bar, right=True)) - 1, 0), len(self) - 2)

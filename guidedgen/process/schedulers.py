@@ -7,7 +7,8 @@ import dataclasses
 from torch import Tensor
 
 from guidedgen.basics.errors import BadValue
-from guidedgen.process.formulas import ddim_step, ddpm_step
+from guidedgen.process import Prediction
+from guidedgen.process.formulas import ddim_transition, ddpm_transition
 from guidedgen.process.grid import End, Grid, NoiseSchedule, Point, Spacing, make_grid, timesteps
 
 
@@ -34,8 +35,8 @@ class Ddim:
     def grid(self, schedule: NoiseSchedule) -> Grid:
         return make_grid(schedule, timesteps(len(schedule), self.num_steps, self.spacing, self.offset), self.end)
 
-    def step(self, x_t: Tensor, eps: Tensor, t: Point, s: Point, noise: Tensor | None) -> Tensor:
-        return ddim_step(x_t, eps, t, s, eta=self.eta, noise=noise)
+    def transition(self, x_t: Tensor, prediction: Prediction, t: Point, s: Point) -> tuple[Tensor, float]:
+        return ddim_transition(prediction, t, s, eta=self.eta)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,5 @@ class Ddpm:
     def grid(self, schedule: NoiseSchedule) -> Grid:
         return make_grid(schedule, timesteps(len(schedule), self.num_steps, self.spacing, self.offset), self.end)
 
-    def step(self, x_t: Tensor, eps: Tensor, t: Point, s: Point, noise: Tensor | None) -> Tensor:
-        if noise is None:
-            raise ValueError("DDPM needs noise")
-        return ddpm_step(x_t, eps, t, s, noise=noise)
+    def transition(self, x_t: Tensor, prediction: Prediction, t: Point, s: Point) -> tuple[Tensor, float]:
+        return ddpm_transition(x_t, prediction, t, s)

@@ -13,6 +13,7 @@ from guidedgen.basics.tasks import Task
 from guidedgen.methods import Method
 from guidedgen.models.stable_diffusion import StableDiffusion
 from guidedgen.process import Scheduler
+from guidedgen.process.grid import Grid
 from guidedgen.runs import config
 
 
@@ -28,6 +29,17 @@ def combination(cfg: DictConfig, method: Method, scheduler: Scheduler, tasks: Se
     if method.needs.reference == "required" and not all(task.noise_ratio for task in tasks):
         raise UsageError(
             f"method={name} starts from reference images: give them with dataset=image_to_image, at a dataset.noise_ratio below 1"
+        )
+
+
+def ends(cfg: DictConfig, method: Method, grid: Grid) -> None:
+    """Raises UsageError where a method cannot start or end where the chain does."""
+    name = f"method={config.module_of(cfg.method)}"
+    if method.needs.noisy_end and not grid[-1].sigma:
+        raise UsageError(f"{name}: with these options it ends where noise is left: scheduler.end=first")
+    if method.needs.signal_at_start and not grid[0].alpha:
+        raise UsageError(
+            f"{name}: with these options it cannot start at pure noise, as this model does: method.reparameterise=true"
         )
 
 

@@ -66,10 +66,7 @@ def _prepare(cfg: DictConfig, shard: Shard, model: StableDiffusion | None = None
         grid = scheduler.grid(model.schedule)
     except BadValue as error:
         raise UsageError(f"scheduler.{error.name}={error.value}: {error.rule}") from error
-    if method.needs.noisy_end and not grid[-1].sigma:
-        raise UsageError(
-            f"method={config.module_of(cfg.method)}: with these options it ends where noise is left: scheduler.end=first"
-        )
+    checks.ends(cfg, method, grid)
     checks.memory(method, model)
     lessons, originals = _lessons(cfg, shard, method, model)
     everything = [*tasks, *(lesson.task for lesson in lessons)]

@@ -10,7 +10,7 @@ from guidedgen.basics.noise import Noise
 from guidedgen.basics.tasks import Task
 from guidedgen.methods.problem import Problem
 from guidedgen.models.gaussian import GaussianDenoiser, GaussianMixture
-from guidedgen.process import Denoiser, Scheduler
+from guidedgen.process import Denoiser, Prediction, Scheduler
 from guidedgen.process.grid import NoiseSchedule, Point
 from guidedgen.process.schedulers import Ddpm
 
@@ -27,26 +27,36 @@ class Counting:
     def guidance_scale(self) -> float:
         return self.denoiser.guidance_scale
 
-    def __call__(self, x_t: Tensor, t: Point, guidance_scale: float | None = None) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Point, guidance_scale: float | None = None) -> Prediction:
         w = self.guidance_scale if guidance_scale is None else guidance_scale
-        return self._counted(self.denoiser(x_t, t, w), 1 if w in (0, 1) else 2)
+        prediction, each = self.denoiser(x_t, t, w), 1 if w in (0, 1) else 2
+        self.rows += each * x_t.shape[0] * x_t.shape[1]
+        return Prediction(*self._watched(each, prediction.x_0, prediction.eps))
 
-    def pair(self, x_t: Tensor, t: Point) -> tuple[Tensor, Tensor]:
-        both = self._counted(torch.stack(self.denoiser.pair(x_t, t), 2), 2)
-        return both[:, :, 0], both[:, :, 1]
+    def pair(self, x_t: Tensor, t: Point) -> tuple[Prediction, Prediction]:
+        uncond, cond = self.denoiser.pair(x_t, t)
+        self.rows += 2 * x_t.shape[0] * x_t.shape[1]
+        u_0, u, c_0, c = self._watched(2, uncond.x_0, uncond.eps, cond.x_0, cond.eps)
+        return Prediction(u_0, u), Prediction(c_0, c)
 
     def subset(self, rows) -> "Counting":
         return self
 
-    def _counted(self, eps: Tensor, each: int) -> Tensor:
-        rows = each * eps.shape[0] * eps.shape[1]
-        self.rows += rows
-        if eps.requires_grad:
-            eps.register_hook(lambda _: self._took(rows))
-        return eps
+    def _watched(self, each: int, *answer: Tensor) -> tuple[Tensor, ...]:
+        """The parts of one answer as they are; a way back through any of them counts once."""
+        return _Watched.apply(self, each * answer[0].shape[0] * answer[0].shape[1], *answer)
 
-    def _took(self, rows: int) -> None:
-        self.backward += rows
+
+class _Watched(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, counting: Counting, rows: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.counting, ctx.rows = counting, rows
+        return tuple(tensor.clone() for tensor in tensors)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.counting.backward += ctx.rows
+        return (None, None, *gradients)
 
 
 class CountingReward:

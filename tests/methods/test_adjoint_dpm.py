@@ -18,8 +18,9 @@ from guidedgen.gradients.reversible import Reversible
 from guidedgen.methods.adjoint_dpm import AdjointDpm
 from guidedgen.methods.base import Base
 from guidedgen.methods.problem import Problem
-from guidedgen.methods.whole_chain import draw_crops
+from guidedgen.methods.views import draw_crops
 from guidedgen.models.gaussian import GaussianDenoiser, GaussianMixture
+from guidedgen.process import Prediction
 from guidedgen.process.grid import Point
 from guidedgen.process.schedulers import Ddim
 from guidedgen.runs import config
@@ -48,12 +49,12 @@ class Counted:
     def subset(self, rows: Sequence[int]) -> "Counted":
         return Counted(self.denoiser.subset(rows), self.counts)
 
-    def __call__(self, x_t: Tensor, t: Point) -> Tensor:
-        eps, rows = self.denoiser(x_t, t), 2 * x_t.shape[0] * x_t.shape[1]
+    def __call__(self, x_t: Tensor, t: Point) -> Prediction:
+        prediction, rows = self.denoiser(x_t, t), 2 * x_t.shape[0] * x_t.shape[1]
         self.counts["rows"] += rows
-        if eps.requires_grad:
-            eps.register_hook(lambda _: self.counts.update(backward=self.counts["backward"] + rows))
-        return eps
+        if prediction.eps.requires_grad:  # from which the chains of these tests go on
+            prediction.eps.register_hook(lambda _: self.counts.update(backward=self.counts["backward"] + rows))
+        return prediction
 
 
 def closeness(rows: Tensor) -> Tensor:
@@ -284,7 +285,7 @@ def test_it_equals_a_plain_loop(gaussian: Make, what: str, keep: str) -> None:
             x = x_T[b] if what == "embedding" else leaves[0]
             m = leaves[0] if what == "embedding" else shift
             for i, (t, s) in enumerate(zip(problem.grid, problem.grid[1:], strict=False)):
-                eps = model((x - t.alpha * m)[None], t)[0]
+                eps = model((x - t.alpha * m)[None], t).eps[0]
                 x = s.alpha * (x - t.sigma * eps) / t.alpha + s.sigma * eps
                 if what == "trajectory" and i < STEPS - 1:
                     x = x + leaves[i + 1]

@@ -137,7 +137,7 @@ def test_updates_are_adam_s_on_the_mean_reward(lessons, what: str) -> None:
             x = problem.start()
             for t, s in zip(problem.grid, problem.grid[1:], strict=False):
                 a = s.alpha / t.alpha
-                x = a * x + (s.sigma - a * t.sigma) * problem.denoise(x, t)
+                x = a * x + (s.sigma - a * t.sigma) * problem.denoise(x, t).eps
             loss = -curved(x.flatten(0, 1)).mean()
         (gradient,) = torch.autograd.grad(loss, by_hand)
         gradient = gradient * min(1.0, 0.3 / (gradient.norm().item() + 1e-6))

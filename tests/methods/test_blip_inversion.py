@@ -63,7 +63,7 @@ def plain_inversion(problem: Problem, b: int, o: BlipInversion, task: float = 1.
         if o.mode != "referee_only":
             point, eps = problem.schedule.at(int(times[i])), eps_noise.draw(1, shape)
             z_t = point.alpha * z + point.sigma * eps
-            u, c = networks.uncond(z_t, point), networks.cond(z_t, point)
+            u, c = networks.uncond(z_t, point).eps, networks.cond(z_t, point).eps
             g_s = w2 * 2 * (u + o.distill_scale * (c - u) - eps)  # of latents 1 x 1
         z_before, step = z, torch.zeros_like(z)
         last = i >= o.num_iterations - o.distill_iterations

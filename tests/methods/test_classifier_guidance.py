@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 from nonlinear import W, by_task, decode, nonlinear, rated
+from steps import ddpm_step, step
 from torch import Tensor
 
 from guidedgen.basics.errors import BadValue
@@ -15,7 +16,6 @@ from guidedgen.methods.base import Base
 from guidedgen.methods.classifier_guidance import ClassifierGuidance
 from guidedgen.methods.problem import Problem
 from guidedgen.models.gaussian import GaussianDenoiser, GaussianMixture
-from guidedgen.process.formulas import ddpm_step
 from guidedgen.process.grid import Point
 from guidedgen.process.schedulers import Ddim, Ddpm
 
@@ -65,7 +65,7 @@ def test_on_gaussians_with_a_quadratic_reward_the_noise_prediction_has_a_closed_
             look, slope = t.sigma * look + (1 - t.sigma) * x, t.sigma * slope + 1 - t.sigma
         eps = (x - t.alpha * parts["cfg"][0]) / t.sigma - t.sigma * strength * slope * (TARGET - look)
         z = noise.draw(1, (2, 1, 1)) if scheduler.stochastic else None
-        x = scheduler.step(x, eps, t, s, z)
+        x = step(scheduler, x, eps, t, s, z)
     made = ClassifierGuidance(strength=strength, source=source, blend=blend)(problem)
     torch.testing.assert_close(made, x[:, 0], rtol=0, atol=1e-10)
     assert (made - Base()(gaussian(make_problem, scheduler=scheduler))).abs().min() > 1e-3
@@ -91,10 +91,10 @@ def plain(problem: Problem, b: int, o: ClassifierGuidance) -> Tensor:
     noise, steps, models = Noise([f"sample-{b}"], dtype=torch.float64), len(problem.grid) - 1, problem.denoise.denoiser
     x = noise.draw(1, problem.latent_shape)
     for i, (t, s) in enumerate(pairwise(problem.grid)):
-        eps = models.uncond(x, t) + W * (models.cond(x, t) - models.uncond(x, t))
+        eps = models.uncond(x, t).eps + W * (models.cond(x, t).eps - models.uncond(x, t).eps)
         if o.window[0] * steps > steps - 1 - i >= o.window[1] * steps:
             leaf = x.clone().requires_grad_()
-            u, c = models.uncond(leaf, t), models.cond(leaf, t)
+            u, c = models.uncond(leaf, t).eps, models.cond(leaf, t).eps
             look = (leaf - t.sigma * {"uncond": u, "cond": c, "cfg": u + W * (c - u)}[o.source]) / t.alpha
             look = t.sigma * look + (1 - t.sigma) * leaf if o.blend else look
             (gradient,) = torch.autograd.grad(rated(decode(look[0])).sum(), leaf)

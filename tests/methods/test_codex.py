@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from nonlinear import W, by_task, decode, nonlinear, rated
+from steps import ddpm_step
 from torch import Tensor
 
 from guidedgen.basics.errors import BadValue
@@ -19,7 +20,6 @@ from guidedgen.methods.code import Code
 from guidedgen.methods.codex import Codex
 from guidedgen.methods.problem import Problem
 from guidedgen.models.gaussian import GaussianDenoiser, GaussianMixture
-from guidedgen.process.formulas import ddpm_step
 from guidedgen.process.grid import Point, tail
 from guidedgen.process.schedulers import Ddpm
 
@@ -32,7 +32,7 @@ rated_at_full_size = rated
 
 def predicted(problem: Problem, x: Tensor, t: Point) -> tuple[Tensor, Tensor]:
     """The noise prediction of one latent (1 1 c h w), and the correction w (c - u)."""
-    u, c = problem.denoise.denoiser.uncond(x, t), problem.denoise.denoiser.cond(x, t)
+    u, c = problem.denoise.denoiser.uncond(x, t).eps, problem.denoise.denoiser.cond(x, t).eps
     return u + W * (c - u), W * (c - u)
 
 

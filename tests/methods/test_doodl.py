@@ -69,8 +69,8 @@ def by_hand(
         for t, s in list(pairwise(problem.grid))[:-1]:  # the last goes nowhere
             a = s.alpha / t.alpha
             b = s.sigma - a * t.sigma
-            x = a * x + b * mixture(y, t)
-            y = a * y + b * mixture(x, t)
+            x = a * x + b * mixture(y, t).eps
+            y = a * y + b * mixture(x, t).eps
             x = p * x + (1 - p) * y
             y = p * y + (1 - p) * x
         x = p * x + (1 - p) * y  # of the last step, which goes nowhere and mixes

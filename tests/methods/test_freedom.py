@@ -32,7 +32,7 @@ def plain_freedom(problem: Problem, b: int, o: FreeDom) -> Tensor:
         repeats = o.num_repeats if o.repeat_window[0] * steps > index >= o.repeat_window[1] * steps else 1
         for repeat in range(repeats):
             leaf = x.clone().requires_grad_()
-            u, c = models.uncond(leaf, t), models.cond(leaf, t)
+            u, c = models.uncond(leaf, t).eps, models.cond(leaf, t).eps
             x_0 = (leaf - t.sigma * (u + W * (c - u))) / t.alpha
             loss = -rated(decode(x_0[0])).sum()
             (g,) = torch.autograd.grad(loss, leaf)
@@ -173,7 +173,7 @@ def test_a_step_s_length_is_the_strength_times_the_correction_s(make_problem: Ma
     u, c = problem.denoise.denoiser.pair(nonlinear(make_problem, 3).start(), problem.grid[0])
     made = FreeDom(window=(1, 0), num_repeats=1)(by_task(problem, [1e-5, 1.0, 1e5]))
     length = (made - Base()(nonlinear(make_problem, 3, scheduler=ONE_STEP))).flatten(1).square().mean(1).sqrt()
-    torch.testing.assert_close(length, 0.2 * W * (c - u).flatten(1).square().mean(1).sqrt(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(length, 0.2 * W * (c.eps - u.eps).flatten(1).square().mean(1).sqrt(), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("rescale", [True, False])

@@ -12,7 +12,6 @@ from guidedgen.basics.errors import BadValue
 from guidedgen.basics.noise import Noise
 from guidedgen.methods.guidance import ascent, check_counts, check_window, inside, predicted, reward_gradient, rms, zero_order
 from guidedgen.methods.problem import Problem
-from guidedgen.process.formulas import x0_from_eps
 from guidedgen.process.grid import tail
 from guidedgen.process.schedulers import Ddpm
 
@@ -228,10 +227,11 @@ def test_zero_order_averages_its_samples() -> None:
 def test_the_prediction_is_the_denoiser_s_and_the_correction_w_times_the_difference(make_problem: Make, w: float) -> None:
     problem = make_problem(3, guidance_scale=w)
     x, t, exact = normal(3, 2, *problem.latent_shape), problem.grid[5], problem.denoise.denoiser
-    eps, correction = predicted(problem, x, t)
+    prediction, correction = predicted(problem, x, t)
     assert problem.denoise.rows == 2 * 3 * 2
-    torch.testing.assert_close(eps, exact(x, t), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(correction, w * (exact.cond(x, t) - exact.uncond(x, t)), rtol=1e-12, atol=1e-12)
+    for ours, theirs in zip((prediction.x_0, prediction.eps), (exact(x, t).x_0, exact(x, t).eps), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(correction, w * (exact.cond(x, t).eps - exact.uncond(x, t).eps), rtol=1e-12, atol=1e-12)
 
 
 # Gradients in chunks
@@ -240,8 +240,8 @@ def test_the_prediction_is_the_denoiser_s_and_the_correction_w_times_the_differe
 def look_of(problem: Problem, sizes: list[int]) -> Callable[[Tensor], tuple[Tensor, ...]]:
     def look(x: Tensor) -> tuple[Tensor, ...]:
         sizes.append(x.shape[0] * x.shape[1])
-        eps = problem.denoise(x, problem.grid[5])
-        return x0_from_eps(x, eps, problem.grid[5]), eps
+        prediction = problem.denoise(x, problem.grid[5])
+        return prediction.x_0, prediction.eps
 
     return look
 

@@ -36,7 +36,7 @@ def plain_mpgd(problem: Problem, b: int, o: Mpgd) -> Tensor:
         index = steps - 1 - i
         repeats = o.num_repeats if o.repeat_window[0] * steps > index >= o.repeat_window[1] * steps else 1
         for repeat in range(repeats):
-            u, c = models.uncond(x, t), models.cond(x, t)
+            u, c = models.uncond(x, t).eps, models.cond(x, t).eps
             eps = u + W * (c - u)
             x_0 = (x - t.sigma * eps) / t.alpha
             if o.window[0] * steps > index >= o.window[1] * steps:
@@ -137,10 +137,11 @@ def test_the_denoiser_is_not_differentiated_even_where_it_could_be(make_problem:
         raise AssertionError("the denoiser was differentiated")
 
     class Refusing(type(problem.denoise)):
-        def _counted(self, eps: Tensor, each: int) -> Tensor:
-            eps = super()._counted(leaf * eps, each)
-            eps.register_hook(refuse)
-            return eps
+        def _watched(self, each: int, *answer: Tensor) -> tuple[Tensor, ...]:
+            watched = super()._watched(each, *(leaf * part for part in answer))
+            for part in watched:
+                part.register_hook(refuse)
+            return watched
 
     method, plain = Mpgd(strength=0.3, num_repeats=2), nonlinear(make_problem)
     made = method(dataclasses.replace(problem, denoise=Refusing(problem.denoise.denoiser)))
@@ -209,7 +210,7 @@ def test_the_estimate_moves_by_the_strength_times_the_correction(make_problem: M
         nonlinear(make_problem, 3, scheduler=ONE_STEP)
     )
     length = moved.flatten(1).square().mean(1).sqrt()
-    torch.testing.assert_close(length, 0.3 * W * (c - u).flatten(1).square().mean(1).sqrt(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(length, 0.3 * W * (c.eps - u.eps).flatten(1).square().mean(1).sqrt(), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("options", [{}, {"rescale": False}, {"keep_eps": False, "num_repeats": 2}])

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from steps import ddpm_step
 from torch import Tensor
 
 from guidedgen.basics.noise import Noise
@@ -20,7 +21,7 @@ from guidedgen.methods.problem import Problem
 from guidedgen.methods.sdedit import SdEdit
 from guidedgen.methods.universal import Universal
 from guidedgen.models.gaussian import GaussianDenoiser, GaussianMixture
-from guidedgen.process.formulas import add_noise, ddpm_step
+from guidedgen.process.formulas import add_noise
 from guidedgen.process.grid import tail
 from guidedgen.process.schedulers import Ddim, Ddpm
 
@@ -46,7 +47,7 @@ def test_sdedit_equals_a_plain_loop(make_problem: Make, share: float) -> None:
         points = whole.grid[20 - steps :]
         x = add_noise(references(2)[b], noise.draw(1, (2, 1, 1)), points[0])
         for t, s in pairwise(points):
-            u, c = models.uncond(x, t), models.cond(x, t)
+            u, c = models.uncond(x, t).eps, models.cond(x, t).eps
             x = ddpm_step(x, u + W * (c - u), t, s, noise=noise.draw(1, (2, 1, 1)))
         made = SdEdit()(from_reference(make_problem(2, guidance_scale=W), share, references(2)))
         torch.testing.assert_close(made[b], x[0, 0], rtol=0, atol=1e-12)

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from steps import step
 from torch import Tensor
 
 from guidedgen.basics.noise import Noise
@@ -163,9 +164,9 @@ def gaussian_samples(make_problem: Make) -> tuple[Tensor, float, float]:
     grid = scheduler.grid(NoiseSchedule.from_betas(0.00085, 0.012, 1000, "scaled_linear"))
     x, mean, variance = noise.draw(400, (2, 1, 1)), 0.0, 1.0
     for t, s in pairwise(grid):
-        x = scheduler.step(x, gaussian(x, t), t, s, noise.draw(400, (2, 1, 1)))
+        x = step(scheduler, x, gaussian(x, t).eps, t, s, noise.draw(400, (2, 1, 1)))
         zero, one = (
-            scheduler.step(v, gaussian(v, t), t, s, torch.zeros(1))
+            step(scheduler, v, gaussian(v, t).eps, t, s, torch.zeros(1))
             for v in (torch.zeros_like(x[:1, :1]), torch.ones_like(x[:1, :1]))
         )
         slope, offset = float((one - zero)[0, 0, 0]), float(zero[0, 0, 0])  # the step is affine

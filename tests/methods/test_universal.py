@@ -9,6 +9,7 @@ import pytest
 import torch
 from nonlinear import W, by_task, decode, rated
 from nonlinear import nonlinear as of_any_chain
+from steps import ddpm_step
 from torch import Tensor
 
 from guidedgen.basics.errors import BadValue
@@ -17,7 +18,6 @@ from guidedgen.methods.base import Base
 from guidedgen.methods.problem import Problem
 from guidedgen.methods.universal import Universal
 from guidedgen.models.gaussian import GaussianDenoiser, GaussianMixture
-from guidedgen.process.formulas import ddpm_step
 from guidedgen.process.grid import tail
 from guidedgen.process.schedulers import Ddim, Ddpm
 
@@ -46,7 +46,7 @@ def plain_universal(problem: Problem, b: int, o: Universal) -> Tensor:
         repeats = o.num_repeats if guided else 1
         for repeat in range(repeats):
             leaf = x.clone().requires_grad_()
-            u, c = models.uncond(leaf, t), models.cond(leaf, t)
+            u, c = models.uncond(leaf, t).eps, models.cond(leaf, t).eps
             eps = u + W * (c - u)
             x_0 = (leaf - t.sigma * eps) / t.alpha
             (g,) = torch.autograd.grad(loss(x_0), leaf)

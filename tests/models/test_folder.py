@@ -110,7 +110,7 @@ KINDS: list[tuple[str, dict[str, Any], str]] = [
     (SCHEDULER, {"prediction_type": ["epsilon"]}, "prediction_type"),
     (SCHEDULER, {"beta_schedule": "squaredcos_cap_v2"}, "squaredcos_cap_v2"),
     (SCHEDULER, {"trained_betas": [0.1, 0.2]}, "beta_schedule"),
-    (SCHEDULER, {"rescale_betas_zero_snr": True}, "zero terminal SNR"),
+    (SCHEDULER, {"rescale_betas_zero_snr": True, "prediction_type": "epsilon"}, "zero terminal SNR"),
     (SCHEDULER, {"thresholding": True}, "thresholding"),
     (SCHEDULER, {"beta_start": 0.02}, "above its beta_end"),
     (SCHEDULER, {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "a scheduler of class FlowMatchEulerDiscreteScheduler"),
