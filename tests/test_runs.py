@@ -436,7 +436,7 @@ def start() -> Iterator[Start]:
     started: list[processes.Started] = []
 
     def go(folder: Path, *overrides: str) -> processes.Started:
-        options = [f"outputs={folder}", *QUICK, *QUICK_METHOD["code"], "batch_size=1"]
+        options = [f"outputs={folder}", *QUICK, *QUICK_METHOD["code"], "scheduler.num_steps=3", "batch_size=1"]
         started.append(processes.Started("run.py", *options, *overrides, cwd=folder))
         return started[-1]
 

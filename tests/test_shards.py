@@ -187,9 +187,12 @@ def test_the_stored_config_is_the_whole_run_s(tmp_path: Path) -> None:
 
 
 @trained
-def test_torchrun_shares_a_run(whole: jobs.Job, tmp_path: Path) -> None:
+def test_torchrun_shares_a_run(tmp_path: Path) -> None:
+    options = ["reference=none", "metrics=none"]
+    whole = prepared(tmp_path / "whole", *options)
+    experiment.run(whole)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*torchrun, str(ROOT / "run.py"), f"outputs={tmp_path / 'shared'}", "reference=none", *QUICK]
+    command = [*torchrun, str(ROOT / "run.py"), f"outputs={tmp_path / 'shared'}", *QUICK, *options]
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # torchrun would give one to each, which rounds in another way
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ, **threads})
     assert done.returncode == 0, done.stderr
