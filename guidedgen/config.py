@@ -252,6 +252,7 @@ def check_node(node: DictConfig, key: str, allow: Sequence[str] = (), kind: targ
     parameters = inspect.signature(target).parameters
     hints, own = targets.hints(target), str(node["_target_"]).startswith(targets.TARGETS)
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    there = set(map(str, node))  # to ask a node for a key that it has not takes OmegaConf long
     for name in map(str, node):
         if name in _OF_HYDRA:
             continue
@@ -263,10 +264,10 @@ def check_node(node: DictConfig, key: str, allow: Sequence[str] = (), kind: targ
             _check_sizes(node[name], f"{key}.{name}")
     for name, parameter in parameters.items():
         fills_up = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-        if parameter.default is parameter.empty and name not in node and not fills_up:
+        if parameter.default is parameter.empty and name not in there and not fills_up:
             raise UsageError(f"{key}.{name}: missing; {node['_target_']} needs it")
     for name, values in _OF_HYDRA.items():
-        if values is not None and node.get(name, values[0]) not in values:
+        if values is not None and name in there and node[name] not in values:
             raise UsageError(f"{key}.{name}={shown(node[name])}: expected {' or '.join(map(str, values))}")
 
 
