@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import json
 import math
+import os
 import pickle
 import re
 import types
@@ -44,13 +45,14 @@ def groups(folders: Sequence[Path]) -> dict[str, list[str]]:
     """
     found: dict[str, set[str]] = {}
     names = [place.name for place in folders[0].iterdir() if place.is_dir()] if folders else []
-    for folder in folders:
-        for file in (file for name in names for file in (folder / name).rglob("*.yaml")):
-            option = file.relative_to(folder).with_suffix("")
-            nested = option.parts[0] in ("experiment", "row")
-            for parent in option.parents[:-1] if nested else option.parents[:-1][:1]:
-                found.setdefault(parent.as_posix(), set()).add(option.relative_to(parent).as_posix())
-    return {group: sorted(options) for group, options in found.items() if not group.startswith(("hydra", "settings"))}
+    for folder in map(str, folders):
+        for place, _, files in (there for name in names for there in os.walk(os.path.join(folder, name))):
+            parts = os.path.relpath(place, folder).split(os.sep)
+            options = [file.removesuffix(".yaml") for file in files if file.endswith(".yaml")]
+            for depth in range(1, len(parts) + 1) if parts[0] in ("experiment", "row") else [len(parts)]:
+                below = parts[depth:]
+                found.setdefault("/".join(parts[:depth]), set()).update("/".join([*below, option]) for option in options)
+    return {group: sorted(options) for group, options in found.items() if options and not group.startswith(("hydra", "settings"))}
 
 
 def near(word: str, known: Iterable[str]) -> str:

@@ -53,7 +53,7 @@ def tiny(folder: Path) -> Callable[..., StableDiffusion]:
     return lambda dtype="float64": copy.deepcopy(loaded(dtype))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def case(tiny: Callable[..., StableDiffusion]) -> Callable[[str], Case]:
     """By name. "unet": two prompts, guided; params are their embedding and one weight of the UNet. "gaussian": the means of what is
     sampled, and the weights of its components.
