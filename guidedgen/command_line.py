@@ -7,7 +7,6 @@ before its first run. What a node of the config says is checked by `config`.
 from __future__ import annotations
 
 import argparse
-import copy
 import functools
 import importlib.util
 import itertools
@@ -370,7 +369,7 @@ def composed(overrides: Sequence[str], config_dir: Path | None = None) -> DictCo
     items = parse(overrides)
     choices = [item for item in items if any(os.path.isdir(place / item.key_or_group) for place in _folders(config_dir))]
     values = [item for item in items if item not in choices]
-    cfg = copy.deepcopy(_compose(tuple(str(item.input_line) for item in choices), config_dir))
+    cfg = config.copied(_compose(tuple(str(item.input_line) for item in choices), config_dir))
     try:
         ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
     except Exception as error:  # Hydra's and OmegaConf's errors have no common base

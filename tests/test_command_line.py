@@ -622,8 +622,7 @@ def test_a_default_model_comes_from_the_environment(place: Path) -> None:
 
 def test_the_identity_of_a_run_is_what_it_samples() -> None:
     def identity(*overrides: str) -> str:
-        with initialize_config_dir(str(config.CONF), version_base="1.3"):
-            return config.identity(compose("config", overrides=["device=cpu", "dtype=float32", *overrides]))
+        return config.identity(command_line.composed(["device=cpu", "dtype=float32", *overrides]))
 
     same = identity()
     assert identity("outputs=elsewhere", "study=other", "tracker=none", "metrics=none", "run.fresh=true") == same

@@ -97,7 +97,7 @@ class Bench:
         experiment.run(self.job_in(folder))
 
     def job_in(self, folder: Path) -> jobs.Job:
-        return dataclasses.replace(self.job, folder=RunFolder(folder), cfg=self.job.cfg.copy())
+        return dataclasses.replace(self.job, folder=RunFolder(folder), cfg=config.copied(self.job.cfg))
 
     def prepared(self, cfg: Any) -> jobs.Job:
         """What a stored config is built to; of the usual one, what is built already."""
