@@ -1,14 +1,12 @@
 """AdjointDPM's applications: every overlay makes a job, what it holds is what paper and code say, and the lab's twins run."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from guidedgen.lab.networks import WEIGHTS
-from guidedgen.runs import config, experiment, preparation
+from guidedgen.runs import composition, config, experiment, preparation
 
 LAB = ["model=lab", "zoo=lab", "metrics=lab", "dtype=float32"]  # in place of weights that are not here
 BROUGHT = {  # what the user has to bring, and what stands in for it
@@ -44,14 +42,8 @@ QUICK = {
 STUDIES = ["lab/solvers"]  # see test_solver_study.py
 
 
-@pytest.fixture(autouse=True)
-def composing() -> Iterator[None]:
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        yield
-
-
 def overlay(application: str, *overrides: str) -> DictConfig:
-    return compose("config", overrides=[f"experiment=adjoint/{application}", "device=cpu", "tracker=none", *overrides])
+    return composition.composed([f"experiment=adjoint/{application}", "device=cpu", "tracker=none", *overrides])
 
 
 def test_every_application_has_a_twin_in_the_lab() -> None:

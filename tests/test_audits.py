@@ -162,9 +162,9 @@ def test_the_success_ratio_is_of_what_was_flagged_before(audits: Audits, capsys:
 
 
 def test_nothing_flagged_is_no_ratio(run: Run) -> None:
-    _, metrics = run("reward.filter.bright=2", "metrics=none")
+    _, metrics = run("reward.filter.bright=2", "metrics=none", "dataset.limit=3")
     assert metrics["scores"]["flagged"]["slipped"] is None and metrics["blurred"] == 0
-    assert metrics["compared"] == [8, 8]
+    assert metrics["compared"] == [3, 3]
 
 
 def test_distances_are_between_pictures_that_are_sharp_on_both_sides(audits: Audits) -> None:
@@ -236,8 +236,8 @@ def test_nothing_that_no_filter_has_seen_is_kept_beside(job: Callable[..., Job],
 
 
 def test_where_all_is_blurred_there_are_no_distances_and_no_score_is_lost(run: Run) -> None:
-    folder, metrics = run("reward.filter.bright=-1")
-    assert metrics["blurred"] == 8 and metrics["compared"] == [0, 0] and metrics["distances"] == {}
+    folder, metrics = run("reward.filter.bright=-1", "dataset.limit=3")
+    assert metrics["blurred"] == 3 and metrics["compared"] == [0, 0] and metrics["distances"] == {}
     for name, entry in metrics["scores"].items():
         recorded = [record.scores[name] for record in records(folder).values()]
         assert entry["value"] == pytest.approx(np.mean([value for value in recorded if value is not None]), abs=1e-9)
@@ -258,8 +258,9 @@ def test_judging_again_loses_nothing_and_takes_no_score_of_other_options(audits:
 
 
 def test_an_interrupted_audit_goes_on_where_it_was(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = ["batch_size=3", "metrics=none"]
+    options = ["batch_size=3", "metrics=none", "dataset.limit=6"]
     folder, _ = run(*options)
+    assert {record.blurred for record in records(folder).values()} == {True, False}
     whole, save, saves = lasting(folder), RunFolder.save, 0
     base = base_of(folder, blurred=True)
     unguided = lasting(base)
@@ -269,7 +270,7 @@ def test_an_interrupted_audit_goes_on_where_it_was(run: Run, monkeypatch: pytest
     def failing(self: RunFolder, *arguments: Any) -> None:
         nonlocal saves
         saves += 1
-        if saves in (5, 15):  # in the unguided run, and in the guided one
+        if saves in (5, 12):  # in the unguided run, and in the guided one
             raise KeyboardInterrupt
         save(self, *arguments)
 

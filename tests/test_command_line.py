@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from guidedgen.basics.errors import UsageError
 from guidedgen.cli import command_line, usage
-from guidedgen.runs import config, preparation
+from guidedgen.runs import composition, config, preparation
 from guidedgen.runs.job import Job
 from guidedgen.runs.store import RunFolder
 from guidedgen.studies import sweeps
@@ -626,8 +626,7 @@ def test_a_default_model_comes_from_the_environment(place: Path) -> None:
 
 def test_the_identity_of_a_run_is_what_it_samples() -> None:
     def identity(*overrides: str) -> str:
-        with initialize_config_dir(str(config.CONF), version_base="1.3"):
-            return config.identity(compose("config", overrides=["device=cpu", "dtype=float32", *overrides]))
+        return config.identity(composition.composed(["device=cpu", "dtype=float32", *overrides]))
 
     same = identity()
     assert identity("outputs=elsewhere", "study=other", "tracker=none", "metrics=none", "run.fresh=true") == same

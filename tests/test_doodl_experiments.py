@@ -1,10 +1,9 @@
 """DOODL's applications: every overlay makes a job, what it holds is what the paper says, and the lab's twins run."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from guidedgen.basics.errors import UsageError
@@ -23,14 +22,12 @@ BROUGHT = {  # what the user has to bring, and what stands in for it
 
 
 @pytest.fixture(autouse=True)
-def composing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(config.CONF.parent)  # where lab/edit's picture is looked for from
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        yield
 
 
 def overlay(application: str, *overrides: str) -> DictConfig:
-    return compose("config", overrides=[f"experiment=doodl/{application}", "device=cpu", *overrides])
+    return composition.composed([f"experiment=doodl/{application}", "device=cpu", *overrides])
 
 
 def test_every_application_has_a_twin_in_the_lab() -> None:
@@ -116,7 +113,7 @@ def test_what_guides_does_not_judge() -> None:
 
 def test_the_sweeps_are_the_paper_s() -> None:
     def swept(name: str) -> list[str]:
-        params = compose("config", overrides=[f"experiment=doodl/{name}"], return_hydra_config=True).hydra.sweeper.params
+        params = composition.settings([f"experiment=doodl/{name}"]).sweeper.params
         (override,) = composition.parse([f"{key}={value}" for key, value in params.items()])
         return [f"{override.key_or_group}={value}" for value in override.sweep_string_iterator()]
 

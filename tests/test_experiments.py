@@ -1,16 +1,16 @@
 """The papers' tables: every row of every overlay makes a job, what it holds is what the paper says, and published figures are found."""
 
+import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from guidedgen.cli import command_line
@@ -31,21 +31,15 @@ TABLES = [option for option in config.groups([config.CONF])["experiment"] if opt
 ROWS = sorted(f"codex/{file.stem}" for file in (config.CONF / "row" / "codex").glob("*.yaml"))
 
 
-@pytest.fixture(autouse=True)
-def composing() -> Iterator[None]:
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        yield
-
-
 def swept(table: str) -> dict[str, list[str]]:
     """What a table's sweep goes through, by key."""
-    params = compose("config", overrides=[f"experiment={table}"], return_hydra_config=True).hydra.sweeper.params
+    params = composition.settings([f"experiment={table}"]).sweeper.params
     parsed = composition.parse([f"{key}={value}" for key, value in params.items()])
     return {item.key_or_group: [f"{item.get_key_element()}={value}" for value in item.sweep_string_iterator()] for item in parsed}
 
 
 def overlay(table: str, *overrides: str) -> DictConfig:
-    return compose("config", overrides=[f"experiment={table}", "device=cpu", *overrides])
+    return composition.composed([f"experiment={table}", "device=cpu", *overrides])
 
 
 CASES = [
@@ -55,10 +49,14 @@ CASES = [
 ]
 
 
+def stand_in(table: str) -> list[str]:
+    """In place of what is not here; nothing in the lab."""
+    return [*LAB, *BY_TABLE.get(table, [])] if "/lab/" not in table else []
+
+
 @pytest.mark.parametrize(("table", "row"), CASES)
 def test_every_row_of_every_table_makes_a_job(table: str, row: str, tmp_path: Path) -> None:
-    stand_in = [*LAB, *BY_TABLE.get(table, [])] if "/lab/" not in table else []
-    job = preparation.prepare(overlay(table, f"row={row}", f"outputs={tmp_path}", *stand_in))
+    job = preparation.prepare(overlay(table, f"row={row}", f"outputs={tmp_path}", *stand_in(table)))
     assert job.cfg.table.row == row.split("/")[1]
     assert len(job.grid) - 1 == job.cfg.table["baseline_steps" if not job.cfg.table.code_range else "num_steps"]
     assert (job.base is None) == (row == "codex/base")
@@ -87,7 +85,7 @@ def test_the_rows_differ_in_what_is_sampled() -> None:
     """But for a base that two baselines share, no two rows of a table are one run."""
     for table in ("codex/aesthetic", "codex/lab/pickscore", "codex/compress"):
         rows = [row for name, row in (case.values for case in CASES) if name == table]
-        assert len({config.identity(overlay(table, f"row={row}", *LAB)) for row in rows}) == len(rows)
+        assert len({config.identity(overlay(table, f"row={row}", *stand_in(table))) for row in rows}) == len(rows)
 
 
 # The thesis' settings: 5 (500 DDPM steps, seed 2024, 10 images), appendices A.2 to A.5
@@ -163,7 +161,7 @@ def test_published_figures_are_the_thesis_s(table: str) -> None:
 
 def settled(*overrides: str) -> DictConfig:
     """What a stored run's config is: resolved, and its device and dtype settled."""
-    cfg = compose("config", overrides=[*overrides, "device=cpu", "dtype=float32"])
+    cfg = composition.composed([*overrides, "device=cpu", "dtype=float32"])
     OmegaConf.resolve(cfg)
     return cfg
 
@@ -204,13 +202,15 @@ def test_where_the_user_s_files_lie_does_not_matter() -> None:
     assert config.published(settled("experiment=codex/ti2i", "dataset@dataset.prompts=lab", "dataset.images=[a]")) == {}
 
 
-def test_published_figures_are_found_where_hydra_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As when a stored run is judged again by a script."""
-    from hydra.core.global_hydra import GlobalHydra
-
+@pytest.mark.parametrize("runs", [False, True])
+def test_published_figures_are_found_whether_hydra_runs_or_not(runs: bool) -> None:
+    """It does not when a stored run is judged again by a script. The second time they are those of the first, and untouched."""
     run = settled("experiment=codex/compress", "row=codex/zero_50")
-    GlobalHydra.instance().clear()
-    assert config.published(run)["minutes"] == 45.40
+    other = settled("experiment=codex/compress", "row=codex/zero_50", "batch_size=7")
+    with initialize_config_dir(str(config.CONF), version_base="1.3") if runs else contextlib.nullcontext():
+        assert [config.published(run)["minutes"] for run in (run, other, run)] == [45.40] * 3
+        run.scheduler.num_steps += 1
+        assert config.published(run) == {}
 
 
 @pytest.mark.parametrize("flags", [[], ["-m"]])
@@ -261,9 +261,6 @@ def test_a_table_s_keys_are_no_part_of_a_run_s_identity() -> None:
 
 
 def test_a_wrong_row_of_a_sweep_is_found_before_the_first_is_run(capsys: pytest.CaptureFixture[str]) -> None:
-    from hydra.core.global_hydra import GlobalHydra
-
-    GlobalHydra.instance().clear()
     with pytest.raises(SystemExit) as left:
         command_line.preflight(["-m", "experiment=codex/lab/aesthetic", "table.schedule=[0]", "device=cpu"], preparation.prepare)
     assert left.value.code == 2

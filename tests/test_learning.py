@@ -1,8 +1,10 @@
 """Runs that first learn something their samples share: what they leave, that they resume, and that other runs can use it."""
 
+import functools
 import io
 import json
 import pickle
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,13 +31,22 @@ TUNING = [
 Job = Callable[..., Job]
 
 
+def prepared(folder: Path, *overrides: str, outputs: str = "a") -> Job:
+    with initialize_config_dir(str(config.CONF), version_base="1.3"):
+        return preparation.prepare(compose("config", overrides=[f"outputs={folder / outputs}", *overrides]))
+
+
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    def make(*overrides: str, outputs: str = "a") -> Job:
-        with initialize_config_dir(str(config.CONF), version_base="1.3"):
-            return preparation.prepare(compose("config", overrides=[f"outputs={tmp_path / outputs}", *overrides]))
+    return functools.partial(prepared, tmp_path)
 
-    return make
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A run that nothing has interrupted. It is not to be changed."""
+    made = prepared(tmp_path_factory.mktemp("whole"), *TUNING, "metrics=none")
+    experiment.run(made)
+    return made
 
 
 def pictures(folder: Path) -> Mapping[str, bytes]:
@@ -57,7 +68,7 @@ def told(folder: Path) -> Mapping[str, Any]:
 def test_a_run_keeps_what_it_has_learned_and_others_can_use_it(
     job: Job, what: str, file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = job(*TUNING, f"method.what={what}")
+    made = job(*TUNING, f"method.what={what}", "metrics=none")
     metrics = experiment.run(made)
     folder = made.folder.path
     assert (folder / "learned" / file).exists() and not (folder / "learned" / "checkpoint.pt").exists()
@@ -73,16 +84,17 @@ def test_a_run_keeps_what_it_has_learned_and_others_can_use_it(
     assert pictures(folder).keys() == base.keys() and all(pictures(folder)[name] != base[name] for name in base)
 
     plain = ["method=base", "scheduler=ddim", "scheduler.num_steps=3", "dataset.limit=2", "tracker=none", "device=cpu"]
-    again = job(*plain, f"model.learned={folder / 'learned'}", outputs="b")
+    again = job(*plain, "metrics=none", f"model.learned={folder / 'learned'}", outputs="b")
     experiment.run(again)
     assert pictures(again.folder.path) == pictures(folder)
 
 
 @pytest.mark.parametrize("stop", [1, 3])
-def test_an_interrupted_run_learns_on_where_it_was(job: Job, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
-    whole = job(*TUNING)
-    experiment.run(whole)
-
+def test_an_interrupted_run_learns_on_where_it_was(whole: Job, job: Job, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
+    made = job(*TUNING, "metrics=none")
+    for unguided in (whole.base, whole.originals):  # which are the same
+        assert unguided is not None
+        shutil.copytree(unguided.folder.path, made.folder.path.parent / unguided.folder.path.name)
     learn, updates = AdjointTuning.learn, []
 
     def stopped(self, pose, count, free, saved, save, observe) -> None:
@@ -96,14 +108,14 @@ def test_an_interrupted_run_learns_on_where_it_was(job: Job, monkeypatch: pytest
     with monkeypatch.context() as patch:
         patch.setattr(AdjointTuning, "learn", stopped)
         with pytest.raises(Stopped):
-            experiment.run(job(*TUNING, outputs="b"))
+            experiment.run(made)
 
     def watched(self, pose, count, free, saved, save, observe) -> None:
         learn(self, lambda places, find: updates.append(places) or pose(places, find), count, free, saved, save, observe)
 
     with monkeypatch.context() as patch:
         patch.setattr(AdjointTuning, "learn", watched)
-        second = job(*TUNING, outputs="b")
+        second = job(*TUNING, "metrics=none")
         experiment.run(second)
     assert len(updates) == 4 - stop
     one, two = (load_file(made.folder.path / "learned" / "pytorch_lora_weights.safetensors") for made in (whole, second))
@@ -113,21 +125,22 @@ def test_an_interrupted_run_learns_on_where_it_was(job: Job, monkeypatch: pytest
     assert {**first, "seconds": 0} == {**again, "seconds": 0}
 
 
-def test_what_is_learned_is_not_learned_twice(job: Job, monkeypatch: pytest.MonkeyPatch, tried: Any) -> None:
+def test_what_is_learned_is_not_learned_twice(whole: Job, job: Job, monkeypatch: pytest.MonkeyPatch, tried: Any) -> None:
     """A run stopped among its samples takes the folder's parameters, and its samples come out the same."""
-    made = job(*TUNING)
-    experiment.run(made)
+    made = job(*TUNING, "metrics=none")
+    shutil.copytree(whole.folder.path.parent, made.folder.path.parent, dirs_exist_ok=True)
+    assert made.folder.done
     before = pictures(made.folder.path)
     for file in ("DONE", "records.jsonl"):
         (made.folder.path / file).unlink()
     monkeypatch.setattr(AdjointTuning, "learn", lambda *_: pytest.fail("it learns again"))
-    experiment.run(job(*TUNING))
-    assert pictures(made.folder.path) == before
+    experiment.run(job(*TUNING, "metrics=none"))
+    assert pictures(made.folder.path) == before and made.folder.done
 
     for file in ("DONE", "records.jsonl", "learned/pytorch_lora_weights.safetensors"):
         (made.folder.path / file).unlink()
     with pytest.raises(UsageError, match="learned: has no pytorch_lora_weights.safetensors.*run.fresh=true"):
-        experiment.run(job(*TUNING))  # it is not sampled untuned
+        experiment.run(job(*TUNING, "metrics=none"))  # it is not sampled untuned
     assert not (made.folder.path / "DONE").exists() and not made.folder.records()
     tried("refused")
 
@@ -184,17 +197,18 @@ def stored(value: object) -> bytes:
 
 
 def test_without_updates_it_is_the_unguided_run(job: Job) -> None:
-    made = job(*TUNING, "method.num_updates=0")
+    made = job(*TUNING, "method.num_updates=0", "metrics=none")
     experiment.run(made)
     assert pictures(made.folder.path) == pictures(made.base.folder.path)
 
 
 def test_the_originals_are_of_the_target_prompts_at_the_lessons_noises(job: Job) -> None:
     """Under the prompt they were drawn of, the pictures learned on are the originals: the loss begins at 0."""
-    same = job(*TUNING, "reward=pixels", "method.num_updates=1", "method.lr=0")
+    few = [*TUNING, "metrics=none", "dataset.limit=1", "reward=pixels", "method.num_updates=1", "method.lr=0"]
+    same = job(*few)
     experiment.run(same)
     assert told(same.folder.path)["curve"][0]["reward"] == pytest.approx(0, abs=1e-5)  # but for 8 bits a pixel
-    other = job(*TUNING, "reward=pixels", "method.num_updates=1", "method.lr=0", "method.target='{prompt} and a green star'")
+    other = job(*few, "method.target='{prompt} and a green star'")
     experiment.run(other)
     assert told(other.folder.path)["curve"][0]["reward"] < -1e-3
     prompts = {record.prompt for record in other.originals.folder.records().values()}
@@ -206,7 +220,7 @@ def test_a_reward_that_compares_with_the_unguided_picture_guides_a_sample_by_its
     """Gradient ascent on the likeness to the unguided picture, from where it is best already."""
     made = job(
         "method=adjoint_dpm", "scheduler=ddim", "scheduler.num_steps=3", "dataset.limit=2", "tracker=none", "device=cpu",
-        "reward=pixels", "method.num_updates=1", "method.lr=0.2", "method.keep=last",
+        "reward=pixels", "method.num_updates=1", "method.lr=0.2", "method.keep=last", "metrics=none",
     )  # fmt: skip
     metrics = experiment.run(made)
     trace = [json.loads(line) for line in (made.folder.path / "trace.jsonl").read_text().splitlines()]

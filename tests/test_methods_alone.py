@@ -46,10 +46,16 @@ def test_on_stable_diffusion_it_samples_as_published(method: str) -> None:
     assert not changed  # the method's own values are its paper's
 
 
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where methods of the same sampler find their unguided run."""
+    return tmp_path_factory.mktemp("outputs")
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_alone_runs_on_the_lab(method: str, tmp_path: Path) -> None:
+def test_a_method_alone_runs_on_the_lab(method: str, outputs: Path) -> None:
     with_defaults = composed(
-        f"method={method}", "dataset.limit=1", "metrics=none", "tracker=none", "device=cpu", f"outputs={tmp_path}"
+        f"method={method}", "dataset.limit=1", "metrics=none", "tracker=none", "device=cpu", f"outputs={outputs}"
     )
     job = preparation.prepare(with_defaults)
     metrics = experiment.run(job)

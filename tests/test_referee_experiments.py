@@ -1,10 +1,8 @@
 """ "Referee Can Play"'s table: every row makes a job, and what the overlay holds is what the paper says."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from guidedgen.lab.networks import WEIGHTS
@@ -23,14 +21,8 @@ APPENDIX_C = {
 pytestmark = pytest.mark.skipif(not (WEIGHTS / "blip2.safetensors").exists(), reason="the lab's weights are missing")
 
 
-@pytest.fixture(autouse=True)
-def composing() -> Iterator[None]:
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        yield
-
-
 def overlay(name: str, *overrides: str) -> DictConfig:
-    return compose("config", overrides=[f"experiment=referee/{name}", "device=cpu", "tracker=none", *overrides])
+    return composition.composed([f"experiment=referee/{name}", "device=cpu", "tracker=none", *overrides])
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -48,15 +40,15 @@ def test_every_row_makes_a_job(name: str, row: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["compbench", "lab/compbench"])
 def test_the_sweep_is_the_rows(name: str) -> None:
-    params = compose("config", overrides=[f"experiment=referee/{name}"], return_hydra_config=True).hydra.sweeper.params
+    params = composition.settings([f"experiment=referee/{name}"]).sweeper.params
     assert params == {"row": ",".join(ROWS)}
 
 
 @pytest.mark.parametrize("name", [lab + name for name in ABLATIONS for lab in ("", "lab/")])
 def test_every_value_of_an_ablation_makes_another_run(name: str) -> None:
-    composed = compose("config", overrides=[f"experiment=referee/{name}"], return_hydra_config=True)
-    swept = dict(composed.hydra.sweeper.params)
-    assert swept.pop("row") == composed.hydra.runtime.choices.row  # what runs without -m is of the same row
+    hydra = composition.settings([f"experiment=referee/{name}"])
+    swept = dict(hydra.sweeper.params)
+    assert swept.pop("row") == hydra.runtime.choices.row  # what runs without -m is of the same row
     parsed = composition.parse([f"{key}={values}" for key, values in swept.items()])
     for item in parsed:
         points = [f"{item.key_or_group}={value}" for value in item.sweep_string_iterator()]

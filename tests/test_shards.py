@@ -23,7 +23,7 @@ from guidedgen.runs.shards import Shard, find_shard
 from guidedgen.runs.store import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
-QUICK = ["scheduler.num_steps=4", "dataset.limit=5", "batch_size=2", "tracker=none", "device=cpu", "method.num_particles=2"]
+QUICK = ["scheduler.num_steps=3", "dataset.limit=5", "batch_size=2", "tracker=none", "device=cpu", "method.num_particles=2"]
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}
 SRUN = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2", "SLURM_LOCALID": "0", "SLURM_NTASKS": "4"}
 ARRAY = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "5", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
@@ -122,6 +122,14 @@ def kept(folder: Path) -> dict[str, bytes]:
     return found
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """The run of one process, which has no unguided one."""
+    job = prepared(tmp_path_factory.mktemp("whole"), "reference=none")
+    experiment.run(job)
+    return job
+
+
 @trained
 def test_shares_make_the_run_that_one_process_makes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = prepared(tmp_path / "whole")
@@ -147,9 +155,7 @@ def test_shares_make_the_run_that_one_process_makes(tmp_path: Path, capsys: pyte
 
 
 @trained
-def test_a_run_goes_on_with_another_number_of_shares(tmp_path: Path) -> None:
-    whole = prepared(tmp_path / "whole", "reference=none")
-    experiment.run(whole)
+def test_a_run_goes_on_with_another_number_of_shares(whole: Job, tmp_path: Path) -> None:
     assert not experiment.run(prepared(tmp_path / "shared", "reference=none", "shard.count=3", "shard.index=1"))
     job = prepared(tmp_path / "shared", "reference=none")
     assert experiment.run(job)
@@ -158,9 +164,7 @@ def test_a_run_goes_on_with_another_number_of_shares(tmp_path: Path) -> None:
 
 
 @trained
-def test_the_evaluation_merges_what_nobody_has(tmp_path: Path) -> None:
-    whole = prepared(tmp_path / "whole", "reference=none")
-    experiment.run(whole)
+def test_the_evaluation_merges_what_nobody_has(whole: Job, tmp_path: Path) -> None:
     for index in range(2):
         job = prepared(tmp_path / "shared", "reference=none", "shard.count=2", f"shard.index={index}")
         experiment._open(job)
@@ -185,10 +189,11 @@ def test_the_stored_config_is_the_whole_run_s(tmp_path: Path) -> None:
 
 @trained
 def test_torchrun_shares_a_run(tmp_path: Path) -> None:
-    whole = prepared(tmp_path / "whole", "reference=none")
+    options = ["reference=none", "metrics=none"]
+    whole = prepared(tmp_path / "whole", *options)
     experiment.run(whole)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*torchrun, str(ROOT / "run.py"), f"outputs={tmp_path / 'shared'}", "reference=none", *QUICK]
+    command = [*torchrun, str(ROOT / "run.py"), f"outputs={tmp_path / 'shared'}", *QUICK, *options]
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # torchrun would give one to each, which rounds in another way
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ, **threads})
     assert done.returncode == 0, done.stderr

@@ -65,6 +65,16 @@ def test_what_is_no_list_of_runs_is_refused(given: list[str], said: str) -> None
         ["method=codex", "method.num_particles=[2,4]", "seed=3", "tracker=none", "reward=multi", "reward.weights={pickscore: 2}"],
         ["experiment=codex/lab/ti2i", "row=codex/sdedit", "dataset@dataset.prompts=animals", "dataset.prompts.limit=2"],
         ["experiment=doodl/lab/text", "method/gradients=backprop", "dataset.limit=null", "+run.more=1", "~tracker"],
+        [
+            "experiment=referee/compbench",
+            "row=referee/full",
+            "model=lab",
+            "zoo=lab",
+            "metrics=lab",
+            "dtype=float32",
+            "table.copies=10",
+        ],
+        ["experiment=adjoint/stylise", "dataset@method.prompts.prompts=lab", "dataset.images=['lab:night']", "device=cpu"],
     ],
 )
 def test_a_run_is_composed_as_hydra_composes_it(given: list[str]) -> None:

@@ -343,8 +343,8 @@ def examine_blip2(
             ids, mask = (tensor.to(vae.device) for tensor in referees.tokenise(tokenizer, [str(text) for text in texts]))
             logits.append(network.match(seen, ids, mask).cpu())
             losses.append(network.caption(seen, ids, mask, start).cpu())
-            if i < n / 4:
-                withstood.append(_withstood(network, images, ids, mask, label))
+            if few := max(0, min(len(images), math.ceil(n / 4) - i)):
+                withstood.append(_withstood(network, images[:few], ids[:few], mask[:few], label))
     true, false = (-torch.cat(logits[side::2]).log_softmax(1)[:, 1] for side in (0, 1))  # matching losses
     told, mistold = torch.cat(losses[::2]), torch.cat(losses[1::2])
     kinds = [

@@ -85,7 +85,9 @@ def bootstrap_interval(values: npt.ArrayLike, *, seed: int, level: float = 0.95,
     if not 0 < level < 1 or resamples < 1:
         raise ValueError(f"bootstrap: expected a level in (0, 1) and resamples above 0, got {level} and {resamples}")
     generator = np.random.default_rng(seed)
-    means = [array[generator.integers(array.size, size=array.size)].mean() for _ in range(resamples)]
+    rows = max(1, 2**16 // array.size)  # at a time: they are the same draws one by one
+    drawn = [min(rows, resamples - done) for done in range(0, resamples, rows)]
+    means = np.concatenate([array[generator.integers(array.size, size=(count, array.size))].mean(1) for count in drawn])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import itertools
 import os
@@ -124,7 +123,7 @@ def composed(overrides: Sequence[str], config_dir: Path | None = None) -> DictCo
     items = parse(overrides)
     choices = [item for item in items if any(os.path.isdir(place / item.key_or_group) for place in folders(config_dir))]
     values = [item for item in items if item not in choices]
-    cfg = copy.deepcopy(composed_options(tuple(str(item.input_line) for item in choices), config_dir))
+    cfg = config.copied(composed_options(tuple(str(item.input_line) for item in choices), config_dir))
     try:
         ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
     except Exception as error:  # Hydra's and OmegaConf's errors have no common base

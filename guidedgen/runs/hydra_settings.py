@@ -5,6 +5,7 @@ what is shown. The others would run code of somebody's choice, or move files tha
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -36,12 +37,7 @@ _JOB = ("override_dirname", "id", "num", "name", "config_name", "config")
 
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     """Flags and overrides. Raises UsageError for a flag that is none or not taken here, and for flags that do not go together."""
-    from hydra._internal.utils import get_args_parser
-
-    parser = get_args_parser()
-    parser.allow_abbrev = False
-    parser.error = _refuse  # type: ignore[method-assign]
-    found = parser.parse_intermixed_args(list(arguments))
+    found = _parser().parse_intermixed_args(list(arguments))
     for name, why in _REFUSED.items():
         if getattr(found, name) is not None:
             raise UsageError(why)
@@ -58,6 +54,17 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
         if override.startswith("-"):
             raise UsageError(f"{override}: no such flag")
     return found
+
+
+@functools.cache
+def _parser() -> argparse.ArgumentParser:
+    """Hydra's own."""
+    from hydra._internal.utils import get_args_parser
+
+    parser = get_args_parser()
+    parser.allow_abbrev = False
+    parser.error = _refuse  # type: ignore[method-assign]
+    return parser
 
 
 def _refuse(message: str) -> NoReturn:

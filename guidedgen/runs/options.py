@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 import unicodedata
@@ -29,7 +28,7 @@ def settled(cfg: DictConfig, shard: Shard, *, elsewhere: bool = False) -> DictCo
 
     `elsewhere`: a device that is named need not be on this machine. Raises UsageError for what is wrong with it.
     """
-    cfg = copy.deepcopy(cfg)
+    cfg = config.copied(cfg)
     OmegaConf.update(cfg, "shard", {"count": 1, "index": 0}, force_add=True)
     for key in _COUNTS:
         _check_count(key, value(cfg, key))

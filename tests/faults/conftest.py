@@ -1,5 +1,6 @@
 """Small runs on the bundled model, and what of their folders may not depend on what happened to them on the way."""
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,19 +16,23 @@ SMALL = ["scheduler.num_steps=2", "dataset.limit=4", "tracker=none", "device=cpu
 Make = Callable[..., Job]
 
 
-@pytest.fixture
-def job(tmp_path: Path) -> Make:
-    """A prepared job in a folder of its own; overrides as on the command line. Without a base, metrics but the reward, or a tracker."""
+@pytest.fixture(scope="session")
+def prepared() -> Make:
+    """A prepared job in a folder; overrides as on the command line. Without a base, metrics but the reward, or a tracker."""
     if not (WEIGHTS / "generator" / "model_index.json").exists():
         pytest.skip("the lab's weights are missing")
 
-    def make(*overrides: str) -> Job:
+    def make(outputs: Path, *overrides: str) -> Job:
         with initialize_config_dir(str(config.CONF), version_base="1.3"):
-            return preparation.prepare(
-                compose("config", overrides=[f"outputs={tmp_path / 'outputs'}", "method=base", *SMALL, *overrides])
-            )
+            return preparation.prepare(compose("config", overrides=[f"outputs={outputs}", "method=base", *SMALL, *overrides]))
 
     return make
+
+
+@pytest.fixture
+def job(prepared: Make, tmp_path: Path) -> Make:
+    """The same in a folder of its own."""
+    return functools.partial(prepared, tmp_path / "outputs")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """What may happen to a run's folder while the run is at work in it, and after: one line says so, and the same command goes on."""
 
 import contextlib
+import functools
 import json
 import resource
 import shutil
@@ -57,6 +58,35 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+Finished = Callable[..., Job]
+
+
+@pytest.fixture(scope="module")
+def finished(prepared: Callable[..., Job], tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The run that nothing has happened to, with these overrides. It is made once and not to be changed."""
+
+    @functools.cache
+    def make(*overrides: str) -> Job:
+        made = prepared(tmp_path_factory.mktemp("finished"), *overrides)
+        experiment.run(made)
+        return made
+
+    return make
+
+
+@pytest.fixture
+def copied(finished: Finished, job: Callable[..., Job]) -> Finished:
+    """A copy of it in a folder of the test's own."""
+
+    def make(*overrides: str) -> Job:
+        made = job(*overrides)
+        shutil.copytree(finished(*overrides).folder.path, made.folder.path)
+        assert made.folder.done
+        return made
+
+    return make
+
+
 def valid(folder: Path) -> int:
     """How many samples the folder holds, all of them whole."""
     records = RunFolder(folder).records()
@@ -65,7 +95,8 @@ def valid(folder: Path) -> int:
     return len(records)
 
 
-def test_a_full_disk(job: Callable[..., Job], lasting: Lasting, disk: Path, after: After) -> None:
+def test_a_full_disk(job: Callable[..., Job], finished: Finished, lasting: Lasting, disk: Path, after: After) -> None:
+    whole = finished()
     made, ballast = job(f"outputs={disk}"), disk / "ballast"
 
     def fill() -> None:
@@ -82,8 +113,6 @@ def test_a_full_disk(job: Callable[..., Job], lasting: Lasting, disk: Path, afte
         experiment.run(job(f"outputs={disk}"))
     ballast.unlink()
     experiment.run(job(f"outputs={disk}"))
-    whole = job("study=whole")
-    experiment.run(whole)
     assert lasting(made.folder.path) == lasting(whole.folder.path)
 
 
@@ -125,10 +154,9 @@ def test_a_disk_that_is_full_while_learned_weights_are_saved(
 
 
 def test_a_finished_run_on_a_read_only_disk_is_shown(
-    job: Callable[..., Job], tmp_path: Path, capsys: pytest.CaptureFixture[str], tried: Callable[..., None]
+    job: Callable[..., Job], copied: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str], tried: Callable[..., None]
 ) -> None:
-    made = job("dataset.limit=1")
-    experiment.run(made)
+    made = copied("dataset.limit=1")
     capsys.readouterr()
     outputs = tmp_path / "outputs"
     mount("--bind", outputs, outputs)
@@ -149,10 +177,9 @@ def test_a_finished_run_on_a_read_only_disk_is_shown(
 
 @pytest.mark.parametrize("lost", ["records.jsonl", "config.yaml", "metrics.json"])
 def test_a_finished_run_that_has_lost_a_file_gets_it_again(
-    job: Callable[..., Job], lasting: Lasting, lost: str, tried: Callable[..., None]
+    job: Callable[..., Job], copied: Finished, lasting: Lasting, lost: str, tried: Callable[..., None]
 ) -> None:
-    made = job("dataset.limit=2")
-    experiment.run(made)
+    made = copied("dataset.limit=2")
     whole = lasting(made.folder.path)
     (made.folder.path / lost).unlink()
     experiment.run(job("dataset.limit=2"))
@@ -160,10 +187,9 @@ def test_a_finished_run_that_has_lost_a_file_gets_it_again(
     tried("used")
 
 
-def test_a_file_that_may_not_grow(job: Callable[..., Job], lasting: Lasting) -> None:
+def test_a_file_that_may_not_grow(job: Callable[..., Job], finished: Finished, lasting: Lasting) -> None:
     """As with a quota: refused is the first picture that is larger than the smallest."""
-    whole = job("study=whole")
-    experiment.run(whole)
+    whole = finished()
     sizes = [(whole.folder.path / sample.image).stat().st_size for sample in whole.samples]
     saved = next(i for i, size in enumerate(sizes) if size > sizes[0])
     made, limits = job(), resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -179,8 +205,8 @@ def test_a_file_that_may_not_grow(job: Callable[..., Job], lasting: Lasting) -> 
     assert lasting(made.folder.path) == lasting(whole.folder.path)
 
 
-def test_a_folder_that_turns_read_only(job: Callable[..., Job], lasting: Lasting, after: After) -> None:
-    made = job()
+def test_a_folder_that_turns_read_only(job: Callable[..., Job], finished: Finished, lasting: Lasting, after: After) -> None:
+    whole, made = finished(), job()
     folder = made.folder.path / "images"
 
     def protect() -> None:
@@ -195,15 +221,13 @@ def test_a_folder_that_turns_read_only(job: Callable[..., Job], lasting: Lasting
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=False)
     experiment.run(job())
-    whole = job("study=whole")
-    experiment.run(whole)
     assert lasting(made.folder.path) == lasting(whole.folder.path)
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["gone", "taken over"])
-def test_a_folder_that_is_removed(job: Callable[..., Job], lasting: Lasting, after: After, again: bool) -> None:
+def test_a_folder_that_is_removed(job: Callable[..., Job], finished: Finished, lasting: Lasting, after: After, again: bool) -> None:
     """And perhaps made again meanwhile, by another process: nothing of this one gets in there."""
-    made = job()
+    whole, made = finished(), job()
 
     def remove() -> None:
         shutil.rmtree(made.folder.path)
@@ -214,9 +238,7 @@ def test_a_folder_that_is_removed(job: Callable[..., Job], lasting: Lasting, aft
     with pytest.raises(RunFailed, match=f"^guidedgen: {made.folder.path}: was removed while the run was at work in it"):
         experiment.run(made)
     assert RunFolder(made.folder.path).records() == {}
-    whole = job("study=whole")
     experiment.run(job())
-    experiment.run(whole)
     assert lasting(made.folder.path) == lasting(whole.folder.path)
 
 
@@ -231,10 +253,13 @@ def zero(image: Path) -> None:
 
 @pytest.mark.parametrize("damage", [cut, zero, Path.unlink])
 def test_a_damaged_image_of_a_finished_run_is_made_again(
-    job: Callable[..., Job], lasting: Lasting, damage: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+    job: Callable[..., Job],
+    copied: Finished,
+    lasting: Lasting,
+    damage: Callable[[Path], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    made = job("batch_size=2")
-    experiment.run(made)
+    made = copied("batch_size=2")
     whole, record = lasting(made.folder.path), made.folder.records()[made.samples[2].name]
     assert made.folder.done
     damage(made.folder.path / record.image)
@@ -247,9 +272,10 @@ def test_a_damaged_image_of_a_finished_run_is_made_again(
 
 
 @pytest.mark.parametrize("spoil", [lambda line: line[: len(line) // 2], lambda line: bytes(len(line)), lambda line: b"7"])
-def test_a_spoiled_line_is_no_record(job: Callable[..., Job], lasting: Lasting, spoil: Callable[[bytes], bytes]) -> None:
-    made = job("batch_size=2")
-    experiment.run(made)
+def test_a_spoiled_line_is_no_record(
+    job: Callable[..., Job], copied: Finished, lasting: Lasting, spoil: Callable[[bytes], bytes]
+) -> None:
+    made = copied("batch_size=2")
     whole, log = lasting(made.folder.path), made.folder.path / "records.jsonl"
     lines = log.read_bytes().split(b"\n")
     log.write_bytes(b"\n".join([lines[0], spoil(lines[1]), *lines[2:]]))

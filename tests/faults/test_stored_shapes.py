@@ -99,7 +99,7 @@ class Bench:
         experiment.run(self.job_in(folder))
 
     def job_in(self, folder: Path) -> Job:
-        return dataclasses.replace(self.job, folder=RunFolder(folder), cfg=self.job.cfg.copy())
+        return dataclasses.replace(self.job, folder=RunFolder(folder), cfg=config.copied(self.job.cfg))
 
     def prepared(self, cfg: Any) -> Job:
         """What a stored config is built to; of the usual one, what is built already."""

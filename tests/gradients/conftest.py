@@ -1,6 +1,8 @@
 """Denoisers to differentiate chains of: an analytic mixture, and the project's own denoiser on a tiny Stable Diffusion."""
 
+import copy
 import dataclasses
+import functools
 import runpy
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,17 +40,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _models["save_stable_diffusion"](tmp_path_factory.mktemp("tiny"), "epsilon")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny(folder: Path) -> Callable[..., StableDiffusion]:
-    """Fresh networks, computing in some dtype."""
+    """Fresh networks, computing in some dtype: copies of those that are loaded once."""
 
-    def make(dtype: str = "float64") -> StableDiffusion:
-        return StableDiffusion(path=str(folder), name="tiny", dtype=dtype, guidance_scale=2.0)
+    @functools.cache
+    def loaded(dtype: str) -> StableDiffusion:
+        model = StableDiffusion(path=str(folder), name="tiny", dtype=dtype, guidance_scale=2.0)
+        model.load()
+        return model
 
-    return make
+    return lambda dtype="float64": copy.deepcopy(loaded(dtype))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def case(tiny: Callable[..., StableDiffusion]) -> Callable[[str], Case]:
     """By name. "unet": two prompts, guided; params are their embedding and one weight of the UNet. "gaussian": the means of what is
     sampled, and the weights of its components.

@@ -143,7 +143,7 @@ def test_twenty_steps_on_one_batch_lower_both_losses(tmp_path: Path, monkeypatch
     torch.manual_seed(0)
     tokenizer = networks.train_tokenizer()
     guide = networks.build_clip("guide", tokenizer.get_vocab_size()).requires_grad_(False)
-    monkeypatch.setattr(preference, "draw_pairs", lambda n, generator: draw_pairs(8, generator))
+    monkeypatch.setattr(preference, "draw_pairs", lambda n, generator: draw_pairs(4, generator))
     part = training.preference_clip(Settings(folder=tmp_path), guide, training.build_vae().eval(), tokenizer)
     found = []
     inner = part.loss

@@ -1,5 +1,7 @@
 """What is shipped is small, loads, and keeps its bars on small samples."""
 
+import functools
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from guidedgen.lab import exam, networks, referees
 from guidedgen.lab.networks import WEIGHTS
 
 
+@functools.cache
 def _figures(part: str, **few: int) -> dict[str, float]:
     missing = [name for name in exam.PARTS[part] if not (WEIGHTS / name).exists()]
     if missing:
@@ -33,7 +36,7 @@ def test_all_weights_together_fit_the_repository() -> None:
 @pytest.mark.parametrize(
     ("part", "n"),
     [
-        ("vae", 64),
+        ("vae", 128),
         ("classifier", 96),
         ("clip-guide", 512),
         ("clip-preference", 512),

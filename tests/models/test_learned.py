@@ -1,5 +1,7 @@
 """What model.learned takes is used as diffusers' own loaders use it, or refused in one line before weights load."""
 
+import copy
+import functools
 import json
 import pickle
 import shutil
@@ -39,9 +41,20 @@ def source(folders: dict[str, Path]) -> Path:
 
 
 def pipeline(folder: Path) -> Any:
+    """To be changed: a copy of what is loaded once."""
+    return copy.deepcopy(loaded(folder))
+
+
+@functools.lru_cache(maxsize=4)
+def loaded(folder: Path) -> Any:
     from diffusers import StableDiffusionPipeline
 
     return StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+
+
+@functools.lru_cache(maxsize=8)
+def unchanged(folder: Path, prompt: str) -> tuple[Tensor, Tensor]:
+    return theirs(pipeline(folder), prompt)
 
 
 def noise() -> Tensor:
@@ -73,9 +86,7 @@ def assert_same(mine: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> No
 
 def changed(folder: Path, outputs: tuple[Tensor, Tensor], prompt: str = PROMPT) -> list[bool]:
     """Whether the text embedding and the prediction are other than without."""
-    return [
-        bool((one - two).norm() > 1e-3 * two.norm()) for one, two in zip(outputs, theirs(pipeline(folder), prompt), strict=True)
-    ]
+    return [bool((one - two).norm() > 1e-3 * two.norm()) for one, two in zip(outputs, unchanged(folder, prompt), strict=True)]
 
 
 def rand(*shape: int, seed: int = 0, size: float = 0.5) -> Tensor:
@@ -540,7 +551,7 @@ def refused(source: Path, learned: object, message: str, *, late: bool = False) 
 
 @pytest.mark.parametrize("kind", WRONG_LORA)
 def test_a_lora_that_is_not_used_in_full_is_refused(source: Path, tmp_path: Path, kind: str, tried: Tried) -> None:
-    wrong_lora(kind, pipeline(source), tmp_path / "lora")
+    wrong_lora(kind, loaded(source), tmp_path / "lora")
     refused(source, str(tmp_path / "lora"), WRONG_LORA[kind], late=kind in LATE)
     tried("refused")
 
@@ -580,7 +591,7 @@ def test_files_of_something_else_are_refused(source: Path, tmp_path: Path, name:
 def test_files_that_were_cut_off_are_refused(source: Path, tmp_path: Path, name: str, left: float, tried: Tried) -> None:
     folder, file = tmp_path / "cut", tmp_path / "cut" / name
     if name == LORA:
-        lora_file("plain", pipeline(source), folder)
+        lora_file("plain", loaded(source), folder)
     elif name.startswith("unet"):
         shutil.copytree(source / "unet", folder / "unet")
     elif name == WORD:
@@ -760,7 +771,7 @@ def test_two_networks_for_one_place_are_refused(source: Path, tmp_path: Path, tr
 )
 def test_options_that_name_nothing_are_refused(source: Path, tmp_path: Path, learned: Any, message: str, tried: Tried) -> None:
     write(tmp_path / "WORD", {"<fx>": rand(1, 16)}, name=WORD)
-    lora_file("plain", pipeline(source), tmp_path / "LORA")
+    lora_file("plain", loaded(source), tmp_path / "LORA")
     (tmp_path / "EMPTY").mkdir()
     (tmp_path / "TRAINING").mkdir()  # as method=adjoint_tuning leaves it while it learns
     torch.save({}, tmp_path / "TRAINING" / "checkpoint.pt")

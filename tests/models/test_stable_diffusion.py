@@ -1,9 +1,6 @@
 """Any Stable Diffusion folder, against diffusers' own pipeline on the same latents."""
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -31,7 +28,6 @@ from guidedgen.models.stable_diffusion import StableDiffusion
 from guidedgen.process.formulas import x0_from_eps
 from guidedgen.process.schedulers import Ddim, Ddpm
 
-ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ("a cat", "two dogs, red")
 PREDICTIONS = ("epsilon", "v_prediction")
 
@@ -429,24 +425,20 @@ def test_a_prompt_may_be_as_long_as_the_encoder_reads(folders: dict[str, Path]) 
     assert "text_encoder" not in vars(sd)  # the tokenizer was enough
 
 
-def test_the_hub_s_cache_is_found_by_name(folders: dict[str, Path], tmp_path: Path) -> None:
-    """As a download leaves it. In a process of its own, since the hub's client reads its environment when imported."""
+def test_the_hub_s_cache_is_found_by_name(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a download leaves it."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))  # which the client reads of its environment when imported
     repository, revision = tmp_path / "models--org--tiny", "0123456789" * 4
     copy(folders["epsilon"], repository / "snapshots" / revision)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(revision)
-    code = (
-        "from guidedgen.models.stable_diffusion import StableDiffusion as S\n"
-        "m = S(path='org/tiny', name='tiny'); m.load(); print(m.folder.name, *m.latent_shape)\n"
-        "try: S(path='org/other', name='other')\n"
-        "except Exception as error: print(type(error).__name__, error)"
-    )
-    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    found, missing = done.stdout.splitlines()
-    assert found == f"{revision} 4 8 8"
-    assert missing.startswith("UsageError model.path=org/other: not on this machine and the hub is offline")
+    found = StableDiffusion(path="org/tiny", name="tiny")
+    found.load()
+    assert (found.folder.name, found.latent_shape) == (revision, (4, 8, 8))
+    with pytest.raises(UsageError, match=r"^model\.path=org/other: not on this machine and the hub is offline"):
+        StableDiffusion(path="org/other", name="other")
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
