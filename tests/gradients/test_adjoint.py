@@ -15,8 +15,10 @@ from guidedgen.gradients.backprop import Backprop
 from guidedgen.gradients.checkpoint import Checkpoint
 from guidedgen.gradients.memory import saved_bytes
 from guidedgen.models.gaussian import GaussianDenoiser, GaussianMixture
+from guidedgen.process import Prediction
 from guidedgen.process.chains import DdimChain, EdictChain
 from guidedgen.process.flow import FlowChain, OdeChain, TimeChain
+from guidedgen.process.formulas import from_eps
 from guidedgen.process.grid import Grid, NoiseSchedule, Point
 from guidedgen.process.schedulers import Ddim
 
@@ -41,7 +43,7 @@ class Watched:
     def __init__(self, denoise: GaussianDenoiser) -> None:
         self.denoise, self.times, self.autocast = denoise, [], []
 
-    def __call__(self, x_t: Tensor, t: Point) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Point) -> Prediction:
         self.times.append(t.t)
         self.autocast.append(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"))
         return self.denoise(x_t, t)
@@ -124,8 +126,8 @@ def test_on_a_random_network_it_is_as_far_off_as_the_released_code_s() -> None:
         parameter.mul_(1.5)
     prompt, x, towards = normal(1, 4, 16), normal(1, 1, 2, 8, 8), normal(1, 1, 2, 8, 8, seed=1)
 
-    def denoise(x_t: Tensor, t: Point) -> Tensor:
-        return unet(x_t[:, 0], torch.full((1,), t.t, dtype=torch.float64), prompt).sample[:, None]
+    def denoise(x_t: Tensor, t: Point) -> Prediction:
+        return from_eps(x_t, unet(x_t[:, 0], torch.full((1,), t.t, dtype=torch.float64), prompt).sample[:, None], t)
 
     for intervals, error, cosine in ((10, 0.47, 0.89), (20, 0.27, 0.966), (50, 0.115, 0.994)):
         grid = Ddim(num_steps=intervals + 1, spacing="linspace").grid(SCHEDULE)

@@ -19,6 +19,7 @@ from guidedgen.gradients.memory import Alive, saved_bytes
 from guidedgen.gradients.reversible import Reversible
 from guidedgen.process import Denoiser
 from guidedgen.process.chains import Chain, DdimChain, EdictChain
+from guidedgen.process.formulas import from_eps
 from guidedgen.process.grid import Grid, NoiseSchedule
 from guidedgen.process.schedulers import Ddim
 
@@ -298,7 +299,7 @@ def wide() -> Callable[[Tensor, Any], Tensor]:
             attention_head_dim=8, norm_num_groups=4,
         ).eval().requires_grad_(False)  # fmt: skip
     text = torch.zeros(1, 6, 16)
-    return lambda x_t, t: network(x_t.flatten(0, 1), t.t, text).sample.unflatten(0, x_t.shape[:2])
+    return lambda x_t, t: from_eps(x_t, network(x_t.flatten(0, 1), t.t, text).sample.unflatten(0, x_t.shape[:2]), t)
 
 
 def peak(engine: GradientEngine, process: str, denoise: Any, steps: int) -> int:

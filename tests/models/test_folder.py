@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from steps import step
 from torch import Tensor
 
 from guidedgen.basics.errors import UsageError
@@ -399,7 +400,7 @@ def picture(model: StableDiffusion) -> Tensor:
     denoise = model.denoiser([Task(id="a", prompt="a cat")])
     with torch.no_grad():
         for t, s in pairwise(grid):
-            x = scheduler.step(x, denoise(x, t), t, s, None)
+            x = step(scheduler, x, denoise(x, t).eps, t, s, None)
         return model.decode(x[:, 0])
 
 

@@ -31,8 +31,8 @@ def test_noise_is_the_scaled_score(t: Point) -> None:
     """Tweedie: E[eps | x_t] = -sigma grad log p_t(x_t)."""
     model, x = mixture(), normal(4, 2, *SHAPE).requires_grad_()
     (score,) = torch.autograd.grad(model.log_density(x, t).sum(), x)
-    torch.testing.assert_close(model(x, t), -t.sigma * score, rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(x0_from_eps(x, model(x, t), t), model.posterior_mean(x, t), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(model(x, t).eps, -t.sigma * score, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(x0_from_eps(x, model(x, t).eps, t), model(x, t).x_0, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("t", POINTS, ids=lambda t: f"t={t.t}")
@@ -42,8 +42,8 @@ def test_one_component_is_a_gaussian(t: Point) -> None:
     m, variance = model.means[0], (t.alpha * 0.7) ** 2 + t.sigma**2
     normals = torch.distributions.Normal(t.alpha * m, variance**0.5)
     torch.testing.assert_close(model.log_density(x, t), normals.log_prob(x).sum((2, 3, 4)))
-    torch.testing.assert_close(model.posterior_mean(x, t), m + t.alpha * 0.49 / variance * (x - t.alpha * m))
-    torch.testing.assert_close(model(x, t), t.sigma * (x - t.alpha * m) / variance, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(model(x, t).x_0, m + t.alpha * 0.49 / variance * (x - t.alpha * m))
+    torch.testing.assert_close(model(x, t).eps, t.sigma * (x - t.alpha * m) / variance, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("t", POINTS, ids=lambda t: f"t={t.t}")
@@ -61,32 +61,32 @@ def test_at_low_noise_the_nearest_component_answers() -> None:
     for mean in model.means:
         x = (t.alpha * mean + 0.01)[None, None]
         own = GaussianMixture(means=mean[None], std=0.3, weights=torch.ones(1, dtype=torch.float64))
-        torch.testing.assert_close(model.posterior_mean(x, t), own.posterior_mean(x, t), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(model(x, t).x_0, own(x, t).x_0, rtol=1e-6, atol=1e-6)
 
 
 def test_without_signal_the_weights_answer() -> None:
     model, x = mixture(), normal(4, 2, *SHAPE)
     prior = (model.weights.view(3, 1, 1, 1) * model.means).sum(0)
-    torch.testing.assert_close(model.posterior_mean(x, Point(999.0, 0.0, 1.0)), prior.expand(x.shape))
+    torch.testing.assert_close(model(x, Point(999.0, 0.0, 1.0)).x_0, prior.expand(x.shape))
 
 
 def test_far_away_nothing_overflows() -> None:
     for t, scale in itertools.product(POINTS, (1e3, -1e3)):
         x = scale * torch.ones(1, 1, *SHAPE, dtype=torch.float64)
-        assert mixture()(x, t).isfinite().all()
+        assert all(part.isfinite().all() for part in (mixture()(x, t).x_0, mixture()(x, t).eps))
 
 
 def test_rows_do_not_mix() -> None:
     model, x, t = mixture(), normal(4, 2, *SHAPE), SCHEDULE.at(300)
-    torch.testing.assert_close(model(x, t)[2:3, 1:], model(x[2:3, 1:], t), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(model(x, t).eps[2:3, 1:], model(x[2:3, 1:], t).eps, rtol=1e-12, atol=1e-12)
 
 
 def test_without_noise_the_prediction_is_its_limit() -> None:
     """(x_t - alpha x_0) / sigma is 0 / 0 there."""
     model, x = mixture(), normal(4, 2, *SHAPE)
-    assert model(x, Point(0.0, 1.0, 0.0)).abs().max() == 0
-    near = model(x, Point(0.0, math.sqrt(1 - 1e-12), 1e-6))
-    torch.testing.assert_close(near / 1e-6, 1e9 * model(x, Point(0.0, 1.0, 1e-9)), rtol=1e-5, atol=1e-5)
+    assert model(x, Point(0.0, 1.0, 0.0)).eps.abs().max() == 0
+    near = model(x, Point(0.0, math.sqrt(1 - 1e-12), 1e-6)).eps
+    torch.testing.assert_close(near / 1e-6, 1e9 * model(x, Point(0.0, 1.0, 1e-9)).eps, rtol=1e-5, atol=1e-5)
 
 
 def test_conditioning_shifts_each_task_s_means() -> None:
@@ -96,8 +96,10 @@ def test_conditioning_shifts_each_task_s_means() -> None:
     for i, shift in enumerate(shifts):
         moved = GaussianDenoiser(cond=dataclasses.replace(exact, means=exact.means + shift), uncond=other, guidance_scale=3.0)
         for w in (None, 0, 1):
-            torch.testing.assert_close(denoise(x, t, w)[i], moved(x[i : i + 1], t, w)[0], rtol=1e-11, atol=1e-11)
-        assert torch.equal(denoise.subset([i])(x[i : i + 1], t)[0], denoise(x, t)[i])
+            ours, theirs = denoise(x, t, w), moved(x[i : i + 1], t, w)
+            torch.testing.assert_close(ours.eps[i], theirs.eps[0], rtol=1e-11, atol=1e-11)
+            torch.testing.assert_close(ours.x_0[i], theirs.x_0[0], rtol=1e-11, atol=1e-11)
+        assert torch.equal(denoise.subset([i])(x[i : i + 1], t).eps[0], denoise(x, t).eps[i])
     assert torch.equal(denoise.conditioning, shifts)
     with pytest.raises(ValueError, match="no conditioning"):
         _ = GaussianDenoiser(cond=exact, uncond=other).conditioning

@@ -1,5 +1,6 @@
 """Any Stable Diffusion folder, against diffusers' own pipeline on the same latents."""
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from steps import step
 from torch import Tensor
 
 from guidedgen.basics.errors import BadValue, UsageError
@@ -50,7 +52,7 @@ def sample(sd: StableDiffusion, x_T: Tensor, prompts: tuple[str, ...] = PROMPTS,
     x = x_T[:, None]
     with torch.no_grad():
         for t, s in pairwise(scheduler.grid(sd.schedule)):
-            x = scheduler.step(x, denoise(x, t), t, s, None)
+            x = step(scheduler, x, denoise(x, t).eps, t, s, None)
         return sd.decode(x[:, 0])
 
 
@@ -151,7 +153,7 @@ def test_rows_per_call_change_nothing_but_round_off(folders: dict[str, Path], gu
     for size in (1, 4, 8):
         sd = model(folders["epsilon"], guidance_scale=guidance_scale, batch_size=size, dtype="float64")
         with torch.no_grad():
-            results.append(sd.denoiser(tasks(*PROMPTS))(x, sd.schedule.at(500)))
+            results.append(sd.denoiser(tasks(*PROMPTS))(x, sd.schedule.at(500)).eps)
     assert results[0].shape == x.shape
     for other in results[1:]:
         torch.testing.assert_close(results[0], other, rtol=1e-9, atol=1e-9)
@@ -161,12 +163,12 @@ def test_particles_share_the_prompt_of_their_sample(folders: dict[str, Path]) ->
     sd = model(folders["epsilon"], batch_size=4, dtype="float64")  # a call holds particles of two samples
     x, t = normal(2, 3, 4, 8, 8).double(), sd.schedule.at(300)
     with torch.no_grad():
-        together = sd.denoiser(tasks(*PROMPTS))(x, t)
+        together = sd.denoiser(tasks(*PROMPTS))(x, t).eps
         for i, prompt in enumerate(PROMPTS):
             alone = sd.denoiser(tasks(prompt))
             for k in range(3):
-                torch.testing.assert_close(together[i, k], alone(x[i : i + 1, k : k + 1], t)[0, 0], rtol=1e-9, atol=1e-9)
-        swapped = sd.denoiser(tasks(*PROMPTS[::-1]))(x, t)
+                torch.testing.assert_close(together[i, k], alone(x[i : i + 1, k : k + 1], t).eps[0, 0], rtol=1e-9, atol=1e-9)
+        swapped = sd.denoiser(tasks(*PROMPTS[::-1]))(x, t).eps
     assert (together - swapped).abs().amax((1, 2, 3, 4)).min() > 1e-3
 
 
@@ -179,7 +181,7 @@ def test_the_ledger_counts_rows(folders: dict[str, Path], guidance_scale: float,
         denoise(normal(2, 3, 4, 8, 8), t)
     assert sd.ledger.counts() == {"nfe": 6 * rows, "nfe_backward": 0, "decodes": 0, "reward_calls": 0}
     x = normal(2, 3, 4, 8, 8).requires_grad_()
-    eps = denoise(x, t)
+    eps = denoise(x, t).eps
     assert sd.ledger.nfe_backward == 0
     torch.autograd.grad(eps.square().sum(), x)
     assert sd.ledger.counts() == {"nfe": 12 * rows, "nfe_backward": 6 * rows, "decodes": 0, "reward_calls": 0}
@@ -201,10 +203,10 @@ def test_networks_are_frozen_and_gradients_flow_through(folders: dict[str, Path]
     x, direction = (normal(1, 1, *sd.latent_shape, seed=i).double() for i in (0, 1))
     leaf = x.clone().requires_grad_()
     weight = normal(1, 1, *sd.latent_shape, seed=2).double()
-    (gradient,) = torch.autograd.grad((denoise(leaf, t) * weight).sum(), leaf)
-    step = 1e-5
+    (gradient,) = torch.autograd.grad((denoise(leaf, t).eps * weight).sum(), leaf)
+    length = 1e-5
     with torch.no_grad():
-        numeric = ((denoise(x + step * direction, t) - denoise(x - step * direction, t)) * weight).sum() / (2 * step)
+        numeric = ((denoise(x + length * direction, t).eps - denoise(x - length * direction, t).eps) * weight).sum() / (2 * length)
     torch.testing.assert_close((gradient * direction).sum(), numeric, rtol=1e-6, atol=1e-9)
     leaf = x[:, 0].clone().requires_grad_()
     (gradient,) = torch.autograd.grad(sd.decode(leaf).mean(), leaf)
@@ -221,16 +223,18 @@ def test_a_pair_and_the_scales(folders: dict[str, Path], prediction: str) -> Non
     denoise, plain = sd.denoiser(tasks(*PROMPTS)), model(folders[prediction], dtype="float64", negative_prompt="a cat")
     x, t = normal(2, 3, *sd.latent_shape).double(), sd.schedule.at(400)
     with torch.no_grad():
-        u, c = denoise.pair(x, t)
+        u, c = (prediction.eps for prediction in denoise.pair(x, t))
         assert u.shape == c.shape == x.shape
         for scale, expected in ((0, u), (0.0, u), (1, c), (None, u + 3 * (c - u)), (7.5, u + 7.5 * (c - u)), (-1.0, 2 * u - c)):
-            torch.testing.assert_close(denoise(x, t, scale), expected, rtol=1e-9, atol=1e-9)
+            prediction = denoise(x, t, scale)
+            torch.testing.assert_close(prediction.eps, expected, rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(prediction.x_0, x0_from_eps(x, expected, t), rtol=1e-9, atol=1e-9)
         assert denoise.guidance_scale == 3.0
         assert (u - c).abs().amax((2, 3, 4)).min() > 1e-4
         # "a cat" as the negative prompt is what it is as the prompt of the first task, for every task
         other, _ = plain.denoiser(tasks(*PROMPTS)).pair(x, t)
-        torch.testing.assert_close(other[0], c[0], rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(other[1], denoise.subset([0])(x[1:], t, 1)[0], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(other.eps[0], c[0], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(other.eps[1], denoise.subset([0])(x[1:], t, 1).eps[0], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 7.5])
@@ -242,9 +246,9 @@ def test_a_subset_is_the_denoiser_of_some_of_the_tasks(folders: dict[str, Path],
         everything, pair = whole(x, t), whole.pair(x, t)
         for rows in ([2, 0], [1], [0, 1, 2]):
             part = whole.subset(rows)
-            torch.testing.assert_close(part(x[rows], t), everything[rows], rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(part(x[rows], t).eps, everything.eps[rows], rtol=1e-9, atol=1e-9)
             for ours, theirs in zip(part.pair(x[rows], t), pair, strict=True):
-                torch.testing.assert_close(ours, theirs[rows], rtol=1e-9, atol=1e-9)
+                torch.testing.assert_close(ours.x_0, theirs.x_0[rows], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(("call", "rows"), [("pair", 2), (0, 1), (1, 1), (2.5, 2), (None, 2)])
@@ -255,9 +259,9 @@ def test_the_ledger_counts_rows_forward_and_backward(folders: dict[str, Path], c
     x = normal(2, 3, 4, 8, 8).requires_grad_()
     if call == "pair":
         u, c = denoise.pair(x, t)
-        eps = u + 3 * (c - u)
+        eps = u.eps + 3 * (c.eps - u.eps)
     else:
-        eps = denoise(x, t, call)
+        eps = denoise(x, t, call).eps
     assert (sd.ledger.nfe, sd.ledger.nfe_backward) == (6 * rows, 0)
     torch.autograd.grad(eps.square().sum(), x)
     assert (sd.ledger.nfe, sd.ledger.nfe_backward) == (6 * rows, 6 * rows)
@@ -319,7 +323,7 @@ def test_a_gradient_through_unet_and_decoder_is_that_of_finite_differences(folde
     t, x, direction = grid[2], normal(2, 2, *shape).double(), normal(2, 2, *shape, seed=1).double()
 
     def look(z: Tensor) -> tuple[Tensor, ...]:
-        return (x0_from_eps(z, problem.denoise(z, t), t),)
+        return (problem.denoise(z, t).x_0,)
 
     _, gradient, _ = reward_gradient(problem, x, look)
     with torch.no_grad():
@@ -448,11 +452,11 @@ def test_a_gradient_by_the_embeddings_is_that_of_finite_differences(folders: dic
     x_t, towards = (normal(2, 1, *sd.latent_shape, seed=i).double() for i in range(2))
     embedding = denoise.conditioning.clone().requires_grad_()
     assert embedding.shape == (2, 12, 16)
-    assert torch.equal(denoise.conditioned_on(embedding)(x_t, t), denoise(x_t, t))
-    (gradient,) = torch.autograd.grad((denoise.conditioned_on(embedding)(x_t, t) * towards).sum(), embedding)
+    assert torch.equal(denoise.conditioned_on(embedding)(x_t, t).eps, denoise(x_t, t).eps)
+    (gradient,) = torch.autograd.grad((denoise.conditioned_on(embedding)(x_t, t).eps * towards).sum(), embedding)
     direction = normal(*embedding.shape, seed=3).double()
     with torch.no_grad():
-        ahead, behind = (denoise.conditioned_on(embedding + s * 1e-5 * direction)(x_t, t) for s in (1, -1))
+        ahead, behind = (denoise.conditioned_on(embedding + s * 1e-5 * direction)(x_t, t).eps for s in (1, -1))
     for i in range(2):  # each prompt's from its own picture
         difference = ((ahead - behind)[i] * towards[i]).sum() / 2e-5
         assert float((gradient[i] * direction[i]).sum()) == pytest.approx(float(difference), rel=1e-5)
@@ -463,7 +467,45 @@ def test_embeddings_may_be_finer_than_the_network(folders: dict[str, Path]) -> N
     sd = model(folders["epsilon"], dtype="bfloat16", guidance_scale=2.0)
     denoise, x_t, t = sd.denoiser(tasks(*PROMPTS)), normal(2, 1, *sd.latent_shape), sd.schedule.at(500)
     fine = denoise.conditioning.float().requires_grad_()
-    predicted = denoise.conditioned_on(fine)(x_t, t)
-    assert torch.equal(predicted, denoise(x_t, t))
+    predicted = denoise.conditioned_on(fine)(x_t, t).eps
+    assert torch.equal(predicted, denoise(x_t, t).eps)
     (gradient,) = torch.autograd.grad(predicted.square().sum(), fine)
     assert gradient.dtype == torch.float32 and gradient.abs().amax((1, 2)).min() > 0
+
+
+# Zero terminal SNR
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_a_chain_from_pure_noise_is_diffusers(folders: dict[str, Path], tmp_path: Path, eta: float) -> None:
+    """Lin et al. 2024: a model of v whose last trained step has no signal; alpha is 0 at the chain's start."""
+    from diffusers import DDIMScheduler
+
+    folder = Path(shutil.copytree(folders["v_prediction"], tmp_path / "zero"))
+    file = folder / "scheduler" / "scheduler_config.json"
+    settings = json.loads(file.read_text()) | {
+        "rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "set_alpha_to_one": True, "steps_offset": 0,
+    }  # fmt: skip
+    file.write_text(json.dumps(settings))
+    sd, pipe = model(folder, guidance_scale=3.0), pipeline(folder)
+    assert isinstance(pipe.scheduler, DDIMScheduler) and float(pipe.scheduler.alphas_cumprod[-1]) == 0
+    torch.testing.assert_close(sd.schedule.alphas_cumprod, pipe.scheduler.alphas_cumprod.double(), rtol=1e-4, atol=1e-9)
+    scheduler = Ddim(num_steps=4, spacing="trailing", offset=0, end="clean", eta=eta)
+    grid = scheduler.grid(sd.schedule)
+    assert (grid[0].t, grid[0].alpha, grid[0].sigma) == (999, 0, 1)
+    x_T, noises = normal(2, *sd.latent_shape), [normal(2, *sd.latent_shape, seed=10 + i) for i in range(4)]  # noqa: N806
+    x, denoise = x_T[:, None], sd.denoiser(tasks(*PROMPTS))
+    with torch.no_grad():
+        for (t, s), noise in zip(pairwise(grid), noises, strict=True):
+            mean, std = scheduler.transition(x, denoise(x, t), t, s)
+            x = mean + std * noise[:, None]
+    drawn = iter(noises)
+    inner = type(pipe.scheduler).step
+    pipe.scheduler.step = lambda *given, **named: inner(
+        pipe.scheduler, *given, **{**named, "generator": None, "variance_noise": next(drawn) if eta else None}
+    )
+    theirs = pipe(
+        list(PROMPTS), latents=x_T, num_inference_steps=4, guidance_scale=3.0, eta=eta, output_type="latent"
+    ).images  # fmt: skip
+    assert theirs.isfinite().all()
+    torch.testing.assert_close(x[:, 0], theirs, rtol=1e-4, atol=1e-4)

@@ -28,7 +28,7 @@ def model(path: Path, **options: Any) -> StableDiffusion:
 
 def predicted(sd: StableDiffusion, prompt: str = PROMPT) -> Tensor:
     x = torch.randn(1, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    return sd.denoiser([Task(id="0", prompt=prompt)])(x, Point(t=500.0, alpha=0.7, sigma=0.7))
+    return sd.denoiser([Task(id="0", prompt=prompt)])(x, Point(t=500.0, alpha=0.7, sigma=0.7)).eps
 
 
 def pipeline(folder: Path) -> Any:

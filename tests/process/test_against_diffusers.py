@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from steps import step
 from torch import Tensor
 
 from guidedgen.process import Scheduler
@@ -27,7 +28,7 @@ def normal(seed: int) -> Tensor:
 def walk(scheduler: Scheduler, grid: Grid) -> list[Tensor]:
     x, chain = normal(0), []
     for i, (t, s) in enumerate(pairwise(grid)):
-        x = scheduler.step(x, predict(x, t.t), t, s, normal(1 + i))
+        x = step(scheduler, x, predict(x, t.t), t, s, normal(1 + i))
         chain.append(x)
     return chain
 

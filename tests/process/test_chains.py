@@ -7,10 +7,13 @@ from itertools import pairwise
 
 import pytest
 import torch
+from steps import step
 from torch import Tensor
 
 from guidedgen.models.gaussian import GaussianDenoiser, GaussianMixture
+from guidedgen.process import Prediction
 from guidedgen.process.chains import Chain, DdimChain, EdictChain, State, mix, unmix
+from guidedgen.process.formulas import from_eps
 from guidedgen.process.grid import Grid, NoiseSchedule, Point
 from guidedgen.process.schedulers import Ddim
 
@@ -45,10 +48,10 @@ def error(one: State, other: State) -> float:
 
 
 class Counted:
-    def __init__(self, denoise: Callable[[Tensor, Point], Tensor]) -> None:
+    def __init__(self, denoise: Callable[[Tensor, Point], Prediction]) -> None:
         self.denoise, self.times = denoise, []
 
-    def __call__(self, x_t: Tensor, t: Point) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Point) -> Prediction:
         self.times.append(t.t)
         return self.denoise(x_t, t)
 
@@ -63,7 +66,7 @@ def denoise() -> GaussianDenoiser:
 
 
 @pytest.fixture(scope="module")
-def unet() -> Callable[[torch.dtype], Callable[[Tensor, Point], Tensor]]:
+def unet() -> Callable[[torch.dtype], Callable[[Tensor, Point], Prediction]]:
     """A tiny UNet of SD's kind with random weights, computing in some dtype whatever the latents are in."""
     from diffusers import UNet2DConditionModel
 
@@ -75,14 +78,14 @@ def unet() -> Callable[[torch.dtype], Callable[[Tensor, Point], Tensor]]:
             attention_head_dim=4, norm_num_groups=4,
         ).eval().requires_grad_(False)  # fmt: skip
 
-    def make(dtype: torch.dtype) -> Callable[[Tensor, Point], Tensor]:
+    def make(dtype: torch.dtype) -> Callable[[Tensor, Point], Prediction]:
         text, net = normal(5, dtype, (1, 6, 16)), copy.deepcopy(network).to(dtype)
 
         @torch.no_grad()
-        def predict(x_t: Tensor, t: Point) -> Tensor:
+        def predict(x_t: Tensor, t: Point) -> Prediction:
             rows = x_t.flatten(0, 1)
             eps = net(rows.to(dtype), t.t, text.expand(len(rows), -1, -1)).sample
-            return eps.to(x_t.dtype).unflatten(0, x_t.shape[:2])
+            return from_eps(x_t, eps.to(x_t.dtype).unflatten(0, x_t.shape[:2]), t)
 
         return predict
 
@@ -98,9 +101,9 @@ def test_a_ddim_chain_is_the_scheduler_s_loop(denoise: GaussianDenoiser, schedul
     chain = DdimChain(denoise=denoise, grid=grid)
     expected = x
     for t, s in pairwise(grid):
-        expected = scheduler.step(expected, denoise(expected, t), t, s, None)
+        expected = step(scheduler, expected, denoise(expected, t).eps, t, s, None)
     assert len(chain) == scheduler.num_steps
-    assert torch.equal(*run(chain, chain.start(x)), expected)
+    torch.testing.assert_close(*run(chain, chain.start(x)), expected, rtol=0, atol=1e-13)
 
 
 def test_a_step_that_goes_nowhere_costs_nothing(denoise: GaussianDenoiser) -> None:
@@ -111,7 +114,7 @@ def test_a_step_that_goes_nowhere_costs_nothing(denoise: GaussianDenoiser) -> No
     assert counted.times == [800, 600, 400, 200]
     expected = x
     for t, s in pairwise(grid):  # all five
-        expected = scheduler.step(expected, denoise(expected, t), t, s, None)
+        expected = step(scheduler, expected, denoise(expected, t).eps, t, s, None)
     torch.testing.assert_close(end, expected, rtol=0, atol=1e-14)
     pair = EdictChain(denoise=(counted := Counted(denoise)), grid=grid)
     run(pair, pair.start(x))
@@ -132,11 +135,11 @@ def edict_by_the_papers(denoise: Callable, x: Tensor, y: Tensor, steps: int, p: 
         b = (1 - then).sqrt() - (then * (1 - now) / now).sqrt()
         point = Point(time, math.sqrt(now), math.sqrt(1 - now))
         if leapfrog and i % 2 == 1:
-            y_inter = a * y + b * denoise(x, point)
-            x_inter = a * x + b * denoise(y_inter, point)
+            y_inter = a * y + b * denoise(x, point).eps
+            x_inter = a * x + b * denoise(y_inter, point).eps
         else:
-            x_inter = a * x + b * denoise(y, point)
-            y_inter = a * y + b * denoise(x_inter, point)
+            x_inter = a * x + b * denoise(y, point).eps
+            y_inter = a * y + b * denoise(x_inter, point).eps
         x = p * x_inter + (1 - p) * y_inter
         y = p * y_inter + (1 - p) * x
     return x, y
@@ -166,7 +169,7 @@ def test_alternating_swaps_the_roles_in_odd_steps(denoise: GaussianDenoiser) -> 
 def test_a_noise_prediction_that_does_not_depend_on_the_latent_makes_it_ddim(mixing: float, alternate: bool) -> None:
     """Both latents then move alike, and mixing leaves equals as they are."""
     noise = normal(3)
-    constant = lambda x_t, t: (1 + t.t / 1000) * noise  # noqa: E731
+    constant = lambda x_t, t: from_eps(x_t, (1 + t.t / 1000) * noise, t)  # noqa: E731
     pair = EdictChain(denoise=constant, grid=edict_grid(6), mixing=mixing, alternate=alternate)
     single = DdimChain(denoise=constant, grid=edict_grid(6))
     x, y = run(pair, pair.start(normal(0)))

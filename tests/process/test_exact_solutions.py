@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from steps import step
 from torch import Tensor
 
 from guidedgen.models.gaussian import GaussianMixture
@@ -36,7 +37,7 @@ def error(steps: int, **options: str) -> float:
     grid = scheduler.grid(SCHEDULE)
     x = x_T = normal(16, 4, *SHAPE)  # noqa: N806
     for t, s in pairwise(grid):
-        x = scheduler.step(x, gaussian(x, t), t, s, None)
+        x = step(scheduler, x, gaussian(x, t).eps, t, s, None)
     return float((x - flow(gaussian, x_T, grid)).square().mean().sqrt())
 
 
@@ -58,8 +59,8 @@ def variance_after(steps: int, std: float) -> float:
     zero, one = torch.zeros(1, 1, 1, 1, 1, dtype=torch.float64), torch.ones(1, 1, 1, 1, 1, dtype=torch.float64)
     variance = (grid[0].alpha * std) ** 2 + grid[0].sigma ** 2
     for t, s in pairwise(grid):
-        of_x = float(scheduler.step(one, gaussian(one, t), t, s, zero))
-        of_noise = float(scheduler.step(zero, zero, t, s, one))
+        of_x = float(step(scheduler, one, gaussian(one, t).eps, t, s, zero))
+        of_noise = float(step(scheduler, zero, zero, t, s, one))
         variance = of_x**2 * variance + of_noise**2
     return variance
 
@@ -90,7 +91,7 @@ def test_ddpm_samples_the_mixture() -> None:
     # From the true distribution at the first point: SD's last noise level is not pure noise.
     x = (grid[0].alpha * x_0 + grid[0].sigma * torch.randn(x_0.shape, generator=generator, dtype=torch.float64))[:, None]
     for t, s in pairwise(grid):
-        x = scheduler.step(x, mixture(x, t), t, s, torch.randn(x.shape, generator=generator, dtype=torch.float64))
+        x = step(scheduler, x, mixture(x, t).eps, t, s, torch.randn(x.shape, generator=generator, dtype=torch.float64))
     x = x.flatten(1)
 
     flat, width = means.flatten(1), variance_after(250, 0.3)

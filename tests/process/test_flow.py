@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from guidedgen.models.gaussian import GaussianDenoiser, GaussianMixture
+from guidedgen.process import Prediction
 from guidedgen.process.chains import DdimChain
 from guidedgen.process.flow import FlowChain, OdeChain, TimeChain
+from guidedgen.process.formulas import from_eps
 from guidedgen.process.grid import NoiseSchedule, Point
 from guidedgen.process.schedulers import Ddim
 
@@ -38,7 +40,7 @@ class Watched:
     def __init__(self, denoise: GaussianDenoiser) -> None:
         self.denoise, self.points = denoise, []
 
-    def __call__(self, x_t: Tensor, t: Point) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Point) -> Prediction:
         self.points.append(t)
         return self.denoise(x_t, t)
 
@@ -134,7 +136,7 @@ def test_of_a_point_every_step_is_exact_however_long() -> None:
 
 def slope(schedule: NoiseSchedule, t: float) -> float:
     """The f that a velocity in time has at t: without a denoiser's noise it is f x."""
-    chain = TimeChain(denoise=lambda x_t, t: 0 * x_t, grid=Ddim().grid(SCHEDULE), schedule=schedule)
+    chain = TimeChain(denoise=lambda x_t, t: from_eps(x_t, 0 * x_t, t), grid=Ddim().grid(SCHEDULE), schedule=schedule)
     return chain.velocity(t, torch.ones(1, 1, *SHAPE, dtype=torch.float64)).mean().item()
 
 

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from guidedgen.process import Prediction
 from guidedgen.process import formulas as f
 from guidedgen.process.grid import NoiseSchedule, Point
 from guidedgen.process.schedulers import Ddim, Ddpm
@@ -66,18 +67,24 @@ def test_ddpm_mean_is_bayes_rule() -> None:
     ratio = late.alpha / early.alpha
     variance = f.posterior_variance(late, early)
     mean = variance * (early.alpha * x_0 / early.sigma**2 + ratio * x_t / (1 - ratio**2))
-    torch.testing.assert_close(f.ddpm_step(x_t, eps, late, early, noise=torch.zeros(6)), mean, rtol=1e-10, atol=0)
+    ours, std = f.ddpm_transition(x_t, Prediction(x_0, eps), late, early)
+    torch.testing.assert_close(ours, mean, rtol=1e-10, atol=0)
+    assert std**2 == pytest.approx(variance, rel=1e-12)
 
 
 @pytest.mark.parametrize("end", [SCHEDULE.at(0), Point(0.0, 1.0, 0.0)], ids=["first", "clean"])
 def test_ddpm_is_ddim_with_eta_1(end: Point) -> None:
-    """On the same grid, with the same noise, whatever the prediction (Song et al. 2021, section 4.1)."""
+    """On the same grid, whatever the prediction (Song et al. 2021, section 4.1): mean and deviation."""
     grid = [*(SCHEDULE.at(t) for t in (999, 700, 450, 200, 19)), end]
     x = y = normal(2, 3, 4)
     for i, (t, s) in enumerate(itertools.pairwise(grid)):
         noise = normal(2, 3, 4, seed=10 + i)
-        x = f.ddpm_step(x, torch.sin(3 * x), t, s, noise=noise)
-        y = f.ddim_step(y, torch.sin(3 * y), t, s, eta=1.0, noise=noise)
+        (x, one), (y, other) = (
+            f.ddpm_transition(x, f.from_eps(x, torch.sin(3 * x), t), t, s),
+            f.ddim_transition(f.from_eps(y, torch.sin(3 * y), t), t, s, eta=1.0),
+        )
+        assert one == other
+        x, y = x + one * noise, y + other * noise
         torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-10)
 
 
@@ -87,7 +94,10 @@ def test_a_perfect_prediction_is_followed_in_one_step() -> None:
     for t, s in itertools.pairwise((999, 600, 20, 0)):
         late, early = SCHEDULE.at(t), SCHEDULE.at(s)
         torch.testing.assert_close(
-            f.ddim_step(f.add_noise(x_0, eps, late), eps, late, early), f.add_noise(x_0, eps, early), rtol=1e-11, atol=0
+            f.ddim_step(f.from_eps(f.add_noise(x_0, eps, late), eps, late), late, early),
+            f.add_noise(x_0, eps, early),
+            rtol=1e-11,
+            atol=0,
         )
 
 
@@ -96,10 +106,9 @@ def test_a_stochastic_step_keeps_the_marginal(eta: float) -> None:
     """Given x_0, the step maps q(x_t | x_0) to q(x_s | x_0): the coefficients of eps and noise have sigma_s as length."""
     late, early = SCHEDULE.at(500), SCHEDULE.at(480)
     zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
-    of_eps = f.ddim_step(late.sigma * one, one, late, early, eta=eta, noise=zero)
-    of_noise = f.ddim_step(zero, zero, late, early, eta=eta, noise=one)
+    of_eps, of_noise = f.ddim_transition(Prediction(zero, one), late, early, eta=eta)
     assert math.hypot(of_eps, of_noise) == pytest.approx(early.sigma, rel=1e-12)
-    assert float(of_noise) == pytest.approx(eta * f.posterior_variance(late, early) ** 0.5, rel=1e-12)
+    assert of_noise == pytest.approx(eta * f.posterior_variance(late, early) ** 0.5, rel=1e-12)
 
 
 @pytest.mark.parametrize(("s", "t"), [(0, 999), (480, 500), (1, 21), (100, 300)])
@@ -133,20 +142,44 @@ def test_going_back_in_two_leaps_is_going_back_in_one() -> None:
 
 def test_steps_are_differentiable() -> None:
     t, s = SCHEDULE.at(500), SCHEDULE.at(400)
-    x, noise = normal(4).requires_grad_(), normal(4, seed=1)
-    assert torch.autograd.gradcheck(lambda x: f.ddim_step(x, torch.tanh(x), t, s, eta=0.5, noise=noise), x)
-    assert torch.autograd.gradcheck(lambda x: f.ddpm_step(x, torch.tanh(x), t, s, noise=noise), x)
+    x = normal(4).requires_grad_()
+    for predicted in (f.from_eps, f.from_v, f.from_x0):
+        assert torch.autograd.gradcheck(lambda x: f.ddim_transition(predicted(x, torch.tanh(x), t), t, s, eta=0.5)[0], x)  # noqa: B023
+        assert torch.autograd.gradcheck(lambda x: f.ddpm_transition(x, predicted(x, torch.tanh(x), t), t, s)[0], x)  # noqa: B023
 
 
-def test_noise_is_asked_for_where_it_is_needed_only() -> None:
+def test_predictions_agree_whatever_the_network_predicts() -> None:
+    x_0, eps, t = normal(3, 4), normal(3, 4, seed=1), SCHEDULE.at(400)
+    x_t = f.add_noise(x_0, eps, t)
+    for prediction in (f.from_eps(x_t, eps, t), f.from_x0(x_t, x_0, t), f.from_v(x_t, t.alpha * eps - t.sigma * x_0, t)):
+        torch.testing.assert_close(prediction.x_0, x_0, rtol=0, atol=1e-13)
+        torch.testing.assert_close(prediction.eps, eps, rtol=0, atol=1e-13)
+
+
+def test_at_pure_noise_v_still_says_both() -> None:
+    """Where alpha is 0: x_t is the noise, and v is -x_0."""
+    x_0, eps, end = normal(5), normal(5, seed=1), Point(999.0, 0.0, 1.0)
+    prediction = f.from_v(eps, -x_0, end)
+    assert torch.equal(prediction.x_0, x_0) and torch.equal(prediction.eps, eps)
+    s = SCHEDULE.at(900)
+    torch.testing.assert_close(f.ddim_step(prediction, end, s), f.add_noise(x_0, eps, s), rtol=0, atol=1e-15)
+    mean, std = f.ddpm_transition(eps, prediction, end, s)
+    torch.testing.assert_close(mean, s.alpha * x_0, rtol=0, atol=1e-15)  # nothing of x_t is left
+    assert std == pytest.approx(s.sigma)
+
+
+def test_guidance_is_linear_in_predictions() -> None:
+    u, c = (f.from_eps(normal(6), normal(6, seed=k), SCHEDULE.at(400)) for k in (1, 2))
+    both = f.guided(u, c, 3.0)
+    torch.testing.assert_close(both.eps, u.eps + 3 * (c.eps - u.eps))
+    torch.testing.assert_close(both.x_0, f.x0_from_eps(normal(6), both.eps, SCHEDULE.at(400)), rtol=0, atol=1e-13)
+
+
+def test_schedulers_know_whether_they_draw() -> None:
     t, s = SCHEDULE.at(500), SCHEDULE.at(400)
     x = normal(4)
-    for missing in (
-        lambda: f.ddim_step(x, x, t, s, eta=0.5),
-        lambda: Ddpm().step(x, x, t, s, None),
-        lambda: Ddim(eta=1).step(x, x, t, s, None),
-    ):
-        with pytest.raises(ValueError, match="needs? noise"):
-            missing()
-    torch.testing.assert_close(Ddim().step(x, x, t, s, None), f.ddim_step(x, x, t, s), rtol=0, atol=0)
+    for scheduler in (Ddim(), Ddim(eta=0.1), Ddpm()):
+        _, std = scheduler.transition(x, Prediction(x, x), t, s)
+        assert (std > 0) == scheduler.stochastic
+    torch.testing.assert_close(Ddim().transition(x, Prediction(x, x), t, s)[0], f.ddim_step(Prediction(x, x), t, s), rtol=0, atol=0)
     assert (Ddim().stochastic, Ddim(eta=0.1).stochastic, Ddpm().stochastic) == (False, True, True)
