@@ -22,8 +22,9 @@ class Base:
     needs: ClassVar[Needs] = Needs(reward=False, reference="ignored")
 
     def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
-        x_t = problem.start()
+        x_t, past = problem.start(), None
         for i, (t, s) in enumerate(pairwise(problem.grid)):
-            x_t = problem.step(x_t, problem.denoise(x_t, t), t, s)
+            prediction = problem.denoise(x_t, t).after(past)
+            x_t, past = problem.step(x_t, prediction, t, s), (prediction, t)
             observe("step", i, {})
         return x_t[:, 0]

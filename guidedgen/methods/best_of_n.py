@@ -30,9 +30,10 @@ class BestOfN:
             raise BadValue("num_particles", self.num_particles, "must be at least 1")
 
     def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
-        x_t = problem.start(self.num_particles)
+        x_t, past = problem.start(self.num_particles), None
         for i, (t, s) in enumerate(pairwise(problem.grid)):
-            x_t = problem.step(x_t, problem.denoise(x_t, t), t, s)
+            prediction = problem.denoise(x_t, t).after(past)
+            x_t, past = problem.step(x_t, prediction, t, s), (prediction, t)
             observe("step", i, {})
         scores = problem.score(x_t)
         observe("select", len(problem.grid) - 2, {"scores": scores})

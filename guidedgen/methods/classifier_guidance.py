@@ -49,7 +49,7 @@ class ClassifierGuidance:
         check_window("window", self.window)
 
     def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
-        x_t = problem.start()
+        x_t, past = problem.start(), None
         for i, (t, s) in enumerate(pairwise(problem.grid)):
             if self.strength and t.alpha and inside(problem, i, self.window):  # at alpha = 0 x_t says nothing of x_0
                 rewards, gradient, prediction = self._look(problem, x_t, t)
@@ -57,7 +57,8 @@ class ClassifierGuidance:
                 prediction = pushed(prediction, -ascent(gradient, t.sigma * self.strength), t)
             else:
                 prediction = problem.denoise(x_t, t)
-            x_t = problem.step(x_t, prediction, t, s)
+            prediction = prediction.after(past)
+            x_t, past = problem.step(x_t, prediction, t, s), (prediction, t)
             observe("step", i, {})
         return x_t[:, 0]
 

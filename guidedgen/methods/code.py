@@ -46,9 +46,10 @@ class Code:
         x_t = problem.start(1 if self.shared_start else n)  # b 1 c h w stands for n equal streams
         prediction = problem.denoise(x_t, problem.grid[0])
         for i, (t, s) in enumerate(pairwise(problem.grid)):
-            x_t = problem.step(spread_over(x_t, n), prediction.map(spread_over, n), t, s)
+            prediction = prediction.map(spread_over, n)
+            x_t = problem.step(spread_over(x_t, n), prediction, t, s)
             if i < last:
-                prediction = problem.denoise(x_t, s)
+                prediction = problem.denoise(x_t, s).after((prediction, t))
             if (i + 1) % self.block_size == 0 or i == last:
                 scores = problem.score(prediction.x_0 if i < last else x_t)
                 if self.extra_draw and i < last:

@@ -108,12 +108,13 @@ class Codex:
         for i, (t, s) in enumerate(pairwise(problem.grid)):
             if i % self.block_size == 0:
                 n = self._particles(i, last, agreement)
-            x_t = problem.step(spread_over(x_t, n), prediction.map(spread_over, n), t, s)
+            prediction = prediction.map(spread_over, n)
+            x_t = problem.step(spread_over(x_t, n), prediction, t, s)
             if i < last:
                 if self._guides(problem, i):
                     x_t, seen = self._guided(problem, x_t, s, forks)
                     observe("guide", i, seen)
-                prediction = problem.denoise(x_t, s)
+                prediction = problem.denoise(x_t, s).after((prediction, t))
             if n > 1 and ((i + 1) % self.block_size == 0 or i == last):
                 scores = problem.score(prediction.x_0 if i < last else x_t)
                 observe("select", i, {"scores": scores})

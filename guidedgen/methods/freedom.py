@@ -47,7 +47,7 @@ class FreeDom:
         check_counts(self, "num_repeats")
 
     def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
-        x_t, again = problem.start(), problem.noise.fork("renoise")
+        x_t, past, again = problem.start(), None, problem.noise.fork("renoise")
         for i, (t, s) in enumerate(pairwise(problem.grid)):
             guided = bool(self.strength) and inside(problem, i, self.window)
             repeats = self.num_repeats if inside(problem, i, self.repeat_window) else 1
@@ -55,12 +55,14 @@ class FreeDom:
                 if guided:
                     prediction, move, rewards = self._look(problem, x_t, t)
                     observe("guide", i, {"rewards": rewards})
+                    prediction = prediction.after(past)
                     x_s = problem.step(x_t, prediction, t, s) + move
                 else:
-                    x_s = problem.step(x_t, problem.denoise(x_t, t), t, s)
+                    prediction = problem.denoise(x_t, t).after(past)
+                    x_s = problem.step(x_t, prediction, t, s)
                 if left:
                     x_t = renoise(x_s, s, t, again.draw(1, problem.latent_shape))
-            x_t = x_s
+            x_t, past = x_s, (prediction, t)
             observe("step", i, {})
         return x_t[:, 0]
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from guidedgen.methods import Needs, Observer, ignore
 from guidedgen.methods.guidance import ascent, check_counts, check_window, inside, predicted
 from guidedgen.methods.problem import Problem
+from guidedgen.process import Prediction
 from guidedgen.process.formulas import from_x0, renoise
 from guidedgen.process.grid import Point
 
@@ -50,28 +51,33 @@ class Mpgd:
         check_counts(self, "num_repeats")
 
     def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
-        x_t, again = problem.start(), problem.noise.fork("renoise")
+        x_t, past, again = problem.start(), None, problem.noise.fork("renoise")
         for i, (t, s) in enumerate(pairwise(problem.grid)):
             guided = bool(self.strength) and inside(problem, i, self.window)
             repeats = self.num_repeats if inside(problem, i, self.repeat_window) else 1
             for left in reversed(range(repeats)):
                 if guided:
-                    x_s, rewards = self._guided_step(problem, x_t, t, s)
+                    x_s, prediction, rewards = self._guided_step(problem, x_t, t, s, past)
                     observe("guide", i, {"rewards": rewards})
                 else:
-                    x_s = problem.step(x_t, problem.denoise(x_t, t), t, s)
+                    prediction = problem.denoise(x_t, t).after(past)
+                    x_s = problem.step(x_t, prediction, t, s)
                 if left:
                     x_t = renoise(x_s, s, t, again.draw(1, problem.latent_shape))
-            x_t = x_s
+            x_t, past = x_s, (prediction, t)
             observe("step", i, {})
         return x_t[:, 0]
 
-    def _guided_step(self, problem: Problem, x_t: Tensor, t: Point, s: Point) -> tuple[Tensor, Tensor]:
-        """x_s, and the rewards of the estimate before it is moved."""
+    def _guided_step(
+        self, problem: Problem, x_t: Tensor, t: Point, s: Point, past: tuple[Prediction, Point] | None
+    ) -> tuple[Tensor, Prediction, Tensor]:
+        """x_s, what is predicted, and the rewards of the estimate before it is moved."""
         prediction, correction = predicted(problem, x_t, t)
+        prediction = prediction.after(past)
         rewards, gradient = problem.score_and_gradient(prediction.x_0)
         strength = self.strength / s.alpha if self.over_alpha else self.strength
         move = ascent(gradient, strength, correction if self.rescale else None)
         if self.keep_eps:  # both DDIM and DDPM steps are alpha_s x_0 + (a function of eps) + noise
-            return problem.step(x_t, prediction, t, s) + s.alpha * move, rewards
-        return problem.step(x_t, from_x0(x_t, prediction.x_0 + move, t), t, s), rewards
+            return problem.step(x_t, prediction, t, s) + s.alpha * move, prediction, rewards
+        prediction = from_x0(x_t, prediction.x_0 + move, t).after(past)
+        return problem.step(x_t, prediction, t, s), prediction, rewards

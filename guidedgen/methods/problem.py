@@ -15,7 +15,7 @@ from guidedgen.basics.tasks import Task
 from guidedgen.methods.views import Reduction, Views
 from guidedgen.process import Denoiser, Prediction, Scheduler
 from guidedgen.process.formulas import add_noise
-from guidedgen.process.grid import Grid, NoiseSchedule, Point
+from guidedgen.process.grid import Grid, Point, Schedule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Problem:
     denoise: Denoiser
     scheduler: Scheduler
     grid: Grid
-    schedule: NoiseSchedule  # that the grid's points are of
+    schedule: Schedule  # that the grid's points are of
     num_steps: int  # of the whole chain, of which the grid is the end where it starts from references
     noise: Noise  # b streams
     latent_shape: tuple[int, int, int]  # c h w

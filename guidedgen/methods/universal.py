@@ -49,7 +49,7 @@ class Universal:
         check_counts(self, "backward_steps", least=0)
 
     def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
-        x_t, again = problem.start(), problem.noise.fork("renoise")
+        x_t, past, again = problem.start(), None, problem.noise.fork("renoise")
         for i, (t, s) in enumerate(pairwise(problem.grid)):
             guided = inside(problem, i, self.window)
             for left in reversed(range(self.num_repeats if guided else 1)):
@@ -58,10 +58,11 @@ class Universal:
                     observe("guide", i, {"push": rms(push).flatten(1)})
                 else:
                     prediction = problem.denoise(x_t, t)
+                prediction = prediction.after(past)
                 x_s = problem.step(x_t, prediction, t, s)
                 if left:
                     x_t = renoise(x_s, s, t, again.draw(1, problem.latent_shape))
-            x_t = x_s
+            x_t, past = x_s, (prediction, t)
             observe("step", i, {})
         return x_t[:, 0]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from guidedgen.process.grid import Grid, NoiseSchedule, Point
+    from guidedgen.process.grid import Grid, Point, Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,10 +20,16 @@ class Prediction:
 
     x_0: Tensor
     eps: Tensor
+    before: tuple[Tensor, Point] | None = None  # x_0 as it was predicted at the point before this one; multistep solvers use it
 
     def map(self, change: Callable[..., Tensor], *arguments: object) -> Prediction:
-        """The same change of both, as in `prediction.map(take, index)`."""
-        return Prediction(change(self.x_0, *arguments), change(self.eps, *arguments))
+        """The same change of all of it, as in `prediction.map(take, index)`."""
+        before = None if self.before is None else (change(self.before[0], *arguments), self.before[1])
+        return Prediction(change(self.x_0, *arguments), change(self.eps, *arguments), before)
+
+    def after(self, past: tuple[Prediction, Point] | None) -> Prediction:
+        """The same, with what was predicted before it and where; None at a chain's start."""
+        return self if past is None else dataclasses.replace(self, before=(past[0].x_0, past[1]))
 
 
 class Scheduler(Protocol):
@@ -33,8 +39,12 @@ class Scheduler(Protocol):
     def stochastic(self) -> bool:
         """Whether a step draws noise."""
 
-    def grid(self, schedule: NoiseSchedule) -> Grid:
-        """The points from the noisiest to the last."""
+    @property
+    def multistep(self) -> bool:
+        """Whether a step also uses the prediction before the last one."""
+
+    def grid(self, schedule: Schedule) -> Grid:
+        """The points from the noisiest to the last. Raises BadValue where an option does not fit the schedule."""
 
     def transition(self, x_t: Tensor, prediction: Prediction, t: Point, s: Point) -> tuple[Tensor, float]:
         """Mean and standard deviation of x_s, given x_t (any shape) and what is predicted at t. The step is mean + std * noise."""

@@ -26,7 +26,7 @@ from torch import Tensor
 from guidedgen.process import Denoiser
 from guidedgen.process.chains import GridChain, State
 from guidedgen.process.formulas import ddim_step
-from guidedgen.process.grid import Grid, NoiseSchedule, Point
+from guidedgen.process.grid import Grid, Point, Schedule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class OdeChain(GridChain, abc.ABC):
     `offsets[i]` is added to the state after step i, where there is one. The gradient of a loss by it is then that by the state.
     """
 
-    schedule: NoiseSchedule
+    schedule: Schedule
     offsets: Sequence[Tensor] = ()
 
     @abc.abstractmethod
@@ -112,7 +112,7 @@ class VelocityChain(OdeChain):
         return ddim_step(self.denoise(x, t), t, s)
 
 
-def flow_of(denoise: Denoiser, grid: Grid, schedule: NoiseSchedule) -> FlowChain | VelocityChain:
+def flow_of(denoise: Denoiser, grid: Grid, schedule: Schedule) -> FlowChain | VelocityChain:
     """The chain whose Euler steps are DDIM's: Eq. 10, but where it would begin at y = x / 0."""
     return (FlowChain if grid[0].alpha > 0 else VelocityChain)(denoise=denoise, grid=grid, schedule=schedule)
 

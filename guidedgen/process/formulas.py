@@ -88,6 +88,41 @@ def ddim_transition(prediction: Prediction, t: Point, s: Point, *, eta: float = 
     return s.alpha * prediction.x_0 + math.sqrt(max(s.sigma**2 - std**2, 0.0)) * prediction.eps, std
 
 
+def dpm_solver_step(x_t: Tensor, prediction: Prediction, t: Point, s: Point) -> Tensor:
+    """x_s by DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095, Algorithm 2), which extrapolates x_0 from the prediction and the
+    one before it. Without that, and where the step ends clean, it is of first order, which is DDIM's.
+    """
+    keep = s.sigma / t.sigma
+    x_0 = prediction.x_0
+    if prediction.before is not None and s.sigma and t.alpha:
+        x_0_before, before = prediction.before
+        if before.alpha:
+            step, last = _log_snr(s) - _log_snr(t), _log_snr(t) - _log_snr(before)
+            x_0 = x_0 + step / (2 * last) * (x_0 - x_0_before)
+    return keep * x_t + (s.alpha - t.alpha * keep) * x_0
+
+
+def _log_snr(t: Point) -> float:
+    """lambda, half the logarithm of the signal-to-noise ratio."""
+    return math.log(t.alpha / t.sigma)
+
+
+def flow_sde_transition(prediction: Prediction, t: Point, s: Point, a: float) -> tuple[Tensor, float]:
+    """Mean and standard deviation of a step of the flow's SDE, dx = (v + g^2 eps / (2 u)) du + g dw with g^2 = a^2 u / (1 - u), by
+    Euler and Maruyama (Flow-GRPO, Liu et al. 2025, arXiv:2505.05470, Eq. 9). At u = 1 the u of
+    the step's end stands in the denominator, as in the released code (yifan123/flow_grpo, sd3_sde_with_logprob.py).
+    A step that ends clean draws nothing.
+    """
+    u, after = (point.sigma / (point.alpha + point.sigma) for point in (t, s))
+    length = math.hypot(1 - after, after)
+    x = (1 - u) * prediction.x_0 + u * prediction.eps
+    mean = x + (after - u) * (prediction.eps - prediction.x_0)
+    if not after:
+        return mean / length, 0.0
+    g2 = a**2 * u / (1 - (u if u < 1 else after))
+    return (mean + (after - u) * g2 / (2 * u) * prediction.eps) / length, math.sqrt(g2 * (u - after)) / length
+
+
 def ddim_step(prediction: Prediction, t: Point, s: Point) -> Tensor:
     """x_s without noise."""
     return ddim_transition(prediction, t, s)[0]

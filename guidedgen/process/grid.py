@@ -83,6 +83,57 @@ class NoiseSchedule:
         norm = math.hypot(1, ratio)
         return Point(min(max(t, 0.0), len(self) - 1.0), 1 / norm, ratio / norm)
 
+    @property
+    def ratios(self) -> Tensor:
+        """sigma / alpha of the trained steps."""
+        return ((1 - self.alphas_cumprod) / self.alphas_cumprod).sqrt()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FlowSchedule:
+    """That of a rectified flow, x = (1 - u) x_0 + u eps (Liu et al. 2023, arXiv:2209.03003): divided by the length of (1 - u, u) it
+    is x_t = alpha x_0 + sigma eps. The network is given t = `steps` u.
+
+    A grid's u are moved towards the noise by `shift`: u' = shift u / (1 + (shift - 1) u) (Esser et al. 2024, arXiv:2403.03206,
+    Eq. 23); exp(mu) of a shift that depends on the picture's size. Before that they are evenly spaced from 1 to 1 / S (`even`, as
+    in FLUX), or else to the shifted 1 / `steps`, as diffusers' FlowMatchEulerDiscreteScheduler has it of Stable Diffusion 3.
+    """
+
+    shift: float = 1.0
+    even: bool = False
+    steps: int = 1000
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def at(self, t: float) -> Point:
+        """The point at time t. ValueError outside 0 to `steps`."""
+        if not 0 <= t <= self.steps:
+            raise ValueError(f"t={t}: must be from 0 to {self.steps}")
+        u = t / self.steps
+        length = math.hypot(1 - u, u)
+        return Point(float(t), (1 - u) / length, u / length)
+
+    def when(self, ratio: float) -> Point:
+        """The point at which sigma / alpha is `ratio`, infinity where alpha is 0. ValueError where it is below 0."""
+        if not ratio >= 0:
+            raise ValueError(f"ratio={ratio}: must be at least 0")
+        return self.at(self.steps * (1.0 if math.isinf(ratio) else ratio / (1 + ratio)))
+
+    def grid(self, num_steps: int, shift: float | None = None) -> Grid:
+        """S + 1 points, the last of them clean; `shift` is the schedule's unless given."""
+        s = self.shift if shift is None else shift
+
+        def shifted(u: float) -> float:
+            return s * u / (1 + (s - 1) * u)
+
+        last = 1 / num_steps if self.even else shifted(1 / self.steps)
+        evenly = torch.linspace(1, last, num_steps, dtype=torch.float64).tolist() if num_steps > 1 else [1.0]
+        return (*(self.at(self.steps * shifted(u)) for u in evenly), Point(0.0, 1.0, 0.0))
+
+
+Schedule = NoiseSchedule | FlowSchedule
+
 
 def timesteps(trained: int, num_steps: int, spacing: Spacing, offset: int = 0) -> list[int]:
     """S decreasing times of a process trained with `trained` steps; `offset` shifts the leading ones (SD: 1)."""

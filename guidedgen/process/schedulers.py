@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
+from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from guidedgen.basics.errors import BadValue
 from guidedgen.process import Prediction
-from guidedgen.process.formulas import ddim_transition, ddpm_transition
-from guidedgen.process.grid import End, Grid, NoiseSchedule, Point, Spacing, make_grid, timesteps
+from guidedgen.process.formulas import ddim_transition, ddpm_transition, dpm_solver_step, flow_sde_transition
+from guidedgen.process.grid import End, FlowSchedule, Grid, NoiseSchedule, Point, Schedule, Spacing, make_grid, timesteps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,17 +27,19 @@ class Ddim:
     end: End = "first"
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise BadValue("num_steps", self.num_steps, "must be at least 1")
+        _check_steps(self)
         if not 0 <= self.eta <= 1:
             raise BadValue("eta", self.eta, "must be from 0 to 1")
+
+    multistep: ClassVar[bool] = False
 
     @property
     def stochastic(self) -> bool:
         return self.eta > 0
 
-    def grid(self, schedule: NoiseSchedule) -> Grid:
-        return make_grid(schedule, timesteps(len(schedule), self.num_steps, self.spacing, self.offset), self.end)
+    def grid(self, schedule: Schedule) -> Grid:
+        times = timesteps(len(schedule), self.num_steps, self.spacing, self.offset)
+        return make_grid(_of_betas(self, schedule), times, self.end)
 
     def transition(self, x_t: Tensor, prediction: Prediction, t: Point, s: Point) -> tuple[Tensor, float]:
         return ddim_transition(prediction, t, s, eta=self.eta)
@@ -49,15 +55,150 @@ class Ddpm:
     end: End = "clean"
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise BadValue("num_steps", self.num_steps, "must be at least 1")
+        _check_steps(self)
 
-    @property
-    def stochastic(self) -> bool:
-        return True
+    multistep: ClassVar[bool] = False
+    stochastic: ClassVar[bool] = True
 
-    def grid(self, schedule: NoiseSchedule) -> Grid:
-        return make_grid(schedule, timesteps(len(schedule), self.num_steps, self.spacing, self.offset), self.end)
+    def grid(self, schedule: Schedule) -> Grid:
+        times = timesteps(len(schedule), self.num_steps, self.spacing, self.offset)
+        return make_grid(_of_betas(self, schedule), times, self.end)
 
     def transition(self, x_t: Tensor, prediction: Prediction, t: Point, s: Point) -> tuple[Tensor, float]:
         return ddpm_transition(x_t, prediction, t, s)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Euler:
+    """Euler's method in sigma / alpha, whose steps are DDIM's, as diffusers' EulerDiscreteScheduler has it: at trained times, or
+    with `karras` at noise levels spaced by the power 7 between the first and the last of these (Karras et al. 2022,
+    arXiv:2206.00364, Eq. 5). The last step goes to no noise.
+    """
+
+    multistep: ClassVar[bool] = False
+    stochastic: ClassVar[bool] = False
+
+    num_steps: int = 30
+    spacing: Literal["leading", "trailing"] = "leading"
+    offset: int = 1
+    karras: bool = False
+
+    def __post_init__(self) -> None:
+        _check_steps(self)
+
+    def grid(self, schedule: Schedule) -> Grid:
+        schedule = _of_betas(self, schedule)
+        times = timesteps(len(schedule), self.num_steps, self.spacing, self.offset)
+        if not self.karras:
+            return make_grid(schedule, times, "clean")
+        first, last = schedule.ratios[[times[0], times[-1]]].tolist()
+        return (*(_point(schedule, ratio) for ratio in _karras(first, last, self.num_steps)), Point(0.0, 1.0, 0.0))
+
+    def transition(self, x_t: Tensor, prediction: Prediction, t: Point, s: Point) -> tuple[Tensor, float]:
+        return ddim_transition(prediction, t, s)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DpmSolver:
+    """DPM-Solver++(2M), as diffusers' DPMSolverMultistepScheduler has it by default: S times of S + 1 evenly spaced ones, the last
+    of which is left out, or `karras` noise levels between the trained ones, for which the network is given the nearest trained
+    times; of a flow, evenly spaced u moved by the schedule's shift. The last step goes to no noise and is of first order.
+    """
+
+    multistep: ClassVar[bool] = True
+    stochastic: ClassVar[bool] = False
+
+    num_steps: int = 20
+    spacing: Spacing = "linspace"
+    offset: int = 0
+    karras: bool = False
+
+    def __post_init__(self) -> None:
+        _check_steps(self)
+
+    def grid(self, schedule: Schedule) -> Grid:
+        clean = Point(0.0, 1.0, 0.0)
+        if isinstance(schedule, FlowSchedule):
+            evenly = torch.linspace(1, 1 / schedule.steps, self.num_steps + 1, dtype=torch.float64)[1:].flip(0)
+            s = schedule.shift
+            return (*(schedule.at(schedule.steps * s * u / (1 + (s - 1) * u)) for u in (1 - evenly).tolist()), clean)
+        if self.karras:
+            first, last = schedule.ratios[[-1, 0]].tolist()
+            return (*(_point(schedule, ratio, rounded=True) for ratio in _karras(first, last, self.num_steps)), clean)
+        return make_grid(schedule, self._times(len(schedule)), "clean")
+
+    def _times(self, trained: int) -> Sequence[int]:
+        if self.spacing == "trailing":
+            return timesteps(trained, self.num_steps, "trailing")
+        if self.num_steps >= trained:
+            raise BadValue("num_steps", self.num_steps, f"must be below {trained}")
+        return timesteps(trained, self.num_steps + 1, self.spacing, self.offset)[:-1]
+
+    def transition(self, x_t: Tensor, prediction: Prediction, t: Point, s: Point) -> tuple[Tensor, float]:
+        return dpm_solver_step(x_t, prediction, t, s), 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flow:
+    """A rectified flow by Euler's method. With `eta` each step draws noise as DDIM's do, which keeps the flow's marginals; with
+    `sde` a it is Flow-GRPO's SDE of that strength (0.7 there) instead. `shift` null is the model's.
+    """
+
+    multistep: ClassVar[bool] = False
+
+    num_steps: int = 28
+    shift: float | None = None
+    eta: float = 0.0
+    sde: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_steps(self)
+        if not 0 <= self.eta <= 1:
+            raise BadValue("eta", self.eta, "must be from 0 to 1")
+        for name in ("shift", "sde"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
+                raise BadValue(name, getattr(self, name), "must be above 0 and finite, or null")
+        if self.sde is not None and self.eta:
+            raise BadValue("sde", self.sde, "goes with eta=0")
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0 or self.sde is not None
+
+    def grid(self, schedule: Schedule) -> Grid:
+        if not isinstance(schedule, FlowSchedule):
+            raise BadValue("shift", self.shift, "the model is no rectified flow; use scheduler=ddim, ddpm, euler or dpm_solver")
+        return schedule.grid(self.num_steps, self.shift)
+
+    def transition(self, x_t: Tensor, prediction: Prediction, t: Point, s: Point) -> tuple[Tensor, float]:
+        if self.sde is None:
+            return ddim_transition(prediction, t, s, eta=self.eta)
+        return flow_sde_transition(prediction, t, s, self.sde)
+
+
+def _check_steps(scheduler: Ddim | Ddpm | Euler | DpmSolver | Flow) -> None:
+    if scheduler.num_steps < 1:
+        raise BadValue("num_steps", scheduler.num_steps, "must be at least 1")
+
+
+def _of_betas(scheduler: Ddim | Ddpm | Euler, schedule: Schedule) -> NoiseSchedule:
+    """The schedule. Raises BadValue where it is not one of trained steps."""
+    if isinstance(schedule, FlowSchedule):
+        raise BadValue("spacing", scheduler.spacing, "the model is a rectified flow, which has no such grid; use scheduler=flow")
+    return schedule
+
+
+def _karras(first: float, last: float, count: int) -> list[float]:
+    """Falling noise levels, sigma / alpha, evenly spaced in their seventh root."""
+    a, b = first ** (1 / 7), last ** (1 / 7)
+    return [(a + i / max(count - 1, 1) * (b - a)) ** 7 for i in range(count)]
+
+
+def _point(schedule: NoiseSchedule, ratio: float, *, rounded: bool = False) -> Point:
+    """The point of a noise level, whose time is interpolated in the level's logarithm, as diffusers does."""
+    levels = schedule.ratios.log()
+    low = min(max(int(torch.searchsorted(levels, math.log(ratio), right=True)) - 1, 0), len(schedule) - 2)
+    a, b = levels[low : low + 2].tolist()
+    t = min(max(low + (math.log(ratio) - a) / (b - a), low), low + 1)
+    length = math.hypot(1, ratio)
+    return Point(float(round(t)) if rounded else t, 1 / length, ratio / length)

@@ -26,6 +26,8 @@ def combination(cfg: DictConfig, method: Method, scheduler: Scheduler, tasks: Se
         raise UsageError(f"method={name} needs a stochastic scheduler: scheduler=ddpm, or scheduler=ddim scheduler.eta=1")
     if method.needs.sampler == "deterministic" and scheduler.stochastic:
         raise UsageError(f"method={name} needs a deterministic scheduler: scheduler=ddim scheduler.eta=0")
+    if method.needs.sampler == "deterministic" and scheduler.multistep:
+        raise UsageError(f"method={name} walks the whole chain by DDIM's steps, and no multistep solver: scheduler=ddim, or euler")
     if method.needs.reference == "required" and not all(task.noise_ratio for task in tasks):
         raise UsageError(
             f"method={name} starts from reference images: give them with dataset=image_to_image, at a dataset.noise_ratio below 1"

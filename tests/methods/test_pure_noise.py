@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -24,8 +25,8 @@ from guidedgen.methods.mpgd import Mpgd
 from guidedgen.methods.problem import Problem
 from guidedgen.methods.universal import Universal
 from guidedgen.process import Scheduler
-from guidedgen.process.grid import NoiseSchedule
-from guidedgen.process.schedulers import Ddim, Ddpm
+from guidedgen.process.grid import FlowSchedule, NoiseSchedule, Schedule
+from guidedgen.process.schedulers import Ddim, Ddpm, DpmSolver, Flow
 
 Make = Callable[..., Problem]
 
@@ -53,26 +54,62 @@ CASES: dict[str, tuple[Method, Scheduler, dict[str, object]]] = {
 }  # fmt: skip
 
 
-def problem(make_problem: Make, scheduler: Scheduler) -> Problem:
-    grid = scheduler.grid(SCHEDULE)
+def problem(make_problem: Make, scheduler: Scheduler, process: str) -> Problem:
+    schedule: Schedule = SCHEDULE
+    if process == "flow":
+        schedule, scheduler = FlowSchedule(shift=2.0), Flow(num_steps=12, eta=float(scheduler.stochastic))
+    grid = scheduler.grid(schedule)
     assert grid[0].alpha == 0
-    return dataclasses.replace(nonlinear(make_problem, 3, scheduler=scheduler), grid=grid, schedule=SCHEDULE)
+    return dataclasses.replace(nonlinear(make_problem, 3), scheduler=scheduler, grid=grid, schedule=schedule, num_steps=12)
 
 
+processes = pytest.mark.parametrize("process", ["zero SNR", "flow"])
+
+
+@processes
 @pytest.mark.parametrize("name", CASES)
-def test_it_guides(make_problem: Make, name: str) -> None:
+def test_it_guides(make_problem: Make, name: str, process: str) -> None:
     method, scheduler, _ = CASES[name]
     with torch.no_grad():
-        made, plain = method(problem(make_problem, scheduler)), Base()(problem(make_problem, scheduler))
-    posed = problem(make_problem, scheduler)
+        made, plain = method(problem(make_problem, scheduler, process)), Base()(problem(make_problem, scheduler, process))
+    posed = problem(make_problem, scheduler, process)
     assert made.isfinite().all()
     gained = posed.score(made[:, None]) - posed.score(plain[:, None])
     assert gained.mean() > 0.02, gained
 
 
+@processes
 @pytest.mark.parametrize("name", [name for name, (_, _, null) in CASES.items() if null])
-def test_its_null_setting_is_the_unguided_chain(make_problem: Make, name: str) -> None:
+def test_its_null_setting_is_the_unguided_chain(make_problem: Make, name: str, process: str) -> None:
     method, scheduler, null = CASES[name]
     with torch.no_grad():
-        made = dataclasses.replace(method, **null)(problem(make_problem, scheduler))
-        torch.testing.assert_close(made, Base()(problem(make_problem, scheduler)), rtol=0, atol=1e-12)
+        made = dataclasses.replace(method, **null)(problem(make_problem, scheduler, process))
+        torch.testing.assert_close(made, Base()(problem(make_problem, scheduler, process)), rtol=0, atol=1e-12)
+
+
+MULTISTEP = {
+    "best_of_n": BestOfN(num_particles=1), "classifier_guidance": ClassifierGuidance(strength=0.0),
+    "mpgd": Mpgd(strength=0.0, num_repeats=1), "freedom": FreeDom(strength=0.0, num_repeats=1),
+    "universal": Universal(strength=0.0, num_repeats=1, backward_steps=0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MULTISTEP)
+def test_a_multistep_solver_is_given_its_past(make_problem: Make, name: str) -> None:
+    """DPM-Solver++ needs the prediction before the last one; without it, it would be DDIM on the same grid."""
+    solver = DpmSolver(num_steps=10)
+    with torch.no_grad():
+        made = MULTISTEP[name](nonlinear(make_problem, 3, scheduler=solver))
+        posed = nonlinear(make_problem, 3, scheduler=solver)
+        x, past = posed.start(), None
+        for t, s in pairwise(posed.grid):
+            prediction = posed.denoise(x, t).after(past)
+            x, past = solver.transition(x, prediction, t, s)[0], (prediction, t)
+        plain = Base()(dataclasses.replace(nonlinear(make_problem, 3), scheduler=Ddim(), grid=posed.grid))
+    torch.testing.assert_close(made, x[:, 0], rtol=0, atol=1e-13)
+    assert (made - plain).abs().max() > 1e-2
+    guided = {"freedom": FreeDom(strength=0.1, window=(1, 0)), "mpgd": Mpgd(strength=0.1, window=(1, 0))}.get(name)
+    if guided is not None:
+        with torch.no_grad():
+            better = guided(nonlinear(make_problem, 3, scheduler=solver))
+            assert (posed.score(better[:, None]) - posed.score(made[:, None])).mean() > 0.02
