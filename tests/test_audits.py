@@ -225,7 +225,7 @@ def test_nothing_that_no_filter_has_seen_is_kept_beside(job: Callable[..., Job],
 
         def __call__(self, problem: Problem, observe: Observer) -> torch.Tensor:
             x_0 = problem.start()[:, 0]
-            observe("beside", 0, {"noise": x_0})
+            observe("extra_images", 0, {"noise": x_0})
             return x_0
 
     made = job("reward.filter.bright=-1", "reference=none", *([SHOWN] if shown else []), method="base")

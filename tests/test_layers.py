@@ -81,7 +81,7 @@ def files() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
-def room(path: Path) -> str:
+def package_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -113,14 +113,14 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
 
 
 def test_every_room_has_a_row_and_no_module_lies_loose() -> None:
-    assert {room(path) for path in files()} == {*ALLOWED, "__init__"}
+    assert {package_of(path) for path in files()} == {*ALLOWED, "__init__"}
     assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py"}
 
 
 def test_the_package_s_docstring_says_what_the_table_says() -> None:
-    said = re.findall(r"^    (\w+)  .*?(?:<- (.+))?$", guidedgen.__doc__ or "", re.M)
-    assert [here for here, _ in said] == [*ALLOWED]
-    for i, (here, arrows) in enumerate(said):
+    listed = re.findall(r"^    (\w+)  .*?(?:<- (.+))?$", guidedgen.__doc__ or "", re.M)
+    assert [here for here, _ in listed] == [*ALLOWED]
+    for i, (here, arrows) in enumerate(listed):
         assert ({*list(ALLOWED)[:i]} if arrows == "all of these" else {*filter(None, arrows.split(", "))}) == ALLOWED[here], here
 
 
@@ -140,7 +140,7 @@ def test_the_walk_sees_every_kind_of_import(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_a_room_imports_only_what_it_may(path: Path) -> None:
-    here = room(path)
+    here = package_of(path)
     for name, top in imports(path):
         package, *rest = name.split(".")
         if package == "guidedgen":
@@ -206,6 +206,6 @@ def test_help_names_every_group_and_loads_no_framework(tmp_path: Path) -> None:
     assert not loaded & {"torch", "diffusers", "transformers", "open_clip", "wandb", "numpy"}
     for folder in sorted((ROOT / "conf").iterdir()):
         if folder.is_dir() and folder.name not in ("hydra", "settings") and any(folder.glob("*.yaml")):
-            told = done.stdout.split(f"\n{folder.name}=\n")[1].split("\n\n")[0].splitlines()
-            assert [line.split()[0] for line in told] == sorted(file.stem for file in folder.glob("*.yaml"))
-            assert all(len(line.split()) > 1 for line in told), told  # and what each is
+            lines = done.stdout.split(f"\n{folder.name}=\n")[1].split("\n\n")[0].splitlines()
+            assert [line.split()[0] for line in lines] == sorted(file.stem for file in folder.glob("*.yaml"))
+            assert all(len(line.split()) > 1 for line in lines), lines  # and what each is

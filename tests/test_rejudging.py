@@ -76,9 +76,9 @@ def test_options_replace_what_is_stored(run: Path, overrides: list[str], scores:
 
 
 def test_options_in_a_folder_of_one_s_own(run: Path, tmp_path: Path) -> None:
-    leaf = tmp_path / "mine" / "metrics" / "tasteful.yaml"
-    leaf.parent.mkdir(parents=True)
-    leaf.write_text("scorers: {tasteful: {_target_: guidedgen.lab.judge.TasteOracle}}\ndistances: {}\n")
+    option_file = tmp_path / "mine" / "metrics" / "tasteful.yaml"
+    option_file.parent.mkdir(parents=True)
+    option_file.write_text("scorers: {tasteful: {_target_: guidedgen.lab.judge.TasteOracle}}\ndistances: {}\n")
     assert set(rejudging.judge_again(run, ["metrics=tasteful"], tmp_path / "mine")["scores"]) == {"clip_text", "tasteful"}
     with pytest.raises(UsageError, match="did you mean tasteful"):
         rejudging.judge_again(run, ["metrics=tastful"], tmp_path / "mine")
@@ -187,9 +187,9 @@ def test_a_damaged_image_is_named(run: Path, which: str, damage: Callable[[Path]
     folder = run if which == "own" else base_of(run)
     image = folder / list(RunFolder(folder).records().values())[1].image
     damage(image)
-    told = refused(run, "metrics=none")
-    assert told.startswith(f"{image}: {line}")
-    assert told.endswith("its own command makes it anew" if which == "own" else "the same with method=base makes it anew")
+    message = refused(run, "metrics=none")
+    assert message.startswith(f"{image}: {line}")
+    assert message.endswith("its own command makes it anew" if which == "own" else "the same with method=base makes it anew")
 
 
 def truncated(text: str) -> str:

@@ -261,16 +261,16 @@ def test_what_a_method_keeps_beside_is_stored_and_judged(there: Made, run: Run, 
     assert pixels(last).keys() == pixels(best).keys()
     assert any((pixels(last)[name] != pixels(best)[name]).any() for name in pixels(last))
     for metrics, name, others in ((of_last, "best", of_best), (of_best, "last", of_last)):
-        assert metrics["beside"][name]["samples"] == 4
-        for score, entry in metrics["beside"][name]["scores"].items():
+        assert metrics["extra_images"][name]["samples"] == 4
+        for score, entry in metrics["extra_images"][name]["scores"].items():
             assert entry == {key: pytest.approx(others["scores"][score][key], abs=1e-5) for key in entry}, score
     assert "the best of 4, in images/best: aesthetic" in " ".join(shown.split())
     with Image.open(last / "images" / "grid.png") as three, Image.open(there.folder / "images" / "grid.png") as two:
         assert three.height > two.height
-    again = rejudging.judge_again(last)["beside"]["best"]["scores"]
-    assert again["aesthetic"]["value"] == pytest.approx(of_last["beside"]["best"]["scores"]["aesthetic"]["value"], abs=1e-5)
+    again = rejudging.judge_again(last)["extra_images"]["best"]["scores"]
+    assert again["aesthetic"]["value"] == pytest.approx(of_last["extra_images"]["best"]["scores"]["aesthetic"]["value"], abs=1e-5)
     (last / "images" / "best" / next(iter(pixels(last)))).unlink()  # what nobody has to keep
-    assert rejudging.judge_again(last)["beside"]["best"]["samples"] == 3
+    assert rejudging.judge_again(last)["extra_images"]["best"]["samples"] == 3
 
 
 @pytest.mark.parametrize("method", QUICK_METHOD)

@@ -361,9 +361,9 @@ def test_a_line_that_is_no_record_makes_the_sample_come_again(
 def test_a_record_with_a_value_of_another_type_is_none(folder: RunFolder) -> None:
     save(folder, 0)
     log = folder.path / "records.jsonl"
-    told = json.loads(log.read_text())
+    record = json.loads(log.read_text())
     for key, value in {"scores": 3, "seed": "0", "image": None, "nfe": "many", "age": 7}.items():
-        log.write_text(json.dumps({**told, key: value}) + "\n")
+        log.write_text(json.dumps({**record, key: value}) + "\n")
         assert folder.records() == {} and folder.spoiled == 1
 
 

@@ -71,8 +71,8 @@ def _of_own_class(group: str, overrides: list[str]) -> list[str]:
     named = re.compile(rf"\+{{0,2}}{group}\._target_=")
     if not any(map(named.match, overrides)) or any(override.startswith(f"{group}=") for override in overrides):
         return overrides
-    leaf = OmegaConf.load(config.CONF / group / f"{_BARE[group]}.yaml")
-    left_out = [f"~{group}.{key}" for key in map(str, leaf) if key != "_target_"]
+    option_file = OmegaConf.load(config.CONF / group / f"{_BARE[group]}.yaml")
+    left_out = [f"~{group}.{key}" for key in map(str, option_file) if key != "_target_"]
     return [
         f"{group}={_BARE[group]}",
         *left_out,
@@ -227,9 +227,9 @@ def _check_names(overrides: Sequence[str], known: Mapping[str, Sequence[str]], c
         key, root = item.key_or_group, item.key_or_group.split(".")[0]
         adds, inside = item.is_add() or item.is_force_add(), root in _OPEN and "." in key
         if key not in known and key not in there and not (adds and inside and _has_room(key, there)):
-            beside = key.startswith(("metrics.scorers.", "metrics.distances.")) and not item.is_delete()
-            way_out = f"; +{key}=... adds it" if beside else config.near(key, [*there, *known])
-            raise UsageError(f"{item.input_line}: there is no key {key!r}{way_out}")
+            addable = key.startswith(("metrics.scorers.", "metrics.distances.")) and not item.is_delete()
+            hint = f"; +{key}=... adds it" if addable else config.near(key, [*there, *known])
+            raise UsageError(f"{item.input_line}: there is no key {key!r}{hint}")
         if item.is_delete() and (not inside or key in known):
             raise UsageError(f"{item.input_line}: cannot be left out")
         if key in known:

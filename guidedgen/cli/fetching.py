@@ -132,8 +132,8 @@ def of_name(name: str) -> list[Reader]:
         close = difflib.get_close_matches(name, [*DOWNLOADS, *(option for group in _GROUPS for option in known[group])], 1)
         hint = f"; did you mean {close[0]}?" if close else "; python scripts/fetch.py --help has the names"
         raise UsageError(f"{name}: is no name of the hub (org/name), nor of guidedgen's{hint}")
-    place = hub.parse(name, "fetch")
-    parts = [part for part in _everything() if isinstance(part, Needed) and _is(part, place)]
+    location = hub.parse(name, "fetch")
+    parts = [part for part in _everything() if isinstance(part, Needed) and _is(part, location)]
     return [Reader([part]) for part in parts] or [Reader([Unknown(name)])]
 
 
@@ -204,21 +204,21 @@ def _everything() -> list[Part]:
     return distinct(found)
 
 
-def _is(part: Needed, place: hub.Place) -> bool:
+def _is(part: Needed, location: hub.Location) -> bool:
     """Whether this is asked for, at the revision that guidedgen takes unless another is given."""
     own = hub.parse(part.name, part.key)
-    return (own.repository, own.folder) == (place.repository, place.folder) and place.revision in (own.revision, hub.MAIN)
+    return (own.repository, own.folder) == (location.repository, location.folder) and location.revision in (own.revision, hub.MAIN)
 
 
 def _of_place(name: str) -> Needed:
     """What would be read of a folder or a repository that no config names, by what it holds."""
     folder = Path(name).expanduser()
-    place = None if folder.is_dir() else hub.parse(name, "fetch")
-    if place is None:
+    location = None if folder.is_dir() else hub.parse(name, "fetch")
+    if location is None:
         files: Iterable[str] = [path.name for path in folder.iterdir()]
     elif not hub.offline():
-        files = hub.listing(place, name=name, key="fetch").files or _file(place, name)
-    elif there := hub.cached(place):
+        files = hub.listing(location, name=name, key="fetch").files or _file(location, name)
+    elif there := hub.cached(location):
         files = [path.name for path in there.iterdir()]
     else:
         raise UsageError(f"{name}: not on this machine and the hub is offline (HF_HUB_OFFLINE)")
@@ -226,8 +226,8 @@ def _of_place(name: str) -> Needed:
         from guidedgen.models.stable_diffusion import StableDiffusion
 
         return StableDiffusion.reads(path=name)[0]
-    if place is not None and list(files) == [place.folder.rpartition("/")[2]]:
-        above = dataclasses.replace(place, folder=place.folder.rpartition("/")[0])
+    if location is not None and list(files) == [location.folder.rpartition("/")[2]]:
+        above = dataclasses.replace(location, folder=location.folder.rpartition("/")[0])
         return Needed(name=str(above), key="fetch", weights=(tuple(files),))
     if "config.json" in files:
         kinds = [file for file in files if "/" not in file and any(fnmatch(file, kind) for kind in PROCESSOR)]
@@ -237,9 +237,9 @@ def _of_place(name: str) -> Needed:
     raise UsageError(f"{name}: holds no model that can be read: neither model_index.json nor config.json, nor weights")
 
 
-def _file(place: hub.Place, name: str) -> list[str]:
+def _file(location: hub.Location, name: str) -> list[str]:
     """The file that a place is where it is no folder. Raises UsageError where it is neither."""
-    above, _, file = place.folder.rpartition("/")
-    if file and file in hub.listing(dataclasses.replace(place, folder=above), name=name, key="fetch").files:
+    above, _, file = location.folder.rpartition("/")
+    if file and file in hub.listing(dataclasses.replace(location, folder=above), name=name, key="fetch").files:
         return [file]
-    raise UsageError(f"{name}: {place.repository} has no {place.folder or 'files'} at {hub.endpoint()}")
+    raise UsageError(f"{name}: {location.repository} has no {location.folder or 'files'} at {hub.endpoint()}")

@@ -25,7 +25,7 @@ def check_folder(folder: Path, groups: Collection[str]) -> None:
     there = [folder / group for group in sorted({group.split("/")[0] for group in groups}) if (folder / group).is_dir()]
     if not there:
         raise UsageError(f"--config-dir={folder}: has none of the folders {', '.join(sorted(groups))}")
-    for file in (file for place in there for file in place.rglob("*.yaml")):
+    for file in (file for folder in there for file in folder.rglob("*.yaml")):
         check_file(file)
 
 

@@ -29,14 +29,14 @@ def text(conf: Path, width: int) -> str:
     for group, options in sorted(_groups(conf).items()):
         column = max(map(len, options)) + 1
         lines += ["", f"{group}="]
-        lines += [_line(f"  {name:<{column}} {said}", brought, width) for name, (said, brought) in options.items()]
+        lines += [_line(f"  {name:<{column}} {description}", brought, width) for name, (description, brought) in options.items()]
     return "\n".join([*lines, "", "KEYS, as in seed=3 or run.profile=true", "", *_keys(conf / "config.yaml")])
 
 
-def _line(said: str, brought: str, width: int) -> str:
+def _line(description: str, brought: str, width: int) -> str:
     """A line that is cut to the width, with what its option brings, which is not cut."""
-    room = width - len(brought)
-    return (said if len(said) <= room else f"{said[: room - 3].rstrip()}...") + brought
+    available = width - len(brought)
+    return (description if len(description) <= available else f"{description[: available - 3].rstrip()}...") + brought
 
 
 def _groups(conf: Path) -> dict[str, dict[str, tuple[str, str]]]:
@@ -56,15 +56,15 @@ def _described(text: str) -> tuple[str, str]:
 
 def _about(lines: Iterable[str]) -> str:
     """The first sentence of a file's first comment that is about it, and not the command that runs it."""
-    said: list[str] = []
+    comments: list[str] = []
     command = False
     for line in lines:
         if not line.startswith("# "):
             break
         command = line.startswith("# python ") or (command and line.startswith("#  "))
         if not command and not line.startswith("# @package"):
-            said.append(line[2:].strip())
-    return re.split(r"(?<!Eq)\. ", " ".join(said))[0].rstrip(".:")
+            comments.append(line[2:].strip())
+    return re.split(r"(?<!Eq)\. ", " ".join(comments))[0].rstrip(".:")
 
 
 def _keys(main: Path) -> Iterator[str]:

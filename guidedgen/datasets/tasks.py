@@ -70,8 +70,8 @@ def check_text(name: str, text: str) -> None:
     except UnicodeEncodeError as error:
         raise BadValue(name, shown, "is not valid UTF-8") from error
     if unseen := _UNSEEN.search(text):
-        way_out = ", or save the file as UTF-8 where it is UTF-16" if unseen[0] == "\0" else ""
-        raise BadValue(name, shown, f"holds {_named(unseen[0])}, which nobody sees; take it out{way_out}")
+        hint = ", or save the file as UTF-8 where it is UTF-16" if unseen[0] == "\0" else ""
+        raise BadValue(name, shown, f"holds {_named(unseen[0])}, which nobody sees; take it out{hint}")
     if not any(map(_shows, text)):
         raise BadValue(name, shown, f"shows nothing: it holds {', '.join(map(_named, sorted(set(text))[:3]))} alone")
 
@@ -136,8 +136,8 @@ def read_text(name: str, path: str) -> str:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        way_out = "; it is UTF-16, save it as UTF-8" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else ""
-        raise BadValue(name, path, f"not UTF-8 ({error.reason} at byte {error.start}){way_out}") from error
+        hint = "; it is UTF-16, save it as UTF-8" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else ""
+        raise BadValue(name, path, f"not UTF-8 ({error.reason} at byte {error.start}){hint}") from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

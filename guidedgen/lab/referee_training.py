@@ -86,10 +86,12 @@ class PlaceHead(nn.Module):
         self.shapes = torch.tensor([tokenizer.encode(name, add_special_tokens=False).ids[0] for name in names])
 
     def forward(
-        self, read: Tensor, ids: Tensor, said: Sequence[Description], truths: Sequence[Description], scenes: Scenes
+        self, read: Tensor, ids: Tensor, descriptions: Sequence[Description], truths: Sequence[Description], scenes: Scenes
     ) -> Tensor:
         """The Huber loss, in patches, of the places of what is there once; of b l d states, b l ids and b texts and scenes."""
-        objects = [(row, slot) for row, pair in enumerate(zip(said, truths, strict=True)) for slot in statements.where(*pair)]
+        objects = [
+            (row, slot) for row, pair in enumerate(zip(descriptions, truths, strict=True)) for slot in statements.where(*pair)
+        ]
         tokens = torch.isin(ids, self.shapes.to(ids.device)).nonzero()
         known = torch.tensor([slot is not None for _, slot in objects])
         rows, slots = torch.tensor([(row, slot) for row, slot in objects if slot is not None]).unbind(1)
@@ -202,8 +204,8 @@ def blip2(settings: Settings, vae: AutoencoderKL, tokenizer: Tokenizer, spoil: S
         rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
         truths = captions.describe(scenes)
         true = [statements.statement(truth, rng) for truth in truths]
-        false = [statements.falsify(said, truth, rng) for said, truth in zip(true, truths, strict=True)]
-        ids, mask = _trim(*referees.tokenise(tokenizer, [str(said) for said in true + false]), settings.device)
+        false = [statements.falsify(description, truth, rng) for description, truth in zip(true, truths, strict=True)]
+        ids, mask = _trim(*referees.tokenise(tokenizer, [str(description) for description in true + false]), settings.device)
         texts, shown = torch.arange(2 * BATCH), torch.arange(2 * BATCH) % BATCH  # a true and a false one of each picture
         if hardens:
             chosen = torch.randint(len(nothing()), (_NOTHINGS,), generator=generator)
@@ -250,8 +252,8 @@ def vqa(settings: Settings, vae: AutoencoderKL, tokenizer: Tokenizer, spoil: Spo
             input_ids=ids, attention_mask=mask, encoder_hidden_states=torch.cat([seen, seen])
         ).last_hidden_state
         logits = vision_language.decode(blip, read, mask, special["[DEC]"]).float()
-        said = [captions.parse(question.rstrip("?")) or Description(()) for question in questions]
-        place = network["places"](read, ids, said, truths * 2, Scenes.cat([scenes, scenes]))
+        descriptions = [captions.parse(question.rstrip("?")) or Description(()) for question in questions]
+        place = network["places"](read, ids, descriptions, truths * 2, Scenes.cat([scenes, scenes]))
         yes = torch.arange(len(ids), device=ids.device) < BATCH
         target = torch.where(yes, special["yes"], special["no"])
         answer = F.cross_entropy(logits, target)

@@ -30,7 +30,7 @@ from guidedgen.basics.noise import stream
 from guidedgen.basics.tasks import Dataset
 from guidedgen.gradients import GradientEngine
 from guidedgen.gradients.reversible import Reversible
-from guidedgen.methods import Lessons, Needs, Observer, Pose, ignore
+from guidedgen.methods import Lessons, MakeProblems, Needs, Observer, ignore
 from guidedgen.methods.guidance import check_counts
 from guidedgen.methods.problem import Problem
 from guidedgen.methods.whole_chain import walked
@@ -101,7 +101,7 @@ class AdjointTuning:
 
     def learn(
         self,
-        pose: Pose,
+        make_problems: MakeProblems,
         count: int,
         free: Sequence[Tensor],
         saved: Mapping[str, Any],
@@ -111,7 +111,7 @@ class AdjointTuning:
         optimizer = torch.optim.AdamW(free, lr=self.lr, weight_decay=self.weight_decay)
         done = self._restored(saved, optimizer, free)
         for i in range(done, self.num_updates):
-            rewards, gradients = self._mean_gradient(pose, self._drawn(i, count), free)
+            rewards, gradients = self._mean_gradient(make_problems, self._drawn(i, count), free)
             for value, gradient in zip(free, gradients, strict=True):
                 value.grad = gradient
             norm = torch.nn.utils.clip_grad_norm_(free, torch.inf if self.max_norm is None else self.max_norm)
@@ -134,16 +134,18 @@ class AdjointTuning:
     def _drawn(self, i: int, count: int) -> list[int]:
         """The pairs of update i: those of all permutations, one after the other, that come then."""
         k = self.samples_per_update
-        places = range(i * k, (i + 1) * k)
-        orders = {place // count: None for place in places}
+        positions = range(i * k, (i + 1) * k)
+        orders = {position // count: None for position in positions}
         shuffled = {epoch: stream("learn", self.seed, epoch).permutation(count) for epoch in orders}
-        return sorted({int(shuffled[place // count][place % count]) for place in places})
+        return sorted({int(shuffled[position // count][position % count]) for position in positions})
 
-    def _mean_gradient(self, pose: Pose, places: Sequence[int], free: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+    def _mean_gradient(
+        self, make_problems: MakeProblems, indices: Sequence[int], free: Sequence[Tensor]
+    ) -> tuple[Tensor, Sequence[Tensor]]:
         """The rewards of the finished pictures of some pairs, and the gradients of minus their mean by what is tuned."""
         rewards: list[Tensor] = []
         sums: list[Tensor] = []
-        for seen, gradients in pose(places, functools.partial(self._gradient, free=free, count=len(places))):
+        for seen, gradients in make_problems(indices, functools.partial(self._gradient, free=free, count=len(indices))):
             rewards.append(seen)
             if not sums:
                 sums = list(gradients)

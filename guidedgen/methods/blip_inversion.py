@@ -57,8 +57,8 @@ class BlipInversion:
     gradient of unit elements; distill_only is distillation alone: the rows of Table 3. `lr` and `distill_weight` are [first, last],
     along a cosine. `distill_iterations` below 1 is a share of all: 0.0625 is 10 of 160. `distill_window` are the least and the
     greatest t, as shares of the trained steps. `keep` says which picture is the sample's: the last, or the best, whose copies the
-    referee has given most; the other is kept beside it. After a restart the code's average shares its memory with z and moves with
-    it; ours does not.
+    referee has given most; the other is kept as an extra image. After a restart the code's average shares its memory with z and
+    moves with it; ours does not.
     """
 
     augmentations: Augmentations
@@ -151,7 +151,7 @@ class BlipInversion:
             return z[:, 0]
         kept = {"last": z[:, 0], "best": best.x_0[:, 0]}
         x_0 = kept.pop(self.keep)
-        observe("beside", self.num_iterations, kept)
+        observe("extra_images", self.num_iterations, kept)
         return x_0
 
     def _lr(self, i: int) -> float:

@@ -43,8 +43,8 @@ class Spacy:
         except ImportError as error:
             raise UsageError(f'{key}={model}: needs spaCy: pip install "guidedgen[phrases]"; or {key}=null, by rules') from error
         if not spacy.util.is_package(model):
-            way_out = f"get it with: python -m spacy download {model}; or {key}=null, by rules"
-            raise UsageError(f"{key}={model}: not installed; {way_out}")
+            hint = f"get it with: python -m spacy download {model}; or {key}=null, by rules"
+            raise UsageError(f"{key}={model}: not installed; {hint}")
         self.model = model
 
     @property
@@ -167,17 +167,17 @@ def _runs(text: str) -> list[tuple[list[str], int]]:
     run: list[str] = []
     words = _words(text)
 
-    def end(place: int, border: str) -> None:
-        start = place - len(run)
+    def end(position: int, border: str) -> None:
+        start = position - len(run)
         before = [word.lower() for word, _ in words[max(0, start - 2) : start]]
         kept = _without_verb(run, border, before)
         if kept and not (len(kept) == 1 and kept[0].lower() in _DETERMINERS):
             runs.append((kept, start))
         run.clear()
 
-    for place, (word, ends) in enumerate(words):
+    for position, (word, ends) in enumerate(words):
         if ends or (run and word.lower() in _DETERMINERS):
-            end(place, word.lower())
+            end(position, word.lower())
         if not ends:
             run.append(word)
     end(len(words), "")

@@ -64,8 +64,8 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
 def _window_mean(images: Tensor) -> Tensor:
     """b c H W -> b c H W: means under a Gaussian window."""
     images = F.pad(images, (WINDOW // 2,) * 4, mode="reflect")
-    place = torch.arange(WINDOW, dtype=images.dtype, device=images.device) - WINDOW // 2
-    weight = (-(place / SIGMA).square() / 2).softmax(0)
+    offset = torch.arange(WINDOW, dtype=images.dtype, device=images.device) - WINDOW // 2
+    weight = (-(offset / SIGMA).square() / 2).softmax(0)
     across, down = weight.view(1, 1, 1, -1), weight.view(1, 1, -1, 1)
     return F.conv2d(F.conv2d(images.flatten(0, 1)[:, None], across), down)[:, 0].unflatten(0, images.shape[:2])
 

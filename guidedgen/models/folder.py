@@ -182,8 +182,8 @@ class Folder:
         """Tokens per prompt, start and end included: what the tokenizer says, and at most what the text encoder reads."""
         most = self.configs["text_encoder"]["max_position_embeddings"]
         name = "tokenizer/tokenizer_config.json"
-        said = self.read(name).get("model_max_length") if (self.path / name).exists() else None
-        return min(said, most) if _whole(said) else most
+        length = self.read(name).get("model_max_length") if (self.path / name).exists() else None
+        return min(length, most) if _whole(length) else most
 
     # What is checked
 
@@ -211,8 +211,8 @@ class Folder:
             entry = index.get(part)
             if not isinstance(entry, list) or len(entry) != 2 or entry[1] is None:
                 raise UsageError(f"{self.source}: model_index.json names no {part}; {_SUPPORTED}")
-            said = [entry[1], *([self.configs[part].get("_class_name")] if part in self.configs else [])]
-            for name in said:
+            stated = [entry[1], *([self.configs[part].get("_class_name")] if part in self.configs else [])]
+            for name in stated:
                 if name is not None and name not in names:
                     raise UsageError(
                         f"{self.source}: a {part} of class {name} is not supported, only {', '.join(names)}; {_SUPPORTED}"

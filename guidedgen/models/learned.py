@@ -203,8 +203,8 @@ def find(name: str, scale: float | None, source: str) -> list[_Piece]:
     path = Path(name).expanduser()
     make = functools.partial(_Piece, scale=scale, source=source)
     if path.is_file():
-        beside = (path.parent / "adapter_config.json").is_file() and path.stem == _PEFT
-        return [make(kind="peft" if beside else "file", path=path)]
+        has_config = (path.parent / "adapter_config.json").is_file() and path.stem == _PEFT
+        return [make(kind="peft" if has_config else "file", path=path)]
     if not path.is_dir():
         raise UsageError(f"{source}: no such folder or file")
     if foreign := [part for part in _FOREIGN if (path / part).is_dir()]:

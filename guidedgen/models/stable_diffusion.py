@@ -22,7 +22,7 @@ from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
 from guidedgen.models.folder import WEIGHTS, Folder, needed, open_folder
 from guidedgen.models.learned import Learned
-from guidedgen.models.words import Words, replaced, said
+from guidedgen.models.words import Words, replaced, words_in
 from guidedgen.process import Prediction
 from guidedgen.process.formulas import classifier_free, from_eps, from_v
 from guidedgen.process.grid import NoiseSchedule, Point
@@ -197,18 +197,18 @@ class StableDiffusion:
         """
         if self.truncate_prompts:
             return
-        room = self.max_tokens - 2 - reserved
+        available = self.max_tokens - 2 - reserved
         prompts = list(dict.fromkeys([self.negative_prompt, *(task.prompt for task in tasks)]))
         plain, learned = zip(*(self._without_learned(prompt) for prompt in prompts), strict=True)
         # Every word is a token or more: no need to load the tokenizer to refuse a very long prompt.
         counts = [len(prompt.split()) for prompt in plain]
-        if max(counts) <= room:
+        if max(counts) <= available:
             counts = _token_counts(self._opened, plain)
         for prompt, count, more in zip(prompts, counts, learned, strict=True):
             tokens = count + more
-            if tokens > room:
+            if tokens > available:
                 raise UsageError(
-                    f"prompt of {tokens} tokens or more ({prompt[:40]!r}...): model={self.name} reads {room}; "
+                    f"prompt of {tokens} tokens or more ({prompt[:40]!r}...): model={self.name} reads {available}; "
                     "shorten it or set model.truncate_prompts=true"
                 )
 
@@ -217,8 +217,10 @@ class StableDiffusion:
         known = self.additions.words
         if not known:
             return prompt, 0
-        there = said(known, prompt)
-        added = known.keys() - {*there, *said(known, self.negative_prompt)} if prompt != self.negative_prompt or not prompt else ()
+        there = words_in(known, prompt)
+        added = (
+            known.keys() - {*there, *words_in(known, self.negative_prompt)} if prompt != self.negative_prompt or not prompt else ()
+        )
         return replaced(known, prompt, lambda _: " "), sum(known[name] for name in (*there, *added))
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
@@ -230,8 +232,8 @@ class StableDiffusion:
 
     def denoiser(self, tasks: Sequence[Task]) -> PromptedDenoiser:
         """The denoiser of these tasks."""
-        cond = self.encode_prompts([self.words.spoken(task.prompt) for task in tasks])
-        uncond = self.encode_prompts([self.words.spelt(self.negative_prompt)])
+        cond = self.encode_prompts([self.words.expanded(task.prompt) for task in tasks])
+        uncond = self.encode_prompts([self.words.with_tokens(self.negative_prompt)])
         return PromptedDenoiser(model=self, cond=cond, uncond=uncond.detach())
 
     def decode(self, x_0: Tensor) -> Tensor:

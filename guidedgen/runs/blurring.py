@@ -20,12 +20,12 @@ def applies(cfg: Mapping[str, Any] | DictConfig, method: Method, reward: Any, sc
     reports = getattr(reward, "reports", {}).values()
     if cfg["run"]["show_flagged"] or not any(getattr(scorer, "flags", False) for scorer in reports):
         return False
-    way_out = "; run.show_flagged=true stores all pictures as they are"
+    hint = "; run.show_flagged=true stores all pictures as they are"
     if method.needs.reward and cfg["reference"] != "base":
-        raise UsageError(f"reference={cfg['reference']}: what a filter flags unguided is stored blurred: base is needed{way_out}")
+        raise UsageError(f"reference={cfg['reference']}: what a filter flags unguided is stored blurred: base is needed{hint}")
     for name, scorer in scorers.items():
         if getattr(scorer, "needs_original", False):
-            raise UsageError(f"{name} compares with the unguided pictures, some of which are stored blurred{way_out}")
+            raise UsageError(f"{name} compares with the unguided pictures, some of which are stored blurred{hint}")
     return True
 
 

@@ -91,13 +91,13 @@ def per_class(cfg: DictConfig, tasks: Sequence[Task], allow: Sequence[str]) -> P
     config.check_node(node, "metrics.per_class", allow)
     if config.module_of(cfg.method) == "base":
         return None
-    way_out = "; metrics.per_class=null does without"
+    hint = "; metrics.per_class=null does without"
     if cfg.reference != "base":
         raise UsageError(
-            f"reference={cfg.reference}: metrics.per_class gives the change against the unguided run: base is needed{way_out}"
+            f"reference={cfg.reference}: metrics.per_class gives the change against the unguided run: base is needed{hint}"
         )
     if cfg.samples_per_prompt < 2:
-        raise UsageError(f"samples_per_prompt={cfg.samples_per_prompt}: metrics.per_class needs 2 pictures of each prompt{way_out}")
+        raise UsageError(f"samples_per_prompt={cfg.samples_per_prompt}: metrics.per_class needs 2 pictures of each prompt{hint}")
     measure: PerClass = config.build(node, "metrics.per_class", allow)
     measure.pictures.check(tasks)
     return measure

@@ -121,7 +121,7 @@ def composed(overrides: Sequence[str], config_dir: Path | None = None) -> DictCo
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
     items = parse(overrides)
-    choices = [item for item in items if any(os.path.isdir(place / item.key_or_group) for place in folders(config_dir))]
+    choices = [item for item in items if any(os.path.isdir(folder / item.key_or_group) for folder in folders(config_dir))]
     values = [item for item in items if item not in choices]
     cfg = config.copied(composed_options(tuple(str(item.input_line) for item in choices), config_dir))
     try:
@@ -136,11 +136,11 @@ def free_values(overrides: Sequence[str], config_dir: Path | None = None) -> dic
     another override refers to. By dotted key.
     """
     items = parse(overrides)
-    choices = [item for item in items if any((place / item.key_or_group).is_dir() for place in folders(config_dir))]
+    choices = [item for item in items if any((folder / item.key_or_group).is_dir() for folder in folders(config_dir))]
     composed = composed_options(tuple(str(item.input_line) for item in choices), config_dir)
     referred = _referred(tuple(str(item.input_line) for item in choices), config_dir)
-    told = [str(item.input_line) for item in items]
-    if referred is None or any("${" in override for override in told):
+    given = [str(item.input_line) for item in items]
+    if referred is None or any("${" in override for override in given):
         return {}
     free = {}
     for item in items:

@@ -44,10 +44,10 @@ def groups(folders: Sequence[Path]) -> dict[str, list[str]]:
     needs on a model (`settings`) is chosen with them, and no group.
     """
     found: dict[str, set[str]] = {}
-    names = [place.name for place in folders[0].iterdir() if place.is_dir()] if folders else []
+    names = [directory.name for directory in folders[0].iterdir() if directory.is_dir()] if folders else []
     for folder in map(str, folders):
-        for place, _, files in (there for name in names for there in os.walk(os.path.join(folder, name))):
-            parts = os.path.relpath(place, folder).split(os.sep)
+        for directory, _, files in (there for name in names for there in os.walk(os.path.join(folder, name))):
+            parts = os.path.relpath(directory, folder).split(os.sep)
             options = [file.removesuffix(".yaml") for file in files if file.endswith(".yaml")]
             for depth in range(1, len(parts) + 1) if parts[0] in ("experiment", "row") else [len(parts)]:
                 below = parts[depth:]
@@ -129,18 +129,18 @@ def _composed(*overrides: str) -> DictConfig:
     """A config from the folders of the running process, or from the project's own where Hydra does not run."""
     from hydra.core.global_hydra import GlobalHydra
 
-    places = None
+    search_path = None
     if GlobalHydra.instance().is_initialized():
-        places = tuple(str(place.path) for place in GlobalHydra.instance().config_loader().get_search_path().get_path())
-    return copied(_composed_once(overrides, places))
+        search_path = tuple(str(source.path) for source in GlobalHydra.instance().config_loader().get_search_path().get_path())
+    return copied(_composed_once(overrides, search_path))
 
 
 @functools.lru_cache(maxsize=100)
-def _composed_once(overrides: tuple[str, ...], places: tuple[str, ...] | None) -> DictConfig:
+def _composed_once(overrides: tuple[str, ...], search_path: tuple[str, ...] | None) -> DictConfig:
     """Kept, and so not to be changed: a table's row is the same for all seeds of a sweep."""
     from hydra import compose, initialize_config_dir
 
-    with contextlib.nullcontext() if places else initialize_config_dir(str(CONF), version_base="1.3"):
+    with contextlib.nullcontext() if search_path else initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", overrides=list(overrides))
 
 
@@ -255,8 +255,8 @@ def check_node(node: DictConfig, key: str, allow: Sequence[str] = (), kind: targ
         if name in _OF_HYDRA:
             continue
         if name.startswith("_") or not (name in parameters or takes_all):  # `_args_` would hide options from the checks
-            way_out = near(name, parameters) or f"; an experiment's, it may be: '~{key}.{name}' leaves it out"
-            raise UsageError(f"{key}.{name}: {node['_target_']} has no such option{way_out}")
+            hint = near(name, parameters) or f"; an experiment's, it may be: '~{key}.{name}' leaves it out"
+            raise UsageError(f"{key}.{name}: {node['_target_']} has no such option{hint}")
         _check_value(node[name], hints.get(name, Any), f"{key}.{name}", allow)
         if own:
             _check_sizes(node[name], f"{key}.{name}")
@@ -333,8 +333,8 @@ def _check_type(value: Any, hint: Any, key: str) -> None:
             raise UsageError(f"{key}={shown(value)}: no such choice{near(str(value), options)}; choose from {', '.join(options)}")
         expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("collections.abc.Sequence", "list")
         got = "null" if value is None else type(value).__name__
-        way_out = f"""; as a text: '{key}="{value}"'""" if hint is str and value is not None else ""
-        raise UsageError(f"{key}={shown(value)}: expected {expected}, got {got}{way_out}")
+        advice = f"""; as a text: '{key}="{value}"'""" if hint is str and value is not None else ""
+        raise UsageError(f"{key}={shown(value)}: expected {expected}, got {got}{advice}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -368,8 +368,8 @@ def read_plain(file: Path) -> tuple[dict[str, Any], str]:
         plain, text = plain_yaml.read(file)
         return older.current(plain), text
     except plain_yaml.Damaged as error:
-        way_out = "; remove it, and the run's own command writes it anew"
-        raise UsageError(f"{file}: not a run's config ({error}){way_out}") from error
+        hint = "; remove it, and the run's own command writes it anew"
+        raise UsageError(f"{file}: not a run's config ({error}){hint}") from error
 
 
 def read(file: Path) -> DictConfig:

@@ -147,10 +147,10 @@ def _entries(path: Path) -> Iterator[tuple[str, str]]:
 def _inside(folder: Path) -> Iterator[Path]:
     """The files in a folder and in those inside it, links to folders too, in the order of their names."""
     seen = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
+    for directory, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(directory)
         folders[:] = sorted(name for name in folders if not name.startswith(".")) if real not in seen else []
-        found = [Path(place, name) for name in sorted(files) if not name.startswith(".")] if real not in seen else []
+        found = [Path(directory, name) for name in sorted(files) if not name.startswith(".")] if real not in seen else []
         seen.add(real)
         yield from (file for file in found if file.is_file())
 
@@ -241,8 +241,8 @@ def _load() -> None:
 def _stored(cache: Path) -> dict[str, tuple[_Stamp, str]]:
     found: dict[str, tuple[_Stamp, str]] = {}
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        told = json.loads(cache.read_bytes()) if cache.is_file() else {}
-        for path, entry in told.items() if isinstance(told, dict) else ():
+        stored = json.loads(cache.read_bytes()) if cache.is_file() else {}
+        for path, entry in stored.items() if isinstance(stored, dict) else ():
             match entry:
                 case [[int(), int(), int(), int(), int()] as stamp, str(digest)] if re.fullmatch(r"[0-9a-f]{64}", digest):
                     found[path] = (stamp, digest)

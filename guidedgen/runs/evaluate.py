@@ -22,7 +22,7 @@ from guidedgen.rewards import Reward
 from guidedgen.runs.store import Record, RunFolder
 from guidedgen.zoo import Features
 
-GRID = "grid.png"  # the overview that a run puts beside its samples
+GRID = "grid.png"  # the overview that a run writes next to its samples
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,8 +52,8 @@ class Images:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def beside(self) -> dict[str, Images]:
-        """What methods have kept beside a run's images, by name: images of the same samples, of those that have one."""
+    def extra_images(self) -> dict[str, Images]:
+        """Extra images that methods have kept, by name: further images of the same samples, of those that have one."""
         if not self.records:
             return {}
         folder = self.paths[0].parent
@@ -110,11 +110,11 @@ def check_reference(folder: Path) -> Path:
     return found
 
 
-def check_stored(folder: RunFolder, way_out: str) -> None:
-    """Raises UsageError, which ends by the way out, where the image of one of a run's finished samples is missing or damaged."""
+def check_stored(folder: RunFolder, hint: str) -> None:
+    """Raises UsageError, which ends with the hint, where the image of one of a run's finished samples is missing or damaged."""
     for path in Images.of_run(folder).paths:
         if reason := _damage(path, images.verify):
-            raise UsageError(f"{path}: {reason}{way_out}")
+            raise UsageError(f"{path}: {reason}{hint}")
 
 
 def _damage(path: Path, check: Callable[[Path], None]) -> str | None:
@@ -295,10 +295,10 @@ def per_class(pair: Pair, measure: PerClass, tasks: Mapping[str, Task]) -> dict[
 def _places_of_tasks(pictures: Images) -> dict[str, list[int]]:
     """Which of a run's images are of a task, by its id."""
     assert pictures.records is not None
-    places: dict[str, list[int]] = {}
+    indices: dict[str, list[int]] = {}
     for i, record in enumerate(pictures.records):
-        places.setdefault(record.task, []).append(i)
-    return places
+        indices.setdefault(record.task, []).append(i)
+    return indices
 
 
 def _cost(records: Sequence[Record]) -> dict[str, float]:

@@ -46,14 +46,17 @@ def _judge_at(job: Job) -> dict[str, Any]:
         theirs = {}
         if reference is not None and paired:
             theirs = evaluate.score(reference, job.scorers, tasks, recorded=_recorded(job, reference), **where)
-        beside = {name: (kept, evaluate.score(kept, job.scorers, tasks, **where)) for name, kept in own.beside().items()}
+        extra_images = {
+            name: (kept, evaluate.score(kept, job.scorers, tasks, **where)) for name, kept in own.extra_images().items()
+        }
         summary = evaluate.summarise(own, reference, ours, theirs, job.verdicts)
         metrics = {**_described(job, guide), "judged_by": judged_by(job), "judged_with": judged_with(job), **summary}
         metrics["blurred"] = len(own.blurred)
         metrics["failed"] = len(lost)
-        if beside:
-            metrics["beside"] = {
-                name: {"samples": len(kept), "scores": evaluate.expected(kept, scores)} for name, (kept, scores) in beside.items()
+        if extra_images:
+            metrics["extra_images"] = {
+                name: {"samples": len(kept), "scores": evaluate.expected(kept, scores)}
+                for name, (kept, scores) in extra_images.items()
             }
         if lost:
             metrics["failures"] = lost
@@ -76,7 +79,7 @@ def _judge_at(job: Job) -> dict[str, Any]:
     score = next(iter(job.scorers), "")  # the reward, where there is one
     rows = {"base": (reference, theirs.get(score, ()))} if reference is not None and job.base is not None else {}
     rows |= {job.method_name: (own, ours.get(score, ()))}
-    rows |= {f"the {name}": (kept, scores.get(score, ())) for name, (kept, scores) in beside.items() if len(kept) == len(own)}
+    rows |= {f"the {name}": (kept, scores.get(score, ())) for name, (kept, scores) in extra_images.items() if len(kept) == len(own)}
     report.write_grid(job.folder.path / "images" / evaluate.GRID, rows, score)
     return metrics
 

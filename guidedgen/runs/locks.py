@@ -71,8 +71,8 @@ class Lock:
 
     def _holder(self, file: IO[bytes]) -> str:
         file.seek(0)
-        told = _HOLDER.fullmatch(file.read(300).decode(errors="replace"))
-        return told[0] if told else "another process"
+        holder = _HOLDER.fullmatch(file.read(300).decode(errors="replace"))
+        return holder[0] if holder else "another process"
 
     def _there(self) -> IO[bytes]:
         """The file that lies there now, open."""
@@ -82,13 +82,13 @@ class Lock:
             self._file = os.fdopen(inside.opened(self._path.parent, self._path.name, flags), "a+b")
         return self._file
 
-    def keep(self, place: int) -> None:
+    def keep(self, offset: int) -> None:
         """Gives back all but the byte at `place`."""
         assert self._file is not None
         with contextlib.suppress(OSError):  # where there are no locks
-            fcntl.lockf(self._file, fcntl.LOCK_UN, 0, place + 1)
-            if place:
-                fcntl.lockf(self._file, fcntl.LOCK_UN, place, 0)
+            fcntl.lockf(self._file, fcntl.LOCK_UN, 0, offset + 1)
+            if offset:
+                fcntl.lockf(self._file, fcntl.LOCK_UN, offset, 0)
 
     def drop(self) -> None:
         """Gives it back; the file goes with its last holder."""

@@ -36,7 +36,7 @@ def settled(cfg: DictConfig, shard: Shard, *, elsewhere: bool = False) -> DictCo
     _check_name("study", value(cfg, "study"), "folder name")
     for key, wanted in {"outputs": "a folder", "reference": "base, none or a folder of pictures"}.items():
         if not isinstance(found := value(cfg, key), str) or not found or not _printable(found):
-            raise UsageError(f"{key}={_told(found)}: expected {wanted}")
+            raise UsageError(f"{key}={_shown(found)}: expected {wanted}")
     targets.packages(value(cfg, "allow_targets"))
     device = value(cfg, "device")
     if not elsewhere or device == "auto":
@@ -54,7 +54,7 @@ def settled(cfg: DictConfig, shard: Shard, *, elsewhere: bool = False) -> DictCo
         _check_name("model.name", cfg.model.get("name"), "name, which its runs' folders have in theirs")
     for key in ("metrics", "metrics.scorers", "metrics.distances", "zoo"):
         if not isinstance(found := OmegaConf.select(cfg, key), DictConfig):
-            raise UsageError(f"{key}={_told(found)}: expected a mapping")
+            raise UsageError(f"{key}={_shown(found)}: expected a mapping")
     return cfg
 
 
@@ -63,8 +63,8 @@ def value(cfg: DictConfig, key: str) -> Any:
     try:
         return OmegaConf.select(cfg, key, throw_on_missing=True)
     except Exception as error:  # OmegaConf's many errors, and RecursionError
-        told = "refers to itself" if isinstance(error, RecursionError) else _one_line(error)
-        raise UsageError(f"{key}: {told}") from error
+        reason = "refers to itself" if isinstance(error, RecursionError) else _one_line(error)
+        raise UsageError(f"{key}: {reason}") from error
 
 
 def _held(node: DictConfig, key: str) -> Any:
@@ -78,27 +78,27 @@ def _held(node: DictConfig, key: str) -> Any:
 def _check_count(key: str, found: Any) -> None:
     least, most = _COUNTS[key]
     if not isinstance(found, int) or isinstance(found, bool):
-        raise UsageError(f"{key}={_told(found)}: expected a whole number")
+        raise UsageError(f"{key}={_shown(found)}: expected a whole number")
     if not least <= found <= most:
         bound = f"at least {least}" if found < least else f"at most {most}"
-        raise UsageError(f"{key}={_told(found)}: must be {bound}")
+        raise UsageError(f"{key}={_shown(found)}: must be {bound}")
 
 
 def _check_run(cfg: DictConfig) -> None:
     """The node `run`, of which older runs have not all."""
     for key in ("fresh", "profile", "show_flagged"):
         if not isinstance(found := value(cfg, f"run.{key}"), bool) and (key != "show_flagged" or found is not None):
-            raise UsageError(f"run.{key}={_told(found)}: expected true or false")
+            raise UsageError(f"run.{key}={_shown(found)}: expected true or false")
     objective, limits = value(cfg, "run.objective"), value(cfg, "run.objective_limit")
     if not isinstance(objective, str | None):
-        raise UsageError(f"run.objective={_told(objective)}: expected a number of metrics.json, as scores.taste.value, or null")
+        raise UsageError(f"run.objective={_shown(objective)}: expected a number of metrics.json, as scores.taste.value, or null")
     if limits is None:
         return
     if not isinstance(limits, DictConfig):
-        raise UsageError(f"run.objective_limit={_told(limits)}: expected a mapping, as in {{distances.cmmd.value: 0.5}}, or null")
+        raise UsageError(f"run.objective_limit={_shown(limits)}: expected a mapping, as in {{distances.cmmd.value: 0.5}}, or null")
     for key in map(str, limits):
         if not _is_number(found := _held(limits, key)):
-            raise UsageError(f"run.objective_limit.{key}={_told(found)}: expected a finite number")
+            raise UsageError(f"run.objective_limit.{key}={_shown(found)}: expected a finite number")
 
 
 def _is_number(found: Any) -> bool:
@@ -109,8 +109,8 @@ def _check_name(key: str, found: Any, what: str) -> None:
     """Raises UsageError where a text is not to become a part of a file's name."""
     plain = isinstance(found, str) and found and "/" not in found and not found.startswith(".") and _printable(found)
     if not plain or len(found.encode()) > _NAME:
-        way_out = f"; as a text: '{key}=\"{found}\"'" if isinstance(found, int | float) else ""
-        raise UsageError(f"{key}={_told(found)}: expected a plain {what}, of at most {_NAME} bytes{way_out}")
+        hint = f"; as a text: '{key}=\"{found}\"'" if isinstance(found, int | float) else ""
+        raise UsageError(f"{key}={_shown(found)}: expected a plain {what}, of at most {_NAME} bytes{hint}")
 
 
 def _printable(text: str) -> bool:
@@ -118,7 +118,7 @@ def _printable(text: str) -> bool:
     return not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text)
 
 
-def _told(found: object) -> str:
+def _shown(found: object) -> str:
     """A value as a message has it: in one line, and not longer than a line should be."""
     text = str(found)
     text = text if _printable(text) else ascii(text)[1:-1]
@@ -155,7 +155,9 @@ def real_device(name: object, local: int | None = None, key: str = "device") -> 
 
 
 def _not_here(key: str, name: object, count: int) -> str:
-    return f"{key}={_told(name)}: not on this machine; choose from auto, {', '.join(['cpu', *(f'cuda:{i}' for i in range(count))])}"
+    return (
+        f"{key}={_shown(name)}: not on this machine; choose from auto, {', '.join(['cpu', *(f'cuda:{i}' for i in range(count))])}"
+    )
 
 
 def _resolved(cfg: DictConfig) -> DictConfig:
@@ -167,8 +169,8 @@ def _resolved(cfg: DictConfig) -> DictConfig:
         wanted = str(error).split("'")[1]
         if wanted.startswith("table."):
             raise UsageError(f"row={cfg.table.row}: no row of experiment={cfg.table.name}, which has no {wanted}") from error
-        way_out = rf"for the text itself write \${{{wanted}}}, or read it from a file: dataset=text"
-        raise UsageError(f"${{{wanted}}}: no such key; {way_out}") from error
+        hint = rf"for the text itself write \${{{wanted}}}, or read it from a file: dataset=text"
+        raise UsageError(f"${{{wanted}}}: no such key; {hint}") from error
     except Exception as error:  # OmegaConf's many errors
         referred = re.search(r"Missing mandatory value: (\S+)", str(error))  # by an interpolation
         if referred is None:

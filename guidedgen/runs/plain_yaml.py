@@ -29,8 +29,8 @@ def read(file: Path) -> tuple[dict[str, Any], str]:
         _check_events(text)
         found = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
-        told = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise Damaged(" ".join(told.split())) from error
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise Damaged(" ".join(reason.split())) from error
     if found is None:
         found = {}
     if not isinstance(found, dict):

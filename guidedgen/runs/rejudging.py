@@ -81,10 +81,12 @@ def _as_made(job: Job, cfg: DictConfig, chosen: Collection[str]) -> Job:
     samples = _samples(job, parts)
     base = job.base
     if base is not None:
-        places = stored_unguided(job.folder.path.absolute(), cfg, parts)
-        likely = sorted(places, key=lambda place: place != places[job.blurs])  # another reward may be chosen, that blurs nothing
-        place = next((place for place in likely if (place / "config.yaml").exists()), likely[0])
-        base = dataclasses.replace(base, folder=RunFolder(place), samples=samples)
+        candidates = stored_unguided(job.folder.path.absolute(), cfg, parts)
+        likely = sorted(
+            candidates, key=lambda path: path != candidates[job.blurs]
+        )  # another reward may be chosen, that blurs nothing
+        path = next((path for path in likely if (path / "config.yaml").exists()), likely[0])
+        base = dataclasses.replace(base, folder=RunFolder(path), samples=samples)
     return dataclasses.replace(job, samples=samples, base=base)
 
 
@@ -159,20 +161,20 @@ def changed(cfg: DictConfig, overrides: Sequence[str], config_dir: Path | None =
 
 def _check_concern(item: Any, cfg: DictConfig) -> None:
     """Raises UsageError where an override, as Hydra reads it, is not of what judges, or not of the form that this has."""
-    key, told, free = item.key_or_group, item.input_line, (*_GROUPS, *_KEYS)
+    key, given, free = item.key_or_group, item.input_line, (*_GROUPS, *_KEYS)
     root, choices = key.split(".")[0], f"; when judging choose from {', '.join(free)}"
     if item.package is not None or root not in free:
         if item.package is None and root in cfg:
-            raise UsageError(f"{told}: {root} has made the pictures, which stay{choices}")
-        raise UsageError(f"{told}: there is no key {item.get_key_element()!r}{config.near(root, free)}{choices}")
+            raise UsageError(f"{given}: {root} has made the pictures, which stay{choices}")
+        raise UsageError(f"{given}: there is no key {item.get_key_element()!r}{config.near(root, free)}{choices}")
     if item.is_sweep_override():
-        raise UsageError(f"{told}: several values; give one, or quotes if it is one text")
+        raise UsageError(f"{given}: several values; give one, or quotes if it is one text")
     if key in free and (item.is_delete() or item.is_add() or item.is_force_add()):
-        raise UsageError(f"{told}: {key} is always there; give it as {key}=...")
+        raise UsageError(f"{given}: {key} is always there; give it as {key}=...")
     if item.is_delete() and item.value() is not None:
-        raise UsageError(f"{told}: takes no value; give it as ~{key}")
+        raise UsageError(f"{given}: takes no value; give it as ~{key}")
     if key == "reference" and not isinstance(item.value(), str):
-        raise UsageError(f"{told}: expected base, none or a folder")
+        raise UsageError(f"{given}: expected base, none or a folder")
 
 
 def _change(cfg: DictConfig, item: Any) -> None:
@@ -184,8 +186,8 @@ def _change(cfg: DictConfig, item: Any) -> None:
     # What a constructor takes may be missing in its node: names are checked where that is built.
     if not there and (not mapping or item.is_delete() or above == "metrics" or not (adds or "_target_" in parent)):
         near = config.near(key, composition.keys(cfg[root], f"{root}.") if isinstance(cfg[root], DictConfig) else ())
-        beside = f"; choose from {', '.join(map(str, parent))}" if mapping and parent else ""
-        raise UsageError(f"{item.input_line}: there is no key {key!r}{near}{beside}")
+        hint = f"; choose from {', '.join(map(str, parent))}" if mapping and parent else ""
+        raise UsageError(f"{item.input_line}: there is no key {key!r}{near}{hint}")
     if there and item.is_add():
         raise UsageError(f"{item.input_line}: there is one already; {key}=... changes it")
     if item.is_delete():

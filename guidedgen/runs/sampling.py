@@ -23,7 +23,7 @@ from guidedgen.basics.noise import Noise
 from guidedgen.basics.tasks import Sample, Task
 from guidedgen.methods.problem import Problem
 from guidedgen.process.grid import Grid, tail
-from guidedgen.runs import blurring, report
+from guidedgen.runs import blurring, older, report
 from guidedgen.runs.identity import check_unchanged
 from guidedgen.runs.job import Job
 from guidedgen.runs.store import Record, RunFailed
@@ -38,7 +38,7 @@ class Outcome:
     sample: Sample
     record: Record
     image: Tensor | None = None  # 3 H W
-    beside: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)  # 3 H W by name
+    extra_images: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)  # 3 H W by name
     trace: Sequence[Mapping[str, Any]] = ()
 
 
@@ -69,8 +69,8 @@ def _sample_batches(job: Job, label: str, batches: Sequence[Sequence[Sample]]) -
             if sample.name in finished:
                 continue
             if made.image is not None:
-                beside = {name: images.png(image) for name, image in made.beside.items()}
-                job.folder.save(sample, images.png(made.image), record, made.trace, beside)
+                extra_images = {name: images.png(image) for name, image in made.extra_images.items()}
+                job.folder.save(sample, images.png(made.image), record, made.trace, extra_images)
                 came_out = True
                 continue
             job.folder.fail(record)
@@ -153,11 +153,11 @@ def _cut(batches: Iterable[Sequence[Sample]], size: int) -> Iterator[Sequence[Sa
 def _raised(sample: Sample, error: Exception) -> Outcome:
     """What there is of a sample that raised."""
     *_, last = traceback.extract_tb(error.__traceback__)
-    told = " ".join(f"{type(error).__name__}: {error}".split())
+    message = " ".join(f"{type(error).__name__}: {error}".split())
     record = Record(
         task=sample.task.id, prompt=sample.task.prompt, category=sample.task.category, seed=sample.seed, image="", scores={},
         nfe=0, nfe_backward=0, decodes=0, reward_calls=0, seconds=0.0, peak_memory_mib=0.0,
-        failed=f"{told} ({Path(last.filename).name}:{last.lineno})",
+        failed=f"{message} ({Path(last.filename).name}:{last.lineno})",
     )  # fmt: skip
     return Outcome(sample=sample, record=record)
 
@@ -169,18 +169,18 @@ class _Guides:
     been guided.
     """
 
-    def __init__(self, posed: Problem, device: str) -> None:
+    def __init__(self, given: Problem, device: str) -> None:
         # A task of its own for every sample: samples of one prompt may share one.
         self.problem = dataclasses.replace(
-            posed, tasks=[dataclasses.replace(task) for task in posed.tasks], reward=None if posed.reward is None else self._reward
+            given, tasks=[dataclasses.replace(task) for task in given.tasks], reward=None if given.reward is None else self._reward
         )
-        self._posed, self._place = posed, {id(task): i for i, task in enumerate(self.problem.tasks)}
-        self._seen = {kind: torch.zeros(2, len(posed), dtype=torch.int64, device=device) for kind in ("reward", "gradient")}
+        self._given, self._index = given, {id(task): i for i, task in enumerate(self.problem.tasks)}
+        self._seen = {kind: torch.zeros(2, len(given), dtype=torch.int64, device=device) for kind in ("reward", "gradient")}
 
     def _reward(self, pictures: Tensor, owners: Sequence[Task]) -> Tensor:
-        assert self._posed.reward is not None
-        rows = torch.tensor([self._place[id(task)] for task in owners], device=pictures.device)
-        rewards = self._posed.reward(pictures, owners)
+        assert self._given.reward is not None
+        rows = torch.tensor([self._index[id(task)] for task in owners], device=pictures.device)
+        rewards = self._given.reward(pictures, owners)
         self._note("reward", rows, rewards.detach())
         if pictures.requires_grad:
             pictures.register_hook(lambda gradient: self._note("gradient", rows, gradient))
@@ -193,7 +193,7 @@ class _Guides:
 
     def useless(self) -> list[str | None]:
         """Why a sample has not been guided, if so."""
-        reasons: list[str | None] = [None] * len(self._place)
+        reasons: list[str | None] = [None] * len(self._index)
         for kind, (seen, finite) in ((kind, counts.tolist()) for kind, counts in self._seen.items()):
             for i in range(len(reasons)):
                 if seen[i] and not finite[i] and reasons[i] is None:
@@ -221,14 +221,14 @@ def _sample(job: Job, batch: Sequence[Sample], flagged: Collection[str], advance
     A sample fails where its latents, its picture or the guiding reward of that are not finite, or nothing that guided it was.
     """
     traces: list[list[dict[str, Any]]] = [[] for _ in batch]
-    beside: dict[str, Tensor] = {}
+    extra_images: dict[str, Tensor] = {}
 
     def observe(event: str, step: int, values: Mapping[str, Any]) -> None:
         if event == "step":
             advance()
             return
-        if event == "beside":
-            beside.update(values)
+        if older.event_now(event) == "extra_images":
+            extra_images.update(values)
             return
         for i, trace in enumerate(traces):  # values are per sample along their first axis
             trace.append({"event": event, "step": step, **{name: value[i].tolist() for name, value in values.items()}})
@@ -242,8 +242,8 @@ def _sample(job: Job, batch: Sequence[Sample], flagged: Collection[str], advance
         decoded = _decoded(job, x_0)
         pictures = _as_stored(decoded)
         if job.blurs:  # of these nobody asks whether the filter flags them
-            beside.clear()
-        others = {name: _as_stored(_decoded(job, latents)) for name, latents in beside.items()}
+            extra_images.clear()
+        others = {name: _as_stored(_decoded(job, latents)) for name, latents in extra_images.items()}
     spent = {name: (value - before[name]) // len(batch) for name, value in ledger.counts().items()}
     cost.wait_for(job.cfg.device)
     seconds = (time.perf_counter() - started) / len(batch)
@@ -264,7 +264,7 @@ def _sample(job: Job, batch: Sequence[Sample], flagged: Collection[str], advance
             continue
         yield Outcome(
             sample=sample, record=record, trace=traces[i], image=blurring.blurred(pictures[i]) if blurred else pictures[i],
-            beside={name: other[i] for name, other in others.items()},
+            extra_images={name: other[i] for name, other in others.items()},
         )  # fmt: skip
 
 

@@ -17,10 +17,10 @@ _HUGE = 1e100  # no figure has more; what is drawn and added up must not overflo
 def parsed(content: bytes) -> dict[str, Any] | None:
     """The JSON object that some bytes are; None where they are none, or of more depth than any that is written."""
     try:
-        told = json.loads(content)
+        value = json.loads(content)
     except (ValueError, RecursionError):
         return None
-    return told if isinstance(told, dict) and not _is_deep(told) else None
+    return value if isinstance(value, dict) and not _is_deep(value) else None
 
 
 def _is_deep(value: Any, depth: int = 0) -> bool:
@@ -74,7 +74,7 @@ def several(shape: Shape, length: int | None = None) -> Shape:
     def check(value: Any, where: str) -> str | None:
         if not isinstance(value, list) or (length is not None and len(value) != length):
             return f"{where} is no list" + (f" of {length}" if length is not None else "")
-        return next((told for i, item in enumerate(value) if (told := shape(item, f"{where}.{i}"))), None)
+        return next((wrong for i, item in enumerate(value) if (wrong := shape(item, f"{where}.{i}"))), None)
 
     return check
 
@@ -85,7 +85,7 @@ def each(shape: Shape) -> Shape:
     def check(value: Any, where: str) -> str | None:
         if not isinstance(value, dict):
             return f"{where} is no mapping"
-        return next((told for name, item in value.items() if (told := shape(item, f"{where}.{name}"))), None)
+        return next((wrong for name, item in value.items() if (wrong := shape(item, f"{where}.{name}"))), None)
 
     return check
 
@@ -97,12 +97,12 @@ def fields(needed: Mapping[str, Shape], optional: Mapping[str, Shape] | None = N
         if not isinstance(value, dict):
             return f"{where or 'all of it'} is no mapping"
         for name, shape in {**needed, **(optional or {})}.items():
-            place = f"{where}.{name}" if where else name
+            path = f"{where}.{name}" if where else name
             if name not in value:
                 if name in needed:
-                    return f"{place} is missing"
-            elif told := shape(value[name], place):
-                return told
+                    return f"{path} is missing"
+            elif wrong := shape(value[name], path):
+                return wrong
         return None
 
     return check
@@ -166,7 +166,7 @@ METRICS = fields(
         "distances": each(_DISTANCE), "reference_samples": count, "compared": several(count, 2),
         "per_class": _or_nothing(_PER_CLASS), "published": _or_nothing(_published),
         "failures": each(text), "failed": count, "missing": count, "blurred": count, "learning": _or_nothing(fields(_LEARNING)),
-        "beside": each(fields({"samples": count, "scores": each(_SCORE)})),
+        "extra_images": each(fields({"samples": count, "scores": each(_SCORE)})),
     },
 )  # fmt: skip
 ENVIRONMENT = fields(

@@ -64,9 +64,9 @@ def _failed(runs: Sequence[Run]) -> Iterator[Caution]:
         failures = {**run.metrics.get("failures", {}), **run.failures}
         reasons = collections.Counter(failures.values())
         if reasons:
-            told = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
+            summary = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
             many = "sample has failed and is" if len(failures) == 1 else "samples have failed and are"
-            yield Caution(text=f"{run.name}: {len(failures)} {many} not in its figures ({told}).")
+            yield Caution(text=f"{run.name}: {len(failures)} {many} not in its figures ({summary}).")
 
 
 def _shared(runs: Sequence[Run]) -> Iterator[Caution]:
@@ -132,8 +132,8 @@ def _unlike(study: Study, judged: Sequence[Run]) -> Iterator[Caution]:
     for what, key in (("commits", "commit"), ("devices", "device")):
         found = collections.Counter(str(run.environment[key]) for run in judged if run.environment.get(key))
         if len(found) > 1:
-            told = ", ".join(f"{value[:12] if key == 'commit' else value} ({count})" for value, count in found.most_common())
-            yield Caution(text=f"Rows are of several {what}: {told}.", serious=False)
+            versions = ", ".join(f"{value[:12] if key == 'commit' else value} ({count})" for value, count in found.most_common())
+            yield Caution(text=f"Rows are of several {what}: {versions}.", serious=False)
 
 
 def _unlike_rewards(runs: Sequence[Run]) -> Iterator[Caution]:
@@ -141,10 +141,14 @@ def _unlike_rewards(runs: Sequence[Run]) -> Iterator[Caution]:
     by_name: dict[str, list[dict[str, str]]] = {}
     for run in runs:
         if node := run.config.get("reward"):
-            told = {key: str(value) for key, value in options(node) if key.rpartition(".")[2] != "device"}
-            by_name.setdefault(config.module_of(node), []).append(told)
+            settings = {key: str(value) for key, value in options(node) if key.rpartition(".")[2] != "device"}
+            by_name.setdefault(config.module_of(node), []).append(settings)
     for name, those in by_name.items():
-        keys = [key for key in dict.fromkeys(key for told in those for key in told) if len({told.get(key) for told in those}) > 1]
+        keys = [
+            key
+            for key in dict.fromkeys(key for settings in those for key in settings)
+            if len({settings.get(key) for settings in those}) > 1
+        ]
         if keys:
             yield Caution(text=f"{name} is not the same in every row, it differs in {_listed(keys)}: do not compare rows by it.")
 

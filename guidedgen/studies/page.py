@@ -84,13 +84,13 @@ def _hash(text: str) -> str:
 def _summary(study: Study) -> Markup:
     done = sum(run.done for run in study.runs)
     models = dict.fromkeys(str(run.config["model"].get("name")) for run in study.runs if run.config.get("model"))
-    told = [
+    parts = [
         f"{done} of {len(study.runs) + len(study.damaged)} runs done",
         f"{len({(record.task, record.prompt) for run in study.drawn for record in run.records}):,} prompts",
         f"{sum(len(run.records) for run in study.runs):,} pictures",
         *(f"model {model}" for model in models),
     ]
-    return tag("p", " · ".join(told), class_="summary")
+    return tag("p", " · ".join(parts), class_="summary")
 
 
 def _cautions(study: Study) -> Markup | None:
@@ -116,8 +116,8 @@ def _viewer() -> Markup:
 
 def _command(run: Run, style: Style) -> Markup:
     served = run.unguided and not run.judged
-    told = [f"{len(run.records):,} pictures", *(["unguided, for others to be measured against"] if served else [])]
-    state = tag("span", ", ".join([*told, *([] if run.done else ["not done"])]), class_="said")
+    parts = [f"{len(run.records):,} pictures", *(["unguided, for others to be measured against"] if served else [])]
+    state = tag("span", ", ".join([*parts, *([] if run.done else ["not done"])]), class_="remark")
     return tag("details", tag("summary", swatch(style), tag("b", run.name), " ", state), *_behind(run), id=anchor(run))
 
 
@@ -127,11 +127,11 @@ def _behind(run: Run) -> Iterator[Markup]:
     if command := environment.get("command"):
         yield tag("pre", f"python {shlex.join(map(str, command))}", class_="command")
         if {"-m", "--multirun"} & set(command):
-            yield tag("p", "A sweep, of which this is one run; below is the config of this run alone.", class_="said")
+            yield tag("p", "A sweep, of which this is one run; below is the config of this run alone.", class_="remark")
     packages = ", ".join(f"{name} {version}" for name, version in environment.get("packages", {}).items())
     python = f"Python {environment['python']}" if environment.get("python") else None
     known = [environment.get("device"), python, packages, environment.get("commit") and f"commit {environment['commit'][:12]}"]
-    yield tag("p", " · ".join(str(item) for item in known if item), class_="said")
-    yield tag("p", tag("a", f"{run.folder.name}/", href=address(f"{run.folder.name}/")), class_="said")
+    yield tag("p", " · ".join(str(item) for item in known if item), class_="remark")
+    yield tag("p", tag("a", f"{run.folder.name}/", href=address(f"{run.folder.name}/")), class_="remark")
     if run.text:
         yield tag("pre", run.text)

@@ -55,9 +55,9 @@ def figures_panel(study: Study, styles: Mapping[str, Style]) -> Iterator[Markup]
     table = tables.of_metrics(study.rows)
     yield _table(table, styles)
     marks = "Small: 95 % interval, bootstrap over prompts. ▲ ▼: it lies above or below the unguided mean."
-    yield tag("p", " ".join([marks, *tables.notes(table)]), class_="said")
+    yield tag("p", " ".join([marks, *tables.notes(table)]), class_="remark")
     yield from (
-        tag("p", f"Published: {source}, where the setting is the printed one.", class_="said") for source in tables.sources(table)
+        tag("p", f"Published: {source}, where the setting is the printed one.", class_="remark") for source in tables.sources(table)
     )
     yield tag("p", *(_download(name, text) for name, text in downloads(study).items()), class_="downloads")
 
@@ -97,7 +97,7 @@ def _table(table: Table, styles: Mapping[str, Style]) -> Markup:
 
 
 def _cell(cell: Cell) -> Markup:
-    told = [
+    notes = [
         f"unguided {cell.figure(cell.base)}" if cell.base is not None else "",
         f"wins {100 * cell.wins:.0f} %" if cell.wins is not None else "",
     ]
@@ -107,7 +107,7 @@ def _cell(cell: Cell) -> Markup:
         _arrow(cell),
         tag("b", cell.text),
         tag("small", small) if small else None,
-        title="; ".join(filter(None, [*told, cell.described])) or None,
+        title="; ".join(filter(None, [*notes, cell.described])) or None,
         data_value=cell.value,
     )
 
@@ -138,8 +138,8 @@ def plots_panel(study: Study, styles: Mapping[str, Style]) -> Iterator[Markup]:
         plotted += [_scatter(runs, reward, name, label, styles) for name, label in _COSTS.items()]
         if any(plotted):
             yield tag("div", *plotted, class_="plots")
-            said = f"The line is the Pareto front: no run has more {reward} for less. Whiskers: 95 % interval. Grey: unguided."
-            yield tag("p", said, class_="said")
+            caption = f"The line is the Pareto front: no run has more {reward} for less. Whiskers: 95 % interval. Grey: unguided."
+            yield tag("p", caption, class_="remark")
 
 
 def _scatter(runs: Sequence[Run], reward: str, name: str, label: str, styles: Mapping[str, Style]) -> Markup | None:
@@ -181,7 +181,7 @@ def curves_panel(study: Study, styles: Mapping[str, Style]) -> Iterator[Markup]:
     if drawn:
         yield tag("div", *drawn, class_="plots")
         yield tag(
-            "p", "Means over a run's samples; bands, where few runs share a plot, hold the middle 80 % of them.", class_="said"
+            "p", "Means over a run's samples; bands, where few runs share a plot, hold the middle 80 % of them.", class_="remark"
         )
 
 
@@ -205,8 +205,8 @@ def pictures_panel(study: Study, styles: Mapping[str, Style], budget: int) -> It
     )
     yield from (_pair(pair, styles) for pair in shown)
     if rest:
-        told = f", the first {_LINKED} by name" if len(rest) > _LINKED else ""
-        yield tag("details", tag("summary", f"{len(rest):,} more, as links{told}"), *_links(rest), _folders(study))
+        limit = f", the first {_LINKED} by name" if len(rest) > _LINKED else ""
+        yield tag("details", tag("summary", f"{len(rest):,} more, as links{limit}"), *_links(rest), _folders(study))
 
 
 def _pair(pair: pictures.Pair, styles: Mapping[str, Style]) -> Markup:
@@ -230,10 +230,15 @@ def _shot(shot: pictures.Shot, styles: Mapping[str, Style]) -> Markup:
             tag("figcaption", name),
         )
     image = tag("img", src=shot.embedded, alt=f"{run.name}, seed {record.seed}: {record.prompt}")
-    told = {"data_name": run.name, "data_scores": pictures.told(record.scores), "data_link": shot.link, "data_setting": run.setting}
-    button = tag("button", image, type="button", class_="shot", data_unguided=run.unguided, **told)
+    data = {
+        "data_name": run.name,
+        "data_scores": pictures.scores_text(record.scores),
+        "data_link": shot.link,
+        "data_setting": run.setting,
+    }
+    button = tag("button", image, type="button", class_="shot", data_unguided=run.unguided, **data)
     scorer = run.reward if run.reward in record.scores else next(iter(record.scores), "")
-    figure = pictures.told({scorer: record.scores.get(scorer)})
+    figure = pictures.scores_text({scorer: record.scores.get(scorer)})
     blurred = tag("small", "blurred") if record.blurred else None
     return tag("figure", button, tag("figcaption", name, tag("small", figure) if figure else None, blurred))
 

@@ -92,9 +92,9 @@ def _gathered(runs: Sequence[Run]) -> Iterator[Pair]:
 def _turns(everything: Sequence[Pair]) -> list[tuple[int, int]]:
     """Of each, how many seeds of its prompt come before it, then its own place."""
     turns: list[tuple[int, int]] = []
-    for place, pair in enumerate(everything):
-        same = place > 0 and everything[place - 1].task == pair.task
-        turns.append((turns[-1][0] + 1 if same else 0, place))
+    for index, pair in enumerate(everything):
+        same = index > 0 and everything[index - 1].task == pair.task
+        turns.append((turns[-1][0] + 1 if same else 0, index))
     return turns
 
 
@@ -116,6 +116,6 @@ def _address(folder: Path, image: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def told(scores: Mapping[str, float | None]) -> str:
+def scores_text(scores: Mapping[str, float | None]) -> str:
     """A picture's scores as one line."""
     return ", ".join(f"{name} {value:.4g}" for name, value in scores.items() if value is not None)

@@ -110,12 +110,12 @@ class _Axis:
         """An axis with some room at both ends of the values; a logarithmic one where it is asked for and the values need it."""
         low, high = min(values), max(values)
         if log and low > _TINY and high / low > _SPREAD:
-            room = (high / low) ** 0.06
-            return _Axis(low=low / room, high=high * room, log=True, start=start, end=end)
-        room = 0.06 * (high - low)
+            margin = (high / low) ** 0.06
+            return _Axis(low=low / margin, high=high * margin, log=True, start=start, end=end)
+        margin = 0.06 * (high - low)
         if high - low <= _TINY:
-            room = 0.5 * abs(high) if abs(high) > _TINY else 0.5
-        return _Axis(low=low - room, high=high + room, log=False, start=start, end=end)
+            margin = 0.5 * abs(high) if abs(high) > _TINY else 0.5
+        return _Axis(low=low - margin, high=high + margin, log=False, start=start, end=end)
 
     def __call__(self, value: float) -> float:
         turn: Callable[[float], float] = math.log if self.log else float
@@ -176,11 +176,11 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str, *, log_x: bool 
     line = tag("polyline", points=" ".join(f"{x(points[i].x)},{y(points[i].y)}" for i in best), class_="front")
     parts = []
     for i, point in enumerate(points):
-        left, whisker, told = x(point.x), None, f"{point.name}: {y_label} {point.y:.4g}"
+        left, whisker, text = x(point.x), None, f"{point.name}: {y_label} {point.y:.4g}"
         if point.low is not None and point.high is not None:
-            told += f" ({point.low:.4g} to {point.high:.4g})"
+            text += f" ({point.low:.4g} to {point.high:.4g})"
             whisker = tag("line", x1=left, x2=left, y1=y(point.low), y2=y(point.high), class_=f"whisker {point.style.colour}")
-        title = tag("title", f"{told}, {x_label} {point.x:.4g}{', on the front' if i in on_front else ''}")
+        title = tag("title", f"{text}, {x_label} {point.x:.4g}{', on the front' if i in on_front else ''}")
         parts.append(tag("g", title, whisker, mark(point.style, left, y(point.y)), class_="point"))
     names = _placed([(point.name, x(point.x), y(point.y)) for point in points])
     return _svg(f"{y_label} against {x_label}", *_frame(x, y, x_label, y_label), line, *parts, *names)
@@ -237,11 +237,11 @@ def lines(curves: Sequence[Curve], x_label: str, y_label: str, *, log_y: bool = 
         there = [f"{x(step)},{y(high)}" for step, high in zip(curve.steps, curve.highs, strict=True)]
         back = [f"{x(step)},{y(low)}" for step, low in zip(curve.steps, curve.lows, strict=True)]
         bands.append(tag("polygon", points=" ".join([*there, *reversed(back)]), class_=f"band {curve.style.colour}"))
-        places = [(x(step), y(mean)) for step, mean in zip(curve.steps, curve.means, strict=True)]
+        points = [(x(step), y(mean)) for step, mean in zip(curve.steps, curve.means, strict=True)]
         first, last = (f"{curve.means[i]:.4g} at {curve.steps[i]:g}" for i in (0, -1))
         title = tag("title", f"{curve.name}: {first}, {last}")
-        line = tag("polyline", points=" ".join(f"{left},{top}" for left, top in places), class_=f"curve {curve.style.colour}")
-        means.append(tag("g", title, line, mark(curve.style, *places[-1], size=4), class_="point"))
+        line = tag("polyline", points=" ".join(f"{left},{top}" for left, top in points), class_=f"curve {curve.style.colour}")
+        means.append(tag("g", title, line, mark(curve.style, *points[-1], size=4), class_="point"))
     return _svg(f"{y_label} by {x_label}", *_frame(x, y, x_label, y_label), *(bands if banded else ()), *means)
 
 

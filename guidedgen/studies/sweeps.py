@@ -33,7 +33,7 @@ class Run:
         The device is part of a run's name: that of `device=auto` is the one of the machine this is asked on.
         """
 
-        return identity.place(composition.composed(self.overrides, self.config_dir))
+        return identity.folder_of_run(composition.composed(self.overrides, self.config_dir))
 
 
 def runs(overrides: Sequence[str], config_dir: Path | None = None) -> list[Run]:
@@ -72,8 +72,8 @@ def folders(runs: Sequence[Run]) -> list[Path]:
         for members in groups.values():
             first = runs[members[0][0]]
             cfg = composition.composed(first.overrides, first.config_dir)
-            places = identity.places(cfg, [values for _, values in members])
-            found |= {i: place for (i, _), place in zip(members, places, strict=True)}
+            folders = identity.folders_of_runs(cfg, [values for _, values in members])
+            found |= {i: folder for (i, _), folder in zip(members, folders, strict=True)}
     return [found[i] for i in range(len(runs))]
 
 

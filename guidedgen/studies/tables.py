@@ -221,8 +221,8 @@ def _one_cell(text: str) -> str:
 
 
 def _bracketed(cell: Cell) -> str:
-    told = ", ".join(filter(None, (cell.interval if cell.percent else "", cell.note)))
-    return " ".join(filter(None, (cell.text, *(f"({part})" for part in (cell.figure(cell.printed), told) if part))))
+    notes = ", ".join(filter(None, (cell.interval if cell.percent else "", cell.note)))
+    return " ".join(filter(None, (cell.text, *(f"({part})" for part in (cell.figure(cell.printed), notes) if part))))
 
 
 def as_csv(table: Table) -> str:

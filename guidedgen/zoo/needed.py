@@ -159,10 +159,10 @@ class Needed:
     @property
     def command(self) -> str:
         """What brings it."""
-        place, [*others] = hub.parse(self.name, self.key), [name for group in self.weights for name in group]
+        location, [*others] = hub.parse(self.name, self.key), [name for group in self.weights for name in group]
         if not self.files and len(others) == 1 and others[0] not in (*TRANSFORMERS, *OPEN_CLIP):
-            place = dataclasses.replace(place, folder=place.within(others[0]).removeprefix(f"{place.repository}/"))
-        return f"python scripts/fetch.py {place}"
+            location = dataclasses.replace(location, folder=location.within(others[0]).removeprefix(f"{location.repository}/"))
+        return f"python scripts/fetch.py {location}"
 
     @property
     def local(self) -> Path | None:
@@ -198,11 +198,11 @@ class Needed:
 
     def bring(self) -> Path:
         """Downloads what is not in the hub's cache yet, the weights last. Raises UsageError."""
-        place = hub.parse(self.name, self.key)
+        location = hub.parse(self.name, self.key)
         if hub.offline():
             raise UsageError(f"{self.key}={self.name}: not on this machine and the hub is offline; fetch it with: {self.command}")
-        listed = hub.listing(place, name=self.name, key=self.key)
-        return hub.bring(place, listed, self.select(listed), name=self.name, key=self.key)
+        listed = hub.listing(location, name=self.name, key=self.key)
+        return hub.bring(location, listed, self.select(listed), name=self.name, key=self.key)
 
     def survey(self) -> Survey:
         """Of what is in the cache by its checksums; of what is not, by what the hub lists."""
@@ -214,11 +214,11 @@ class Needed:
             whole = [file for file in files if not hub.damaged(file)]
             missing = [(file.relative_to(folder).as_posix(), file.stat().st_size) for file in files if file not in whole]
             return Survey(where=folder, files=len(whole), size=sum(file.stat().st_size for file in whole), missing=missing)
-        place = hub.parse(self.name, self.key)
+        location = hub.parse(self.name, self.key)
         if hub.offline():
             return Survey(missing=[("all of it (the hub is offline)", None)])
-        listed = hub.listing(place, name=self.name, key=self.key)
-        there = hub.cached(dataclasses.replace(place, revision=listed.commit))
+        listed = hub.listing(location, name=self.name, key=self.key)
+        there = hub.cached(dataclasses.replace(location, revision=listed.commit))
         number, size, missing = 0, 0, []
         for file in (file for stage in self.select(listed) for file in stage):
             if there is not None and (there / file).exists() and not hub.differs(there / file, listed.files[file]):

@@ -122,5 +122,5 @@ def _check_fit(report: Mapping[str, Any], source: str, what: str, spare: Sequenc
             )
     faults = {f"lack {len(missing)} tensors of {what}": missing, f"hold {len(left)} tensors that {what} has no place for": left}
     faults[f"have {len(shapes)} tensors of another shape than {what} by its config"] = shapes
-    if said := " and ".join(f"{fault}, {', '.join(keys[:3])} first" for fault, keys in faults.items() if keys):
-        raise UsageError(f"{source} {said}; {'they are of another network' if left or shapes else 'fetch them again'}")
+    if reason := " and ".join(f"{fault}, {', '.join(keys[:3])} first" for fault, keys in faults.items() if keys):
+        raise UsageError(f"{source} {reason}; {'they are of another network' if left or shapes else 'fetch them again'}")

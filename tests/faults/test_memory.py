@@ -141,8 +141,8 @@ def test_learning_takes_smaller_batches_too(
     experiment.run(made)
     # Twice for the originals and twice to learn. That is enough: the second update is not tried as a whole.
     assert [rows for rows in calls if rows > 4] == [8] * 4
-    told = "guidedgen: batch_size=4 needs too much memory{}; going on with less"
-    assert capsys.readouterr().err.splitlines() == [told.format(""), told.format(" to learn")]
+    message = "guidedgen: batch_size=4 needs too much memory{}; going on with less"
+    assert capsys.readouterr().err.splitlines() == [message.format(""), message.format(" to learn")]
     learned = [sorted((run.folder.path / "learned").glob("*.safetensors")) for run in (made, small)]
     assert learned[0] and all(map(same_tensors, *learned))
     ours, theirs = ({**run.folder.read_json("learned/learning.json"), "seconds": 0} for run in (made, small))

@@ -73,7 +73,7 @@ def theirs(pipe: Any, prompt: str = PROMPT) -> tuple[Tensor, Tensor]:
 def ours(folder: Path, learned: object, prompt: str = PROMPT) -> tuple[Tensor, Tensor]:
     """The same by this package. A word that the prompt does not hold comes to its beginning: prompts here hold them."""
     model = StableDiffusion(path=str(folder), name="tiny", learned=learned, dtype="float64")
-    embedding = model.encode_prompts([model.words.spoken(prompt)])
+    embedding = model.encode_prompts([model.words.expanded(prompt)])
     assert not any(value.requires_grad for network in (model.unet, model.text_encoder) for value in network.parameters())
     return embedding, model.unet(noise(), 500, embedding.expand(2, -1, -1)).sample
 
@@ -418,8 +418,8 @@ def test_words_of_several_files_and_words_in_words_are_each_read(source: Path, t
     for name, value in embeddings.items():
         pipe.load_textual_inversion({name: value})
     # Spelt out and past its pipeline, as diffusers would put <fx>'s second token into <fx>er.
-    spelt = "a <fx> <fx>_1 zz9 <fx>er <fx>er_1 <fx>er_2"
-    ids = pipe.tokenizer(spelt, padding="max_length", max_length=12, return_tensors="pt").input_ids
+    with_tokens = "a <fx> <fx>_1 zz9 <fx>er <fx>er_1 <fx>er_2"
+    ids = pipe.tokenizer(with_tokens, padding="max_length", max_length=12, return_tensors="pt").input_ids
     assert ids.shape == (1, 12)
     with torch.no_grad():
         embedding = pipe.text_encoder.double()(ids).last_hidden_state
@@ -714,9 +714,9 @@ def wrong_network(kind: str, folders: Mapping[str, Path], folder: Path) -> None:
             shutil.rmtree(folder / "tokenizer")
             shutil.copytree(source / "tokenizer", folder / "tokenizer")
             file = folder / "tokenizer" / "tokenizer.json"
-            told = json.loads(file.read_text())
-            told["model"]["vocab"]["dog</w>"] = len(told["model"]["vocab"])
-            file.write_text(json.dumps(told))
+            tokenizer = json.loads(file.read_text())
+            tokenizer["model"]["vocab"]["dog</w>"] = len(tokenizer["model"]["vocab"])
+            file.write_text(json.dumps(tokenizer))
         case "another scaling":
             edited(folder / "vae" / "config.json", scaling_factor=0.5)
         case _:

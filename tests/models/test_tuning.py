@@ -73,15 +73,15 @@ def test_diffusers_loads_what_is_saved_and_predicts_the_same(folders: dict[str, 
     assert not after.requires_grad
     assert (after - before).norm() > 0.01 * before.norm()  # the step shows
 
-    pipe, spoken = pipeline(source), PROMPT
+    pipe, prompt = pipeline(source), PROMPT
     if what in ("weights", "attention"):
         pipe.unet = UNet2DConditionModel.from_pretrained(tmp_path / "learned", subfolder="unet")
     elif what == "adapter":
         pipe.load_lora_weights(tmp_path / "learned")
     else:
         pipe.load_textual_inversion(tmp_path / "learned", token="<new>")
-        spoken = f"<new> {PROMPT}"
-    torch.testing.assert_close(after, theirs(pipe, spoken), rtol=0, atol=1e-4 * after.abs().max().item())
+        prompt = f"<new> {PROMPT}"
+    torch.testing.assert_close(after, theirs(pipe, prompt), rtol=0, atol=1e-4 * after.abs().max().item())
 
     again = model(source, learned=str(tmp_path / "learned"))
     with torch.no_grad():
@@ -189,9 +189,9 @@ def test_an_adapter_s_file_says_its_strength_as_diffusers_reads_it(folders: dict
     from diffusers import StableDiffusionPipeline
 
     tuning.tunable(model(folders["epsilon"]), tuned_by("adapter")).save(tmp_path)
-    *_, told = StableDiffusionPipeline.lora_state_dict(tmp_path, return_lora_metadata=True)
-    assert (told["unet.r"], told["unet.lora_alpha"], told["unet.use_rslora"]) == (2, 2, False)
-    assert set(told["unet.target_modules"]) == {"to_q", "to_k", "to_v", "to_out.0"}
+    *_, metadata = StableDiffusionPipeline.lora_state_dict(tmp_path, return_lora_metadata=True)
+    assert (metadata["unet.r"], metadata["unet.lora_alpha"], metadata["unet.use_rslora"]) == (2, 2, False)
+    assert set(metadata["unet.target_modules"]) == {"to_q", "to_k", "to_v", "to_out.0"}
 
 
 @pytest.mark.parametrize("what", ["adapter", "token", "weights"])

@@ -50,8 +50,8 @@ def fetch(script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
             script.main()
         except SystemExit as stopped:
             code = stopped.code
-        told = capsys.readouterr()
-        return code, told.out, told.err
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
 
     return run
 
@@ -252,10 +252,10 @@ def test_all_is_what_the_default_run_on_sd15_reads(
         monkeypatch.setitem(DOWNLOADS, name, DOWNLOADS[name]._replace(url=url, sha256=digest, size=len(content)))
     for part in fetching.distinct(fetching.of_command(["model=sd15"])):
         if isinstance(part, Needed):
-            place = hub.parse(part.name, part.key)
-            online.commits[place.repository] = place.revision
+            location = hub.parse(part.name, part.key)
+            online.commits[location.repository] = location.revision
             tiny = WEIGHTS / "generator" if part.key == "model.path" else clip_folder
-            online.repositories[place.repository] = contents(tiny) | {"README.md": b"", "flax_model.msgpack": b""}
+            online.repositories[location.repository] = contents(tiny) | {"README.md": b"", "flax_model.msgpack": b""}
     code, _, err = fetch("--all")
     assert (code, err) == (0, "") and len(online.repositories) == 5
     assert not any("README" in file or "flax" in file for file in asked(online))
@@ -381,23 +381,23 @@ def test_one_that_cannot_be_had_does_not_keep_the_others(fetch: Any, org: Any, t
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "message"),
     [
         ({"README.md": b""}, "holds no model that can be read"),
         ({"config.json": b"{}"}, "has no model.safetensors and no pytorch_model.bin"),
         ({"model_index.json": b"{}"}, "has no unet/config.json"),
     ],
 )
-def test_repositories_without_what_is_read(fetch: Any, online: Any, files: dict[str, bytes], told: str, tried: Any):
+def test_repositories_without_what_is_read(fetch: Any, online: Any, files: dict[str, bytes], message: str, tried: Any):
     online.repositories["org/odd"] = files
     code, _, err = fetch("org/odd")
-    assert (code, err.count("\n")) == (1, 1) and told in err
+    assert (code, err.count("\n")) == (1, 1) and message in err
     assert not online.asked
     tried("refused")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["pickscor"], "did you mean pickscore?"),
         (["a/b/../c"], "not a hub name"),
@@ -411,9 +411,9 @@ def test_repositories_without_what_is_read(fetch: Any, online: Any, files: dict[
         ([], "nothing to fetch"),
     ],
 )
-def test_wrong_commands_are_one_line(fetch: Any, online: Any, arguments: list[str], told: str, tried: Any):
+def test_wrong_commands_are_one_line(fetch: Any, online: Any, arguments: list[str], message: str, tried: Any):
     code, out, err = fetch(*arguments)
-    assert (code, out, err.count("\n")) == (2, "", 1) and told in err
+    assert (code, out, err.count("\n")) == (2, "", 1) and message in err
     assert not online.asked
     tried("refused")
 
