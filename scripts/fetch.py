@@ -89,7 +89,7 @@ def tell(part: Part, survey: Survey) -> None:
 
 
 def survey(parts: Sequence[Part]) -> tuple[dict[str, tuple[Part, Survey]], dict[str, str]]:
-    """What of the parts is there, and why that cannot be said of others; by their names."""
+    """What of the parts is there, and why that cannot be found out of others; by their names."""
     found, failed = {}, {}
     for part in parts:
         try:

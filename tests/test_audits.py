@@ -217,9 +217,9 @@ def test_what_is_blurred_in_either_set_is_left_out_of_both() -> None:
 
 
 @pytest.mark.parametrize("shown", [False, True])
-def test_nothing_that_no_filter_has_seen_is_kept_beside(job: Callable[..., Job], shown: bool) -> None:
+def test_nothing_that_no_filter_has_seen_is_kept_as_an_extra_image(job: Callable[..., Job], shown: bool) -> None:
     class KeepsNoise:
-        """Keeps the noise that it was given beside the picture."""
+        """Keeps the noise that it was given as an extra image."""
 
         needs = Needs(reward=False)
 

@@ -55,7 +55,7 @@ def test_every_released_category_is_there(compbench: Path) -> None:
     assert {re.sub("_val.*", "", name) for name in names} == set(t2i_compbench.CATEGORIES)
 
 
-def test_complex_prompts_are_told_apart(compbench: Path) -> None:
+def test_complex_prompts_are_distinguished(compbench: Path) -> None:
     """58 of relations, 212 of actions and 30 of both; metrics.md 1.5 counted them."""
     tasks = T2ICompBench(category="complex", path=str(compbench)).tasks()
     assert Counter(task.category for task in tasks) == {"complex_spatial": 58, "complex_action": 212, "complex_spatialaction": 30}

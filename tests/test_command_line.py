@@ -240,7 +240,7 @@ WRONG = {
     "letters for packages": (["allow_targets=my_lab."], ["allow_targets=my_lab.", "expected a list"]),
     "Python's own packages": (["allow_targets=[os.]"], ["allow_targets", "os."]),
     "every package": (["allow_targets=['']"], ["allow_targets", "no name of a package"]),
-    "a function that a room imports": (
+    "a function that a module imports": (
         ["method._target_=guidedgen.models.tuning.save_file"],
         ["method._target_=guidedgen.models.tuning.save_file", "guidedgen.methods"],
     ),
@@ -359,7 +359,7 @@ def test_classes_of_the_user_s_own_take_their_own_options(sign: str, own: str, t
     tried("used", 3)
 
 
-def test_two_rewards_of_one_package_are_told_apart(own: str, tmp_path: Path, tried: Callable[..., None]) -> None:
+def test_two_rewards_of_one_package_are_distinguished(own: str, tmp_path: Path, tried: Callable[..., None]) -> None:
     """In a sweep as well, whose listed folders are the runs' own."""
     given = [f"reward._target_={own}.Reward,{own}.Other", f"allow_targets=[{own}]", "reward.x=2", "metrics=none", "tracker=none",
              f"outputs={tmp_path / 'outputs'}", "device=cpu", "reference=none"]  # fmt: skip

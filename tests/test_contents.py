@@ -587,7 +587,7 @@ def test_rows_that_networks_of_one_name_but_not_one_content_judged_are_not_to_be
     assert [("head.pth" in caution.text and caution.serious) for caution in found] == [True] * warned
 
 
-def test_tasks_are_told_apart_by_all_that_they_say(tmp_path: Path) -> None:
+def test_tasks_are_distinguished_by_all_that_they_say(tmp_path: Path) -> None:
     file = picture(tmp_path / "a.png", 10)
     task = {"id": "a", "prompt": "b", "category": "c"}
     different = [

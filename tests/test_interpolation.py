@@ -79,7 +79,7 @@ def test_a_node_is_built_whole(name: str, value: bool, tried: Tried) -> None:
     tried("refused")
 
 
-def test_a_wrong_value_is_told_by_its_whole_key() -> None:
+def test_a_wrong_value_is_reported_by_its_whole_key() -> None:
     inner = {"_target_": "guidedgen.datasets.prompt.OnePrompt", "prompt": " "}
     node = OmegaConf.create({"_target_": "guidedgen.datasets.templated.Templated", "prompts": inner})
     with pytest.raises(UsageError, match=r"^dataset\.prompts\.prompt= : is empty"):

@@ -164,7 +164,7 @@ SAVED = {"state": {"done": 1, "free": [], "optimizer": {}}, "curve": [], "second
     ],
     ids=["half", "end cut off", "empty", "text", "code", "a list", "a part", "another run's"],
 )
-def test_a_damaged_checkpoint_is_told_and_learning_begins_anew(
+def test_a_damaged_checkpoint_is_reported_and_learning_begins_anew(
     job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tried: Any, spoil: Callable[[bytes], bytes]
 ) -> None:
     updates = []

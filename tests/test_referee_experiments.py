@@ -72,7 +72,7 @@ def test_the_settings_are_the_paper_s() -> None:
 
 
 @pytest.mark.parametrize(("row", "printed"), [("distill_only", 0.3793), ("referee_only", 0.8639), ("full", 0.8162)])
-def test_published_figures_stand_beside_the_published_setting_alone(row: str, printed: float) -> None:
+def test_published_figures_are_shown_next_to_the_published_setting_alone(row: str, printed: float) -> None:
     assert config.published(overlay("compbench", f"row=referee/{row}"))["blip_vqa"] == printed
     assert config.published(overlay("compbench", f"row=referee/{row}", "table.copies=10")) == {}
     assert config.published(overlay("compbench", f"row=referee/{row}", "dataset.category=shape")) == {}

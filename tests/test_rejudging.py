@@ -219,7 +219,7 @@ def test_a_run_without_its_unguided_one_says_so(run: Path, tmp_path: Path) -> No
     alone = tmp_path / "elsewhere" / run.name
     shutil.copytree(run, alone)
     base = base_of(run).name
-    assert refused(alone) == f"{alone}: its unguided run {base} is not beside it; reference=none judges without"
+    assert refused(alone) == f"{alone}: its unguided run {base} is not in the same folder; reference=none judges without"
     assert not (alone.parent / base).exists()
     assert "base" not in rejudging.judge_again(alone, ["reference=none", "metrics=none"])["scores"]["clip_text"]
     shutil.copytree(base_of(run), alone.parent / base)
@@ -228,7 +228,7 @@ def test_a_run_without_its_unguided_one_says_so(run: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("line", [b'{"task": "a", "seed"', b'{"name": "somebody", "age": 7}', b"7"])
 @pytest.mark.parametrize("which", ["own", "base"])
-def test_a_damaged_record_is_told_of_and_its_sample_is_not_judged(
+def test_a_damaged_record_is_reported_and_its_sample_is_not_judged(
     run: Path, which: str, line: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nor the same one on the other side: what is compared is of the same prompts."""

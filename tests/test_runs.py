@@ -249,7 +249,9 @@ def test_gradients_are_counted_and_climb(run: Run) -> None:
     assert {event["event"] for event in trace} == {"select", "guide"}
 
 
-def test_what_a_method_keeps_beside_is_stored_and_judged(there: Made, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_method_keeps_as_extra_images_is_stored_and_judged(
+    there: Made, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The two pictures of a referee are the same two whichever is the run's, and so are their scores."""
     last, of_last = run("reward=aesthetic", method="blip_inversion")
     shown = capsys.readouterr().out

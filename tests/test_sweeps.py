@@ -246,6 +246,6 @@ def test_a_number_that_will_not_be_measured_is_refused_before_the_run(run: dict[
     objective.check(job(objective="-scores.aesthetic.low", objective_limit={"cost.nfe": 1}))
 
 
-def test_a_number_that_is_not_there_is_said() -> None:
+def test_a_number_that_is_not_there_is_reported() -> None:
     with pytest.raises(UsageError, match=r"no scores\.aesthetic\.vlaue in metrics\.json; did you mean value\?"):
         objective.of(job(objective="scores.aesthetic.vlaue"), METRICS)

@@ -26,7 +26,7 @@ from guidedgen.runs import composition, config, hydra_settings
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-# Options of groups with few options of their own, which are left out where a class of the user's own takes their place.
+# Options of groups with few options of their own, which are left out where a class of the user's own replaces them.
 _BARE = {"method": "base", "reward": "none", "dataset": "lab", "scheduler": "ddpm", "tracker": "none"}
 # Nodes that objects are built of: what they hold is checked by what takes it, and may be added or left out.
 _OPEN = ("method", "reward", "dataset", "scheduler", "model", "tracker", "metrics", "zoo")
@@ -65,7 +65,7 @@ def _for_hydra(parsed: argparse.Namespace) -> list[str]:
 
 
 def _of_own_class(group: str, overrides: list[str]) -> list[str]:
-    """The overrides, with what leaves a group's node empty before a `_target_` for which no option of the group is chosen: the
+    """The overrides, with what empties a group's node before a `_target_` for which no option of the group is chosen: the
     default's options are not those of another class. Those that are given are then added, whether the default has them or not.
     """
     named = re.compile(rf"\+{{0,2}}{group}\._target_=")

@@ -238,7 +238,7 @@ def _of_place(name: str) -> Needed:
 
 
 def _file(location: hub.Location, name: str) -> list[str]:
-    """The file that a place is where it is no folder. Raises UsageError where it is neither."""
+    """The file at a location that is no folder. Raises UsageError where it is neither."""
     above, _, file = location.folder.rpartition("/")
     if file and file in hub.listing(dataclasses.replace(location, folder=above), name=name, key="fetch").files:
         return [file]

@@ -38,7 +38,7 @@ class Adjoint:
     cost. Offsets move its states, not what it remembers of the steps before.
 
     dopri5 ignores the points between the grid's ends: it takes the steps that keep its estimate of the error below `rtol` |y| +
-    `atol`, forth and back, and samples one by one, so that none depends on its neighbours. The estimate of the first, longest steps
+    `atol`, forth and back, and samples one by one, so that none depends on the others. The estimate of the first, longest steps
     can be far off at 1e-4 and above, which is all that a float16 network resolves.
     """
 

@@ -117,7 +117,7 @@ def _read(images: Tensor, device: torch.device, who: str) -> Reading:
 
 
 def _answer(reading: Reading, i: int, description: Description | None) -> Tensor:
-    """Log-odds that all that is said of image i is so."""
+    """Log-odds that a description is true of image i."""
     if description is None:
         return reading.shape.new_full((), float("nan"))
     parts = [] if description.background is None else [_odds(reading.background[i], _BACKGROUNDS.index(description.background))]

@@ -25,12 +25,12 @@ Scenes of one to three objects, 64 x 64 px, drawn by `guidedgen.lab.world` and `
 | --- | --- | --- |
 | generator | 8 common shapes without one colour each: 56 of 64 colour-shape combinations | generator |
 | world | everything, with sparkle and crescent and the 8 other combinations | all but the generator |
-| unseen | objects of the 8 combinations alone | nobody in training: the family "unseen" of the exam |
+| unseen | objects of the 8 combinations alone | no network in training: the family "unseen" of the exam |
 
 Figures below are on scenes from random streams that training does not use. `clip-guide` may steer; `clip-judge`, of another
 architecture and other initial weights, only judges. The aesthetic head is trained on noisy ratings of `taste`. `clip-preference`
 is the guide trained on as PickScore is: on the choices between two pictures of a simulated rater, who looks mostly for what the
-prompt asks for and a little for `taste` (`guidedgen.lab.preference`), with half of the contrastive loss beside it. `blip2` and
+prompt asks for and a little for `taste` (`guidedgen.lab.preference`), with half of the contrastive loss added to it. `blip2` and
 `vqa` are BLIP-2's Q-Former and BLIP's question answering on transformers' classes (`guidedgen.lab.referees`), taught by true and
 false statements about scenes (`guidedgen.lab.statements`); they share no weights with each other or with any other network, so
 that each may judge what another one has guided. `blip2`, under which pictures are optimised directly, is hardened at last against
@@ -43,7 +43,7 @@ the running average of the weights, in fp16. {settings} Seconds are of one CPU t
 Each part is a function of its seed on one machine and one version of torch. What was shipped first differs in two ways from what
 a new training gives: it was stopped and continued with more steps, and the generator's tokens were renumbered afterwards.
 Its losses were taken from the log and its seconds from the clock, except the classifier's and the preference CLIP's, which the
-loop measured. `blip2` and `vqa` were stopped and continued too; up to step 4200 without the loss of places, and with fewer false
+loop measured. `blip2` and `vqa` were stopped and continued too; up to step 4200 without the loss of positions, and with fewer false
 relations and backgrounds among the statements. The rate of `blip2` had fallen to nothing at step 6000, from which on it is
 hardened. The preference CLIP's loss is that of one batch of noisy choices; its floor, the noise's, is about 0.4.
 
@@ -56,7 +56,7 @@ hardened. The preference CLIP's loss is that of one batch of noisy choices; its 
 `python scripts/train_lab.py --evaluate` prints these. Generator: diffusers' StableDiffusionPipeline, DDIM, 50 steps, guidance
 scale 5, judged by the scene classifier: exactly the objects asked for, none more, in colour and shape, and whatever else the
 prompt says. The families with an upper bar are the hard ones, for guidance to improve; the rates are those without guidance.
-"texture" are two things of one colour told apart by texture; "unseen" three things, each a combination the generator never saw.
+"texture" are two things of one colour that differ in texture; "unseen" three things, each a combination the generator never saw.
 Two textured things of different colours are drawn right in 82 % and two unseen ones in 91 % of 96 pictures each.
 
 "choice" is how often the preference CLIP prefers the picture that the rater's formula prefers, in pairs that differ in what the

@@ -57,8 +57,8 @@ def utility(scenes: Scenes, prompts: Sequence[Description], images: Tensor) -> T
 def faithfulness(scenes: Scenes, prompts: Sequence[Description]) -> Tensor:
     """The share of the prompt's points that b scenes show: b in [0, 1].
 
-    A point each: the shape, colour and texture of every thing, as far as said; the number of things; the relation and the
-    background where said. Things are matched with objects to the prompt's best advantage. Sizes are not judged, as in `judge`.
+    A point each: the shape, colour and texture of every thing, where given; the number of things; the relation and the
+    background where given. Things are matched with objects to the prompt's best advantage. Sizes are not judged, as in `judge`.
     """
     names = ("count", "colour", "shape", "texture", "centre", "background")
     columns = [getattr(scenes, name).tolist() for name in names]
@@ -196,7 +196,7 @@ def stage(descriptions: Sequence[Description], generator: torch.Generator) -> Sc
             full = dataclasses.replace(thing, texture=thing.texture or "solid", size=thing.size or "medium")
             for name, values in names.items():
                 if (value := getattr(full, name)) is None:
-                    raise ValueError(f"stage: no {name} is said of {thing}")
+                    raise ValueError(f"stage: no {name} is given for {thing}")
                 facts[name][i, j] = values.index(value)
     count = torch.tensor([len(description.things) for description in descriptions])
     relation = torch.randint(0, len(RELATIONS), (b,), generator=generator)

@@ -14,7 +14,7 @@ _ATTRIBUTES = ("colour", "shape", "texture")
 
 
 def holds(description: Description, truth: Description) -> bool:
-    """Whether all that is said is so in a scene of which `captions.describe` says `truth`, whatever else is in it.
+    """Whether a description is true of a scene that `captions.describe` describes by `truth`, whatever else is in it.
 
     Each thing has to be another object. A relation is only known in scenes of two objects, and holds nowhere else.
     """
@@ -28,7 +28,7 @@ def holds(description: Description, truth: Description) -> bool:
 
 
 def where(description: Description, truth: Description) -> list[int | None]:
-    """Which object of the scene each thing is, by its place in `truth`; None where it is none, or could be several."""
+    """Which object of the scene each thing is, by its index in `truth`; None where it is none, or could be several."""
     found = [[i for i, there in enumerate(truth.things) if _fits(thing, there)] for thing in description.things]
     return [objects[0] if len(objects) == 1 else None for objects in found]
 
@@ -64,9 +64,9 @@ def _seen(thing: Thing, rng: random.Random) -> Thing:
 
 
 def falsify(description: Description, truth: Description, rng: random.Random) -> Description:
-    """`said` made false of the scene in one point.
+    """The description made false of the scene in one point.
 
-    Half of the time, where they are said, that is the relation or the background, which a network is slow to heed where few are
+    Half of the time, where they are given, that is the relation or the background, which a network learns slowly where few are
     false. Else `captions.corrupt` has the choice, or a thing gets an attribute of another object.
     """
     values = {"relation": RELATIONS, "background": tuple(BACKGROUNDS)}

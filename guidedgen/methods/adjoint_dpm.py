@@ -132,7 +132,7 @@ class AdjointDpm:
         return [value.detach().clone().requires_grad_() for value in initial]
 
     def _optimizer(self, free: Sequence[Tensor]) -> torch.optim.Optimizer:
-        """One that treats every element by itself, so that no sample depends on its neighbours."""
+        """One that treats every element by itself, so that no sample depends on the others."""
         make = torch.optim.AdamW if self.optimizer == "adam" else torch.optim.SGD
         return make(free, lr=self.lr, weight_decay=self.weight_decay)
 

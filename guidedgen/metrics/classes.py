@@ -98,7 +98,7 @@ class ClassFolders:
 
 
 _INDEX = re.compile(r"^(n\d{8}[\W_]+|\d+\.(?!\d))(?=.)")  # WordNet's, as ImageNet and Stanford Dogs have it, or CUB's
-_JOINT = r"[-_/.+]"  # what joins two words to one, where no space is beside it
+_JOINT = r"[-_/.+]"  # what joins two words to one, where no space is next to it
 
 Spans = Sequence[tuple[int, int]]
 

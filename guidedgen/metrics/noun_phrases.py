@@ -27,7 +27,7 @@ class Parser(Protocol):
         """The noun phrases as they stand in the text, in order."""
 
     def tags(self, text: str) -> Sequence[tuple[str, str]]:
-        """The words in order, each with its universal part of speech: NOUN, PROPN and ADJ are told from the rest."""
+        """The words in order, each with its universal part of speech: NOUN, PROPN and ADJ are distinguished from the rest."""
 
 
 class Spacy:
@@ -115,7 +115,7 @@ _NO_ADVERBS = re.compile(
 class Rules:
     """Noun phrases by their borders: articles begin one; prepositions, conjunctions, punctuation, and verbs end one.
 
-    Some verbs are known by their form ("was", "hung"), the others by their place. The last word before an article ("wooden bowl mix
+    Some verbs are known by their form ("was", "hung"), others by where they are. The last word before an article ("wooden bowl mix
     | the batter"), unless it follows one. A last word in -ing or -ed, or another participle, before a preposition ("a jacket
     standing in", "a vase hidden by") or alone after a form of be ("is holding | a book"). And before a preposition a word that is a
     noun or a verb, where it agrees with what is before it ("horses stand in", "the belt and leather hat rest on", "the sun shines
@@ -151,7 +151,7 @@ def _words(text: str) -> list[tuple[str, bool]]:
 
 
 def _ends(before: str, word: str, after: str) -> bool:
-    """Whether a word, or a mark, ends a phrase, given its neighbours; at the text's ends they are empty."""
+    """Whether a word, or a mark, ends a phrase, given the words before and after it, which are empty at the text's ends."""
     if not re.match(r"\w", word):
         return True
     if before in _ARTICLES and word not in _BE:  # the past, a can
@@ -162,7 +162,7 @@ def _ends(before: str, word: str, after: str) -> bool:
 
 
 def _runs(text: str) -> list[tuple[list[str], int]]:
-    """The phrases as lists of words, each with the place of its first word among the words of the text."""
+    """The phrases as lists of words, each with the index of its first word among the words of the text."""
     runs: list[tuple[list[str], int]] = []
     run: list[str] = []
     words = _words(text)

@@ -23,8 +23,8 @@ class Ssim:
     """SSIM (Wang et al. 2004) of each image and its task's reference, brought to the image's size as a model is given it: the
     shorter side fits, the middle is kept. A scorer without gradients; NaN where a task has no reference.
 
-    Mean over channels and over the places of a Gaussian window (11 px, deviation 1.5), the image being mirrored at its edges. It is
-    what torchmetrics' StructuralSimilarityIndexMeasure(data_range=1.0) gives; the paper's own code leaves out places at the edges.
+    Mean over channels and over the positions of a Gaussian window (11 px, deviation 1.5), the image being mirrored at its edges. It
+    is what torchmetrics' StructuralSimilarityIndexMeasure(data_range=1.0) gives; the paper's own code leaves out the edges.
     """
 
     differentiable = False

@@ -1,6 +1,6 @@
 """What a Stable Diffusion folder of diffusers says of itself: checked before any of its weights is fetched or opened.
 
-Supported is what diffusers' StableDiffusionPipeline samples of a UNet that is told no more than a time and a text: Stable Diffusion
+Supported is what diffusers' StableDiffusionPipeline samples of a UNet that takes no more than a time and a text: Stable Diffusion
 1.x, 2.x and what was trained from them. Other kinds of models would fail late, or be sampled wrongly without a word.
 """
 
@@ -168,7 +168,7 @@ class Folder:
         """c h w."""
         unet = self.configs["unet"]
         side, written = unet["sample_size"], re.match(r"0\.(\d+)\.", str(unet.get("_diffusers_version")))
-        if written and int(written[1]) < 9:  # the first configs said 32 and meant 64: diffusers mends them too
+        if written and int(written[1]) < 9:  # the first configs said 32 and meant 64: diffusers corrects them too
             side = max(side, 64)
         return (unet["in_channels"], side, side)
 

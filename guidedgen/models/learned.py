@@ -50,7 +50,7 @@ _NOT_WEIGHTS = re.compile(r"optimizer|scheduler|checkpoint|training_args|random_
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Piece:
     """One thing that was learned: the folder of a network (`kind` is its part of the model), or a file ("file", or "peft" with a
-    configuration beside it).
+    configuration next to it).
     """
 
     kind: str
@@ -71,14 +71,14 @@ class Learned:
         self._pieces = [piece for path, scale in _entries(value, key) for piece in find(path, scale, f"{key}={path}")]
         for part in WEIGHTS:
             if len(same := [piece for piece in self._pieces if piece.kind == part]) > 1:
-                raise UsageError(f"{same[1].source}: a second {part} beside that of {same[0].path}; a model has one")
+                raise UsageError(f"{same[1].source}: a second {part}, after that of {same[0].path}; a model has one")
         self._what: list[str] = []  # each piece: "adapter", "words", or the part whose weights it is
         self._networks: dict[str, nn.Module] = {}  # without their weights
         self._words: dict[str, int] = {}
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files and folders that it is made of; PEFT's configuration lies beside its weights."""
+        """The files and folders that it is made of; PEFT's configuration is next to its weights."""
         return tuple(piece.path.parent if piece.kind == "peft" else piece.path for piece in self._pieces)
 
     @property
@@ -240,7 +240,7 @@ def _weights(folder: Path) -> list[Path]:
     files = [file for file in files if not _NOT_WEIGHTS.search(file.name)]
     safe = {file.stem for file in files if file.suffix == ".safetensors"}
     files = [file for file in files if file.suffix == ".safetensors" or file.stem not in safe]
-    # diffusers' training leaves earlier states of a word beside it.
+    # diffusers' training leaves earlier states of a word next to it.
     last = {file.stem for file in files}
     return [file for file in files if not (_EMBEDDINGS in last and file.stem.startswith(f"{_EMBEDDINGS}-steps-"))]
 

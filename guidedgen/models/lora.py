@@ -2,7 +2,7 @@
 
 Names that are understood: diffusers' (unet. and text_encoder. before a module's name, of 2023 and of today), those of one network
 alone (as its save_lora_adapter writes them), PEFT's (base_model.model.), and kohya's, which most files of Civitai have
-(lora_unet_, lora_te_). The strength is alpha / rank: alpha is told by kohya's tensors, by diffusers' metadata or by PEFT's config;
+(lora_unet_, lora_te_). The strength is alpha / rank: alpha is read from kohya's tensors, diffusers' metadata or PEFT's config;
 without one it is the rank.
 
 Adapters are kept in float32 also where the network is not: their updates are lost below that.
@@ -121,7 +121,7 @@ def load_into_text_encoder(adapter: Adapter, text_encoder: CLIPTextModel, name: 
 def settle(network: nn.Module, name: str, scale: float, tensors: Mapping[str, Tensor] | None = None, source: str = "") -> None:
     """Makes the adapter of this name one of those that act, in float32 at least, `scale` times as strong as it says itself.
 
-    `tensors` are its numbers, all of which have to have their place; what was rounded to the network's type is set to them again.
+    `tensors` are its numbers, all of which have to be used; what was rounded to the network's type is set to them again.
     """
     from peft.tuners.lora import LoraLayer
 

@@ -20,7 +20,7 @@ from guidedgen.rewards.inputs import check_inputs
 
 
 class ContentFilter(Protocol):
-    """A filter of images. It should be told from where it flags how to go: a margin that does not go flat."""
+    """A filter of images. Its margin should have a gradient also where it flags clearly, so that there is a direction to go."""
 
     name: str
 

@@ -30,7 +30,7 @@ class FeatureMap(Protocol):
 
 
 def gram(features: Tensor) -> Tensor:
-    """b p d -> b d d: sums over positions of products of features, so that places do not matter."""
+    """b p d -> b d d: sums over positions of products of features, so that positions do not matter."""
     return features.mT @ features
 
 

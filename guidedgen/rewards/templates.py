@@ -1,4 +1,4 @@
-"""Texts with a place for the prompt, as in "a photo of {prompt}"."""
+"""Text templates with a placeholder for the prompt, as in "a photo of {prompt}"."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ def check_template(name: str, template: str) -> None:
 
 
 def fill(template: str, prompt: str) -> str:
-    """The template with the prompt in its place."""
+    """The template with the prompt filled in."""
     return template.replace("{prompt}", prompt)

@@ -176,7 +176,7 @@ _read: set[Path] = set()  # caches that have been read
 
 
 def sha256(file: Path) -> str:
-    """The SHA-256 of a file's content, hexadecimal; from the cache where its size, times and place on disk are as they were.
+    """The SHA-256 of a file's content, hexadecimal; from the cache where its size, times and inode are unchanged.
 
     Raises UsageError where it cannot be read.
     """

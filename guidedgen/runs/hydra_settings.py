@@ -1,5 +1,5 @@
 """Which of Hydra's flags and settings a command line and its overlays may give: those that choose what is run, how a sweep goes and
-what is shown. The others would run code of somebody's choice, or move files that guidedgen keeps.
+what is shown. The others would run arbitrary code, or move files that guidedgen keeps.
 """
 
 from __future__ import annotations

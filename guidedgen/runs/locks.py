@@ -83,7 +83,7 @@ class Lock:
         return self._file
 
     def keep(self, offset: int) -> None:
-        """Gives back all but the byte at `place`."""
+        """Gives back all but the byte at `offset`."""
         assert self._file is not None
         with contextlib.suppress(OSError):  # where there are no locks
             fcntl.lockf(self._file, fcntl.LOCK_UN, 0, offset + 1)

@@ -17,7 +17,7 @@ from guidedgen.runs import config, targets
 from guidedgen.runs.shards import Shard
 
 SAMPLES = 1_000_000  # of a run at most
-# Least and largest. A seed is no count, but has to leave room for those of the images after it.
+# Least and largest. A seed is limited too: those of the images after it are larger.
 _COUNTS = {"seed": (0, 2**62), "samples_per_prompt": (1, SAMPLES), "batch_size": (1, SAMPLES)}
 _DEVICES = r"cpu|cuda(:\d{1,4})?"
 _NAME = 100  # bytes of a name that becomes a folder's, or a part of one's: there are other parts, and 255 in all
@@ -136,7 +136,7 @@ def _devices(node: DictConfig | ListConfig, key: str = "") -> Iterator[tuple[str
 
 
 def real_device(name: object, local: int | None = None, key: str = "device") -> str:
-    """The device that a name stands for, auto too; of several GPUs the one of the process's place `local` on its machine.
+    """The device that a name stands for, auto too; of several GPUs the one at index `local`, the process's local rank.
 
     Raises UsageError where it is not on this machine, or of a kind that runs are not made on.
     """

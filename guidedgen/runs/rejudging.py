@@ -26,7 +26,7 @@ _KEYS = ("reference", "batch_size", "device", "allow_targets")
 def judge_again(folder: Path, overrides: Sequence[str] = (), config_dir: Path | None = None) -> Mapping[str, Any]:
     """Judges a stored run anew, from its images and with `metrics=...` or any key of it changed; rewrites metrics.json.
 
-    `config_dir` is a folder with options beside the project's, as Hydra's --config-dir.
+    `config_dir` is a folder with options in addition to the project's, as Hydra's --config-dir.
     Raises UsageError where an override is wrong, and where the folder or that of its unguided run is damaged.
     """
     if folder.is_symlink():
@@ -117,14 +117,16 @@ def _check_stored(job: Job) -> None:
     runs = [(job, "its own command")]
     if job.base is not None:
         if not (job.base.folder.path / "config.yaml").exists():
-            raise UsageError(f"{job.folder.path}: its unguided run {job.base.name} is not beside it; reference=none judges without")
+            raise UsageError(
+                f"{job.folder.path}: its unguided run {job.base.name} is not in the same folder; reference=none judges without"
+            )
         job.base.folder.check_plain(deep=True)
         runs.append((job.base, "the same with method=base"))
     for run, command in runs:
         evaluate.check_stored(run.folder, f"; where it is damaged remove it: {command} makes it anew")
-        left, spoiled = _left(run), run.folder.spoiled
-        if left or spoiled:
-            damage = f" (damaged lines of records.jsonl: {spoiled})" if spoiled else ""
+        left, damaged_lines = _left(run), run.folder.damaged_lines
+        if left or damaged_lines:
+            damage = f" (damaged lines of records.jsonl: {damaged_lines})" if damaged_lines else ""
             missing = f"{left} of {max(left, len(run.samples))} samples missing{damage}"
             _tell(run, f"{missing}, and not judged; {command} makes what is missing")
 

@@ -1,4 +1,4 @@
-"""A job's samples, batch by batch: those that come out are stored, those that fail are told apart and the others go on."""
+"""A job's samples, batch by batch: those that come out are stored, those that fail are marked and the others go on."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ def _outcomes(
 
     Where a device's memory is too small for a batch, it is taken again, with what torch keeps of the memory given back; and then,
     with those after it, in halves, of its rows too. Where something raises, the batch is taken sample by sample, and those fail
-    that raise alone. Samples do not depend on their neighbours but by the rounding of batched kernels, so that in smaller batches
-    the same images come out, to a level or two of 255: to the byte those of that batch_size.
+    that raise alone. Samples depend on the rest of their batch only by the rounding of batched kernels, so smaller batches give the
+    same images to a level or two of 255, and to the byte those of that batch_size.
     """
     queue, flagged, again, small, raised = collections.deque(batches), blurring.flagged_unguided(job), False, False, False
     while queue:
@@ -241,7 +241,7 @@ def _sample(job: Job, batch: Sequence[Sample], flagged: Collection[str], advance
         x_0 = job.method(guides.problem, observe)
         decoded = _decoded(job, x_0)
         pictures = _as_stored(decoded)
-        if job.blurs:  # of these nobody asks whether the filter flags them
+        if job.blurs:  # the filter does not check extra images
             extra_images.clear()
         others = {name: _as_stored(_decoded(job, latents)) for name, latents in extra_images.items()}
     spent = {name: (value - before[name]) // len(batch) for name, value in ledger.counts().items()}

@@ -1,4 +1,4 @@
-"""What a run's stored files hold. Whatever is read from one is checked against this first: somebody may have edited or cut it.
+"""What a run's stored files hold. Whatever is read from one is checked against this first: it may have been edited or cut.
 
 A shape is a check: it takes a value, and where that is (dotted), and returns what is wrong with it, or None.
 """
@@ -60,7 +60,7 @@ def flag(value: Any, where: str) -> str | None:
 
 
 def anything(value: Any, where: str) -> None:
-    """What nobody reads."""
+    """Anything: it is not read."""
 
 
 def maybe(shape: Shape) -> Shape:
@@ -91,7 +91,7 @@ def each(shape: Shape) -> Shape:
 
 
 def fields(needed: Mapping[str, Shape], optional: Mapping[str, Shape] | None = None) -> Shape:
-    """A mapping with these names; what else is in it nobody reads."""
+    """A mapping with these names; others in it are not read."""
 
     def check(value: Any, where: str) -> str | None:
         if not isinstance(value, dict):

@@ -15,7 +15,7 @@ _MOST = 100_000  # shares
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One of `count` shares, the `index`-th from 0. `local` is the process's place among those of its machine."""
+    """One of `count` shares, the `index`-th from 0. `local` is the process's index among those of its machine."""
 
     index: int = 0
     count: int = 1
@@ -35,7 +35,7 @@ def find_shard(count: int | str, index: int | str, environ: Mapping[str, str]) -
     """The share that the options `shard.count` and `shard.index` name; `auto` is what the process was started as:
 
     count    torchrun's WORLD_SIZE, or the tasks of an srun step; else 1. An array is not taken for one run: its tasks may be many.
-    index    torchrun's RANK, the task's place in an srun step, or that in an array from its first index on
+    index    torchrun's RANK, the task's index in an srun step, or in an array, counted from its first index
 
     Raises UsageError for a count or an index that cannot be, and where a share is asked for that nothing says the index of.
     """
@@ -73,5 +73,7 @@ def _number(environ: Mapping[str, str], name: str, least: int, default: str | No
     if value is None:
         raise UsageError(f"{name}: is missing, which the launcher that started this process sets; give shard.count and shard.index")
     if name in environ and not (re.fullmatch(r"\d{1,9}", value) and int(value) >= least):
-        raise UsageError(f"{name}={value}: in the environment, expected a whole number of at least {least}; unset it, or mend it")
+        raise UsageError(
+            f"{name}={value}: in the environment, expected a whole number of at least {least}; unset it, or correct it"
+        )
     return int(value)

@@ -73,7 +73,7 @@ class Recorded:
 
     records: dict[str, Record]  # of finished samples, by name, in the order they were finished
     failures: dict[str, str]  # why others have failed
-    spoiled: int  # whole lines that are no record: damaged, or somebody else's
+    damaged_lines: int  # whole lines that are no record: damaged, or written by something else
 
 
 # What is written into a run's folder, and checked before it is: users may keep other things there.
@@ -97,7 +97,7 @@ class RunFolder:
         return f"{name}.{self.part}.jsonl" if self.part else f"{name}.jsonl"
 
     def _logs(self, name: str) -> list[str]:
-        """Everybody's."""
+        """Those of all processes."""
         parts = [found for found in inside.names(self.path) if re.fullmatch(rf"{name}\..+\.jsonl", found)]
         return [f"{name}.jsonl", *parts]
 
@@ -116,7 +116,7 @@ class RunFolder:
             return False
         recorded = self.recorded()
         whole = self._whole(recorded.records)
-        return not recorded.spoiled and not recorded.failures and len(whole) == len(recorded.records) >= wanted
+        return not recorded.damaged_lines and not recorded.failures and len(whole) == len(recorded.records) >= wanted
 
     @property
     def finished(self) -> bool:
@@ -124,9 +124,9 @@ class RunFolder:
         return inside.is_file(self.path, "DONE")
 
     @property
-    def spoiled(self) -> int:
-        """How many lines of the records are none: damaged, or somebody else's. A last one that a kill cut short does not count."""
-        return self.recorded().spoiled
+    def damaged_lines(self) -> int:
+        """How many lines of the records are none: damaged, or not a run's. A last one that a kill cut short does not count."""
+        return self.recorded().damaged_lines
 
     def open(self, config: str, environment: Mapping[str, Any], *, fresh: bool = False) -> None:
         """Makes the folder, or picks up what an earlier process left; `fresh` discards it first.
@@ -149,7 +149,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def _own(self) -> Iterator[None]:
-        """Turns what cannot be written into RunFailed. The run's folder is no link: it may be another run's, or anybody's."""
+        """Turns what cannot be written into RunFailed. The run's folder is no link: it may lead anywhere."""
         with writing(self.path):
             if self.path.is_symlink():
                 raise inside.NotPlain("a link, not a run's folder: remove it", self.path)
@@ -196,9 +196,10 @@ class RunFolder:
             (self.path / "DONE").unlink(missing_ok=True)
             self._drop_partials()
         recorded = self.recorded()
-        if recorded.spoiled:
+        if recorded.damaged_lines:
             print(
-                f"{self.path}: damaged lines of its records: {recorded.spoiled}; what they were of is made again", file=sys.stderr
+                f"{self.path}: damaged lines of its records: {recorded.damaged_lines}; what they were of is made again",
+                file=sys.stderr,
             )
         kept = self._whole(recorded.records)
         for kind in ("records", "trace"):
@@ -229,11 +230,11 @@ class RunFolder:
 
     def recorded(self) -> Recorded:
         """What the records say. A line cut short by a kill is none. Raises UsageError where they are no file that can be read."""
-        latest, spoiled = self._latest()
+        latest, damaged_lines = self._latest()
         return Recorded(
             records={name: record for name, record in latest.items() if record.failed is None},
             failures={name: record.failed for name, record in latest.items() if record.failed is not None},
-            spoiled=spoiled,
+            damaged_lines=damaged_lines,
         )
 
     def _latest(self) -> tuple[dict[str, Record], int]:
@@ -463,7 +464,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
-    """What a line says; nothing where it is spoiled."""
+    """What a line says; nothing where it is damaged."""
     return shapes.parsed(line) or {}
 
 

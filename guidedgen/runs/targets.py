@@ -1,5 +1,6 @@
-"""Which class or function a config node may name by `_target_`: one of the kind that its key asks for, defined in a room where such
-are, or in a package that `allow_targets` adds. What such a room merely imports is not taken: it could be anything.
+"""Which class or function a config node may name by `_target_`: one of the kind that its key asks for, defined in a module of
+guidedgen for such classes, or in a package that `allow_targets` adds. What such a module merely imports is not accepted: it could
+be anything.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _MODULES = {
     Scheduler: ("guidedgen.process.schedulers",),
     GradientEngine: ("guidedgen.gradients",),
 }
-# Rooms in which a file is one thing, whose name it has.
+# Packages in which each file holds one class, named as the file.
 _ONE_EACH = ("guidedgen.methods.", "guidedgen.rewards.", "guidedgen.datasets.")
 
 

@@ -47,8 +47,10 @@ def _damaged(study: Study) -> Iterator[Caution]:
     for name, why in study.damaged.items():
         yield Caution(text=f"{name} is damaged and not shown: {why}.")
     for run in study.runs:
-        if run.spoiled:
-            yield Caution(text=f"{run.name}: {run.spoiled} lines of its records are damaged; its own command makes them again.")
+        if run.damaged_lines:
+            yield Caution(
+                text=f"{run.name}: {run.damaged_lines} lines of its records are damaged; its own command makes them again."
+            )
 
 
 def _unfinished(study: Study) -> Iterator[Caution]:

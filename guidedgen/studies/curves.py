@@ -1,4 +1,4 @@
-"""What methods have told on the way, as curves: means over a run's samples by step or update.
+"""What methods have logged on the way, as curves: means over a run's samples by step or update.
 
 trace.jsonl holds lines {task, seed, event, step, quantity: value of the sample, or one per particle}; learned/learning.json, of
 methods that learn first, {"curve": [{update, quantity: value}]}.

@@ -100,7 +100,7 @@ def _cautions(study: Study) -> Markup | None:
 
 
 def _viewer() -> Markup:
-    """What a click enlarges into: the picture, with the unguided one of its pair beside it."""
+    """What a click enlarges into: the picture, with the unguided one of its pair next to it."""
     sides = [tag("figure", tag("img", alt=""), tag("figcaption", tag("b"), tag("span")), id=name) for name in ("before", "after")]
     buttons = [
         tag("button", "Previous", type="button", id="previous", title="left arrow"),

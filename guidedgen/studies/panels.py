@@ -48,7 +48,7 @@ def downloads(study: Study) -> dict[str, str]:
 
 
 def figures_panel(study: Study, styles: Mapping[str, Style]) -> Iterator[Markup]:
-    """Methods by metrics, what has to be said of them, and the tables as files."""
+    """Methods by metrics, notes on them, and the tables as files."""
     if not study.rows:
         yield tag("p", "No run has been judged yet.")
         return
@@ -165,7 +165,7 @@ def _abscissa(run: Run, name: str) -> float | None:
 
 
 def curves_panel(study: Study, styles: Mapping[str, Style]) -> Iterator[Markup]:
-    """What methods have told on the way, a plot per quantity with the runs that tell it; rewards first."""
+    """What methods have logged on the way, a plot per quantity with the runs that log it; rewards first."""
     found: dict[tuple[str, ...], list[Curve]] = {}
     for run in study.runs:
         for which, curve in curves(run, styles[run.name]).items():

@@ -1,4 +1,4 @@
-"""Stored pictures beside each other: the same prompt and seed across runs, as many of them as a page can carry."""
+"""Stored pictures side by side: the same prompt and seed across runs, as many of them as a page can carry."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Shot:
     run: Run
     record: Record | None = None  # None where the sample has failed
     failed: str = ""
-    embedded: str = ""  # a data: address; empty where there is no picture that can be read, or no room
+    embedded: str = ""  # a data: address; empty where there is no picture that can be read, or the page is full
 
     @property
     def link(self) -> str:
@@ -90,7 +90,7 @@ def _gathered(runs: Sequence[Run]) -> Iterator[Pair]:
 
 
 def _turns(everything: Sequence[Pair]) -> list[tuple[int, int]]:
-    """Of each, how many seeds of its prompt come before it, then its own place."""
+    """Of each, how many seeds of its prompt come before it, then its own index."""
     turns: list[tuple[int, int]] = []
     for index, pair in enumerate(everything):
         same = index > 0 and everything[index - 1].task == pair.task

@@ -1,4 +1,4 @@
-"""Points and curves as SVG: axes with round ticks, names where there is room, the rest in titles that show on hovering.
+"""Points and curves as SVG: axes with round ticks, names where there is space, the rest in titles that show on hovering.
 
 Colours and shapes are classes, `c0` to `c7` and `base`; the page's style sheet says what they look like.
 """
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from guidedgen.studies.html import Markup, tag
 
 _WIDTH, _HEIGHT = 480, 340
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 16, 46  # room around the axes
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 16, 46  # margins around the axes
 _COLOURS, _SHAPES = 8, 5
 _LETTER, _LINE = 6.1, 12  # px of a letter and a line of the labels
 _BANDS = 4  # curves from which on bands hide each other
@@ -107,7 +107,7 @@ class _Axis:
 
     @staticmethod
     def around(values: Sequence[float], *, log: bool, start: float, end: float) -> _Axis:
-        """An axis with some room at both ends of the values; a logarithmic one where it is asked for and the values need it."""
+        """An axis with a margin at both ends of the values; a logarithmic one where it is asked for and the values need it."""
         low, high = min(values), max(values)
         if log and low > _TINY and high / low > _SPREAD:
             margin = (high / low) ** 0.06
@@ -154,7 +154,7 @@ def _svg(described: str, *parts: Markup) -> Markup:
 
 
 def mark(style: Style, x: float, y: float, size: float = 5) -> Markup:
-    """A run's mark: a circle, square, triangle, diamond or cross of its colour, at a place."""
+    """A run's mark: a circle, square, triangle, diamond or cross of its colour, at a position."""
     side, half, long, tall = (round(share * size, 1) for share in (2, 1.3, 1.4, 2.2))
     paths = {
         1: f"M{x - size:.1f} {y - size:.1f}h{side}v{side}h{-side}z",
@@ -187,7 +187,7 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str, *, log_x: bool 
 
 
 def _placed(points: Sequence[tuple[str, float, float]]) -> Iterator[Markup]:
-    """Names beside their points where they hide neither a point nor another name; others are left to the titles."""
+    """Names next to their points where they hide neither a point nor another name; others are left to the titles."""
     taken = _Boxes()
     for _, x, y in points:
         taken.add((x - 6, y - 6, x + 6, y + 6))

@@ -14,7 +14,7 @@ from guidedgen.basics.errors import UsageError
 from guidedgen.runs import config, contents, shapes
 from guidedgen.runs.store import Record, RunFolder
 
-_SHOWN = 2  # options that a name may hold to tell runs of one label apart
+_SHOWN = 2  # options that a name may hold to distinguish runs of one label
 # Of the config, what makes the samples.
 _MAKES = ("method", "reward", "model", "dataset", "scheduler", "seed", "samples_per_prompt", "batch_size", "device", "dtype")
 
@@ -33,8 +33,8 @@ class Run:
     environment: Mapping[str, Any]
     config: Mapping[str, Any]  # resolved; empty where the folder has none
     setting: str  # equal of runs that differ in no more than method and reward, so that their samples are pairs
-    done: bool  # and told so; failed samples aside
-    spoiled: int = 0  # lines of its records that are none
+    done: bool  # and marked so, whatever samples failed
+    damaged_lines: int = 0  # lines of its records that are none
     text: str = ""  # of its config
     from_guided: bool = False
 
@@ -77,7 +77,7 @@ class Study:
 def read_study(folder: Path) -> Study:
     """The runs in a study's folder.
 
-    A run that is damaged is left out of the runs and told of, so that it does not hide the others.
+    A run that is damaged is left out of the runs and reported, so that it does not hide the others.
 
     Raises:
         UsageError: the folder holds no run, or none that can be read.
@@ -118,7 +118,7 @@ def _read(path: Path) -> Run:
         config=plain,
         setting=_setting(plain, contents.recorded(environment)) if plain else path.name,
         done=stored.finished,
-        spoiled=recorded.spoiled,
+        damaged_lines=recorded.damaged_lines,
         text=text,
     )
 
@@ -221,7 +221,7 @@ def _made_distinct(names: Sequence[str], others: Sequence[str]) -> list[str]:
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
-    """What a run's table calls it, else its method's file; of an unguided run beside others whom it serves."""
+    """What a run's table calls it, else its method's file; of an unguided run, next to others that are measured against it."""
     labels = [_label(run) for run in runs]
     served: dict[str, set[str]] = {}
     for run, label in zip(runs, labels, strict=True):

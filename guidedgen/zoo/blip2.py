@@ -104,7 +104,7 @@ class HubBlip2:
         pixels = pictures.check(images, self.name).to(self.device, dtype)
         pixels = pictures.resize(pixels, network.network.config.vision_config.image_size, crop=False)
         pixels = pictures.normalise(pixels, pictures.CLIP_MEAN, pictures.CLIP_STD)
-        # Padded to one length, so that a text's losses do not depend on its neighbours'.
+        # Padded to one length, so that a text's losses do not depend on the other texts.
         read = [as_captions_are(text) for text in texts]
         tokens = tokenizer(read, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
         ids, mask = tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)

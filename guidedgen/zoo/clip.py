@@ -100,7 +100,7 @@ class HubClip:
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """-> b d of unit length. Longer texts are cut to the model's length, the end token kept (clip.tokenize's truncate=True).
 
-        All rows are padded to the model's length, so that a text's embedding does not depend on its neighbours' lengths.
+        All rows are padded to the model's length, so that a text's embedding does not depend on the other texts' lengths.
         """
         length = self._config.text_config.max_position_embeddings
         tokens = self._tokenizer(list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")

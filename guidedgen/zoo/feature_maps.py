@@ -1,4 +1,4 @@
-"""Feature maps whose Gram matrices say what style is: early tokens of a CLIP, VGG-16, and the lab's twins of both.
+"""Feature maps whose Gram matrices say what style is: early tokens of a CLIP, VGG-16, and the lab's versions of both.
 
 Each takes images in [0, 1] of any size (b 3 H W) and gives b p d: p positions, d features, differentiable.
 """
@@ -132,7 +132,7 @@ def _by_position(features: Tensor) -> Tensor:
 @functools.cache
 @torch.inference_mode(False)
 def _load_vgg16(file: Path, device: torch.device, key: str) -> nn.Sequential:
-    state = read_state(file, key=key)  # its classifier, whose layers have no place here, is left out
+    state = read_state(file, key=key)  # its classifier, whose layers are not used here, is left out
     state = {name.removeprefix("features."): value for name, value in state.items() if not name.startswith("classifier.")}
     with torch.device("meta"):  # no numbers: they come with the state
         network = _vgg16()

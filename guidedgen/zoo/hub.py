@@ -50,14 +50,14 @@ class File:
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """The files of a place at a commit, by their paths in its folder."""
+    """The files of a location at a commit, by their paths in its folder."""
 
     commit: str
     files: Mapping[str, File]
 
 
 def parse(name: str, key: str) -> Location:
-    """The place that a name stands for. Raises UsageError where this can be no name of the hub's."""
+    """The location that a name stands for. Raises UsageError where this can be no name of the hub's."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils._validators import validate_repo_id
 
@@ -81,7 +81,7 @@ def commit_of(folder: Path) -> str | None:
 
 
 def cached(location: Location, files: Sequence[str] = ()) -> Path | None:
-    """The place's folder in the cache; None where it is not there, or known to lack one of these files (patterns) that the
+    """The location's folder in the cache; None where it is not there, or known to lack one of these files (patterns) that the
     repository has.
     """
     from huggingface_hub import snapshot_download
@@ -107,7 +107,7 @@ def offline() -> bool:
 
 
 def listing(location: Location, *, name: str, key: str) -> Listing:
-    """What the hub has at a place. Raises UsageError where that cannot be said."""
+    """What the hub has at a location. Raises UsageError where that cannot be found out."""
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
@@ -126,7 +126,7 @@ def listing(location: Location, *, name: str, key: str) -> Listing:
 
 
 def bring(location: Location, listed: Listing, stages: Sequence[Sequence[str]], *, name: str, key: str) -> Path:
-    """Downloads files of a place, stage by stage, and checks them; returns their folder. What is there already is not downloaded
+    """Downloads files of a location, stage by stage, and checks them; returns their folder. What is there already is not downloaded
     again unless it has another size or checksum than the hub says. Raises UsageError.
 
     An interrupted download goes on where it stopped, and what of the last stage is there tells that all the rest is.

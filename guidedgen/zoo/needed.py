@@ -104,7 +104,7 @@ class Part(Protocol):
         """What it is called."""
 
     def survey(self) -> Survey:
-        """What of it is there, and undamaged. Raises UsageError where that cannot be said, as where there is no such thing."""
+        """What of it is there, and undamaged. Raises UsageError where that cannot be found out, as where there is no such thing."""
 
     def bring(self) -> Path:
         """Brings what is missing, and checks it. Raises UsageError."""

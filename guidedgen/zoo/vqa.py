@@ -115,7 +115,7 @@ class BlipVqa:
         pixels = pictures.check(images, self.name).to(self.device, network.dtype)
         pixels = pictures.resize(pixels, self.size, crop=False)
         pixels = pictures.normalise(pixels, pictures.CLIP_MEAN, pictures.CLIP_STD)
-        # Padded to one length, so that an answer does not depend on its neighbours' questions.
+        # Padded to one length, so that an answer does not depend on the other questions.
         tokens = tokenizer(list(questions), padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
         ids, mask = tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
         words = network.config.text_config.vocab_size

@@ -11,7 +11,7 @@ from guidedgen.basics.errors import UsageError
 from guidedgen.zoo.files import read_state
 from guidedgen.zoo.needed import index_name, placed_in
 
-_LFS = b"version https://git-lfs"  # how a pointer of Git LFS begins, which a clone without it has in place of the file
+_LFS = b"version https://git-lfs"  # how a pointer of Git LFS begins, which a clone without it has instead of the file
 _PLAIN = (
     "F64",
     "F32",

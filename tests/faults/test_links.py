@@ -196,7 +196,7 @@ def test_a_record_names_its_own_picture_and_no_other(run: Path, image: str, trie
     log = run / "records.jsonl"
     log.write_text(log.read_text().replace("images/a-0.png", image))
     recorded = RunFolder(run).recorded()
-    assert (recorded.records, recorded.spoiled) == ({}, 1)
+    assert (recorded.records, recorded.damaged_lines) == ({}, 1)
     assert len(Images.of_run(RunFolder(run))) == 0
     tried("refused")
 

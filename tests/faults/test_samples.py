@@ -165,7 +165,7 @@ def test_a_reward_that_is_not_finite_now_and_then_fails_nothing(job: Callable[..
     assert calls > 1
 
 
-def test_samples_of_one_prompt_are_told_apart(job: Callable[..., Job]) -> None:
+def test_samples_of_one_prompt_are_distinguished(job: Callable[..., Job]) -> None:
     """By what listens to the rewards: their tasks are equal."""
     made = job(*GUIDED["code"], "dataset.limit=1", "samples_per_prompt=3")
     inner = made.reward

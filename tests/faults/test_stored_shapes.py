@@ -352,5 +352,5 @@ def test_a_line_of_any_length_is_read_in_parts(bench: Bench, monkeypatch: pytest
     with bench.example() as example:
         file = example.file("records.jsonl")
         file.write_bytes(b"x" * 50_000 + b"\n" + file.read_bytes())
-        assert len(RunFolder(example.hurt).recorded().records) == 2 and RunFolder(example.hurt).spoiled == 1
+        assert len(RunFolder(example.hurt).recorded().records) == 2 and RunFolder(example.hurt).damaged_lines == 1
         counted(tried, example.check("run"))

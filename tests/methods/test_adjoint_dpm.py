@@ -425,7 +425,7 @@ def test_crops_cost_what_they_say(gaussian: Make, keep: str) -> None:
     assert problem.reward.calls == 2 * (crops * m if keep == "last" else crops * m + m + 1)
 
 
-def test_the_observer_is_told_of_every_walk_through_the_chain(gaussian: Make) -> None:
+def test_the_observer_is_called_for_every_walk_through_the_chain(gaussian: Make) -> None:
     events, method = [], AdjointDpm(gradients=Checkpoint(), num_updates=3)
     method(gaussian(), lambda event, *_: events.append(event))
     assert events.count("step") == method.needs.chains * STEPS

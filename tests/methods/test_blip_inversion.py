@@ -248,7 +248,7 @@ def test_the_best_is_the_one_that_the_referee_gave_most(make_problem: Make) -> N
     assert (rated(decode(inversion(noise=0.5)(nonlinear(make_problem, 2)))) < best).any()
 
 
-def test_the_picture_that_is_not_chosen_is_kept_beside(make_problem: Make) -> None:
+def test_the_picture_that_is_not_chosen_is_kept_as_an_extra_image(make_problem: Make) -> None:
     def both(**options) -> tuple[Tensor, dict[str, Tensor]]:
         extra: dict[str, Tensor] = {}
         method = inversion(noise=0.5, **options)

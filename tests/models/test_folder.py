@@ -347,10 +347,10 @@ TENSORS: dict[str, tuple[Callable[[State], State], str]] = {
     "parallel": (lambda state: {f"module.{key}": value for key, value in state.items()}, "saved under DataParallel"),
     "missing": (lambda state: {key: state[key] for key in sorted(state)[3:]}, "the weights lack 3 tensors of its"),
     "one missing": (lambda state: {key: state[key] for key in sorted(state)[:-1]}, "the weights lack 1 tensors of its"),
-    "more": (lambda state: state | {"add_embedding.weight": torch.zeros(2)}, "hold 1 tensors that .* has no place for, add_embedding.weight first"),
+    "more": (lambda state: state | {"add_embedding.weight": torch.zeros(2)}, "hold 1 tensors that .* does not have, add_embedding.weight first"),
     "renamed": (
         lambda state: {f"x.{key}": value for key, value in state.items()},
-        r"the weights lack \d+ tensors of its .* and hold \d+ tensors that .* has no place for",
+        r"the weights lack \d+ tensors of its .* and hold \d+ tensors that .* does not have",
     ),
     "shape": (
         lambda state: state | {max(state): torch.zeros(1, 2, 3)},

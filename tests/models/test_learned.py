@@ -428,7 +428,7 @@ def test_words_of_several_files_and_words_in_words_are_each_read(source: Path, t
     tried("used")
 
 
-def test_a_word_of_the_negative_prompt_is_said_there_and_nowhere_else(source: Path, tmp_path: Path, tried: Tried) -> None:
+def test_a_word_of_the_negative_prompt_is_used_there_and_nowhere_else(source: Path, tmp_path: Path, tried: Tried) -> None:
     from guidedgen.basics.tasks import Task
 
     folder = write(tmp_path / "word", {"<bad>": rand(3, 16)}, name=WORD)

@@ -152,7 +152,7 @@ def test_an_adapter_of_a_network_in_half_precision_is_in_float32_and_moves(folde
         torch.testing.assert_close(again, predicted(sd), rtol=0, atol=0)
 
 
-def test_an_adapter_is_learned_beside_those_that_the_model_has(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_an_adapter_is_learned_in_addition_to_those_that_the_model_has(folders: dict[str, Path], tmp_path: Path) -> None:
     first = model(folders["epsilon"])
     tuned = tuning.tunable(first, tuned_by("adapter"))
     step(first, tuned)
@@ -211,7 +211,7 @@ def test_a_word_that_the_model_has_learned_is_not_learned_again(folders: dict[st
         tried("refused")
 
 
-def test_a_new_word_begins_where_it_is_told_and_is_said_in_every_prompt_but_the_empty_one_s(folders: dict[str, Path]) -> None:
+def test_a_new_word_starts_at_the_given_words_and_is_used_in_every_prompt_but_the_empty_one_s(folders: dict[str, Path]) -> None:
     sd = model(folders["epsilon"])
     table = sd.text_encoder.get_input_embeddings().weight
     (free,) = tuning.tunable(sd, tuned_by("token", initial="cat", num_vectors=1)).free

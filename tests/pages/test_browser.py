@@ -197,7 +197,7 @@ def test_the_filter_hides_other_prompts(browser: Browser) -> None:
     assert visible(browser) == everything
 
 
-def test_a_click_enlarges_beside_the_unguided_picture(browser: Browser) -> None:
+def test_a_click_enlarges_next_to_the_unguided_picture(browser: Browser) -> None:
     small = browser.run("document.querySelectorAll('.shot img')[1].getBoundingClientRect().width")
     assert browser.run("document.querySelector('#viewer').checkVisibility()") is False
     browser.click(".shot", 1)

@@ -145,7 +145,7 @@ def test_the_command_and_the_config_behind_a_row(study: Path, make_run: MakeRun)
     assert "unguided, for others to be measured against" in text["base"] and "not done" not in str(text)
 
 
-def test_the_files_on_the_page_are_those_beside_it(study: Path) -> None:
+def test_the_files_on_the_page_are_those_next_to_it(study: Path) -> None:
     page.write(study)
     read = Parsed((study / "report.html").read_text())
     names = [link for link in read.all("a") if link.get("download")]
@@ -235,7 +235,7 @@ def test_what_was_learned_first_is_a_curve(make_run: MakeRun, tmp_path: Path) ->
 # Cautions
 
 
-def test_a_metric_that_shares_its_network_is_told_with_whom(study: Path, make_run: MakeRun) -> None:
+def test_a_metric_that_shares_its_network_is_marked_with_the_other_run(study: Path, make_run: MakeRun) -> None:
     assert "aesthetic (marked *): measured by a network that also guided every guided run" in cautions_of(study)
     make_run("other", distances={"fid": {"value": 1.0, "features": "x", "shares_guide": True}})
     assert "fid (marked *): measured by a network that also guided other." in cautions_of(study)
@@ -262,21 +262,21 @@ def test_failed_samples_are_counted_with_their_reasons(study: Path, make_run: Ma
     )
 
 
-def test_rows_over_other_samples_or_of_other_commits_are_told(study: Path, make_run: MakeRun) -> None:
+def test_rows_over_other_samples_or_of_other_commits_are_reported(study: Path, make_run: MakeRun) -> None:
     assert "different samples" not in cautions_of(study) and "commits" not in cautions_of(study)
     make_run("other", seeds=(1,), commit="f" * 40)
     assert "Rows are over different samples" in cautions_of(study) and "6 samples" not in cautions_of(study)
     assert "Rows are of several commits: 000000000000 (3), ffffffffffff (1)." in cautions_of(study)
 
 
-def test_rewards_of_one_name_that_differ_are_told(study: Path, make_run: MakeRun) -> None:
+def test_rewards_of_one_name_that_differ_are_reported(study: Path, make_run: MakeRun) -> None:
     make_run("elsewhere", guide={"scorer": {"device": "cuda"}})
     assert "not the same in every row" not in cautions_of(study)
     make_run("weighed", guide={"scorer": {"device": "cpu"}, "weights": {"vqa": 1, "clip": 0}})
     assert "aesthetic is not the same in every row, it differs in weights.vqa, weights.clip: do not compare" in cautions_of(study)
 
 
-def test_blurred_pictures_and_runs_at_work_are_told(study: Path, make_run: MakeRun) -> None:
+def test_blurred_pictures_and_runs_at_work_are_reported(study: Path, make_run: MakeRun) -> None:
     make_run("audit", blurred=2)
     make_run("freedom", method="freedom", judged=False, done=False)
     assert "audit: 2 pictures are stored blurred and left out of distances." in cautions_of(study)

@@ -24,7 +24,7 @@ def test_unguided_first_then_by_cost(study: Path) -> None:
     assert names(read_study(study)) == ["base", "code", "mpgd", "codex"]
 
 
-def test_an_unguided_run_that_was_never_judged_is_lent_what_others_say_of_it(study: Path) -> None:
+def test_an_unguided_run_that_was_never_judged_takes_its_metrics_from_guided_runs(study: Path) -> None:
     base, code, *_ = read_study(study).runs
     assert (base.judged, base.from_guided, base.unguided) == (False, True, True)
     assert base.metrics["scores"]["aesthetic"] == {"value": 4.0, "shares_guide": False}  # no interval: nobody has one of it
@@ -34,7 +34,7 @@ def test_an_unguided_run_that_was_never_judged_is_lent_what_others_say_of_it(stu
     assert (code.judged, code.from_guided, code.unguided) == (True, False, False)
 
 
-def test_what_others_contradict_each_other_about_is_not_lent(make_run: MakeRun, tmp_path: Path) -> None:
+def test_what_others_contradict_each_other_about_is_not_taken(make_run: MakeRun, tmp_path: Path) -> None:
     """Rewards of one name and other weights, under which the unguided run has two values: its cell is empty, and its point left out."""
     make_run("base", method="base", nfe=50, judged=False)
     make_run("code", base=4.0)
@@ -78,7 +78,7 @@ def test_runs_of_one_label_are_named_by_what_differs(make_run: MakeRun, tmp_path
     assert set(names(read_study(tmp_path / "study"))) == {"code", "code temperature=0.5", "code num_particles=8"}
 
 
-def test_runs_that_differ_in_nothing_told_or_too_much_are_named_by_their_hash(make_run: MakeRun, tmp_path: Path) -> None:
+def test_runs_that_differ_in_nothing_shown_or_too_much_are_named_by_their_hash(make_run: MakeRun, tmp_path: Path) -> None:
     for i in (1, 2, 3):
         many = dict.fromkeys(("a", "b", "c"), i)
         make_run(f"code-{i}", label="code", title=f"code-aesthetic-{i}", options=many)
@@ -95,14 +95,14 @@ def test_a_study_at_work_shows_what_there_is(study: Path, make_run: MakeRun) -> 
     assert last in read_study(study).drawn
 
 
-def test_failed_samples_are_told_apart(make_run: MakeRun, tmp_path: Path) -> None:
+def test_failed_samples_are_distinguished(make_run: MakeRun, tmp_path: Path) -> None:
     make_run("code", failed={"circle-0": "the reward is nan"})
     [run] = read_study(tmp_path / "study").runs
     assert dict(run.failures) == {"circle-0": "the reward is nan"}
     assert [record.task for record in run.records] == ["square", "hostile"]
 
 
-def test_a_folder_without_runs_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_folder_without_runs_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     with pytest.raises(UsageError, match="holds no run"):
         read_study(tmp_path)
@@ -131,7 +131,7 @@ def test_a_damaged_run_is_named_and_the_others_are_shown(
     tried("refused")
 
 
-def test_damaged_lines_are_told_of(study: Path, tried: Callable[..., None]) -> None:
+def test_damaged_lines_are_reported(study: Path, tried: Callable[..., None]) -> None:
     with (study / "code" / "records.jsonl").open("a") as file:
         file.write('{"somebody": "else"}\n')
     assert "code: 1 lines of its records are damaged" in page.page(read_study(study))

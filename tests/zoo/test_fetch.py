@@ -501,7 +501,7 @@ def test_without_a_checksum_google_s_is_taken_or_all_comes_again(
         assert path.read_bytes() == content
 
 
-def test_the_folder_of_the_user_is_told_as_it_is(fetch: Any, online: Any, clip_folder: Path, tmp_path: Path, tried: Any):
+def test_the_folder_of_the_user_is_shown_as_it_is(fetch: Any, online: Any, clip_folder: Path, tmp_path: Path, tried: Any):
     code, out, _ = fetch("--check", str(clip_folder))
     assert code == 0 and out.startswith(f"{clip_folder}: here (4 files")
     shutil.copytree(clip_folder, tmp_path / "mine", ignore=shutil.ignore_patterns("*.safetensors"))
