@@ -75,7 +75,7 @@ def total(surveys: Sequence[Survey]) -> int | None:
     return None if None in sizes else sum(size or 0 for size in sizes)
 
 
-def tell(part: Part, survey: Survey) -> None:
+def report(part: Part, survey: Survey) -> None:
     """Prints what of a part is there."""
     there = f"{survey.files} file{'s' * (survey.files != 1)}, {in_words(survey.size)}" if survey.size else f"{survey.files} files"
     if not survey.missing:
@@ -112,7 +112,7 @@ def check(readers: Sequence[fetching.Reader], parts: Sequence[Part], command: st
     """Lists what is there and what is missing, which ends the process with exit code 1."""
     found, failed = survey(parts)
     for part, surveyed in found.values():
-        tell(part, surveyed)
+        report(part, surveyed)
     if failed:
         fail(failed)
     if lacking := [surveyed for _, surveyed in found.values() if surveyed.missing]:
@@ -126,7 +126,7 @@ def bring(readers: Sequence[fetching.Reader], parts: Sequence[Part]) -> None:
     missing = [(part, surveyed) for part, surveyed in found.values() if surveyed.missing]
     if any(not isinstance(part, fetching.Prompts) for part, _ in missing):
         for part, surveyed in missing:
-            tell(part, surveyed)
+            report(part, surveyed)
         print(f"{in_words(total([surveyed for _, surveyed in missing]))} to bring", flush=True)
     for part, surveyed in found.values():
         try:

@@ -225,7 +225,7 @@ def _decode(path: Path, _size: int, _time: int) -> None:
 def _opened(path: Path) -> Iterator[Image.Image]:
     """A picture file, open; whatever goes wrong inside is an OSError that names it."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for whoever writes into it
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for a writer
             raise ValueError("is no regular file")
         with Image.open(path) as picture:
             _check_frame(picture)

@@ -58,7 +58,7 @@ class QFormer(nn.Module):
     def caption(self, seen: Tensor, ids: Tensor, mask: Tensor, start: int) -> Tensor:
         """The label-smoothed cross-entropy of the text per token, b: each is predicted from the image and the tokens before it.
 
-        The first id is replaced by `start`. One pass replaces LAVIS' two, of the queries and of the text upon their
+        The first id is replaced by `start`. One pass replaces LAVIS' two, of the queries and of the text on their
         stored keys and values: queries see queries alone, a token sees the queries and the text up to itself.
         """
         queries = self.network.query_tokens.shape[1]

@@ -1,7 +1,7 @@
 """From a command line to composed configs: every mistake is one line, found before anything heavy is imported or loaded.
 
-Hydra composes; this module answers what Hydra leaves open: near misses for keys and options, and every value of a sweep checked
-before its first run. What a node of the config says is checked by `config`.
+Hydra composes; this module adds suggestions for misspelt keys and options, and checks every value of a sweep before its first
+run. The nodes of a config are checked by `config`.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _PLUGINS = {"hydra/launcher=slurm": ("submitit", "slurm"), "hydra/sweeper=optuna
 
 def for_hydra(arguments: Sequence[str]) -> list[str]:
     """The arguments as Hydra takes them: flags before overrides, with the default model that GUIDEDGEN_MODEL names. A model that
-    the command line or its experiment chooses goes before it. A class of the user's own starts from no options but the user's.
+    the command line or its experiment chooses overrides it. A class of the user's own gets only the options that the user gives.
 
-    A flag that is not taken ends the process with one line and exit code 2.
+    A flag that is not supported ends the process with one line and exit code 2.
     """
     try:
         return _for_hydra(hydra_settings.parsed(arguments))
@@ -226,7 +226,7 @@ def _check_names(overrides: Sequence[str], known: Mapping[str, Sequence[str]], c
     for item in items:
         key, root = item.key_or_group, item.key_or_group.split(".")[0]
         adds, inside = item.is_add() or item.is_force_add(), root in _OPEN and "." in key
-        if key not in known and key not in there and not (adds and inside and _has_room(key, there)):
+        if key not in known and key not in there and not (adds and inside and _would_be_read(key, there)):
             addable = key.startswith(("metrics.scorers.", "metrics.distances.")) and not item.is_delete()
             hint = f"; +{key}=... adds it" if addable else config.near(key, [*there, *known])
             raise UsageError(f"{item.input_line}: there is no key {key!r}{hint}")
@@ -242,7 +242,7 @@ def _check_names(overrides: Sequence[str], known: Mapping[str, Sequence[str]], c
         there.update(_named(key, item.value()))
 
 
-def _has_room(key: str, there: Container[str]) -> bool:
+def _would_be_read(key: str, there: Container[str]) -> bool:
     """Whether what is added under a key would be looked at: an option of a node, a metric, a part of one of these."""
     root, name = key.split(".")[:2]
     if root == "metrics":

@@ -1,7 +1,7 @@
-"""What commands read that does not come with guidedgen, and bringing it: models, networks and prompts, of each all files that a run
-looks for and no others.
+"""Finds and downloads the files that commands read and that guidedgen does not contain: models, networks and prompts, exactly the
+files that a run looks for.
 
-The classes that a config names say what they read (`zoo.needed`); nothing is loaded, and nothing is brought that is there.
+The classes that a config names list what they read (`zoo.needed`); nothing is loaded, and files that are there are not downloaded.
 """
 
 from __future__ import annotations
@@ -59,22 +59,22 @@ class Prompts:
 
 @dataclasses.dataclass(frozen=True)
 class Unknown:
-    """A folder or a repository that no config names: what it holds says what is read of it."""
+    """A folder or a repository that no config names: what is read is decided by its contents."""
 
     name: str
 
     def survey(self) -> Survey:
         """As `Needed.survey`."""
-        return _of_place(self.name).survey()
+        return _of_location(self.name).survey()
 
     def bring(self) -> Path:
         """As `Needed.bring`."""
-        return _of_place(self.name).bring()
+        return _of_location(self.name).bring()
 
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """A node of a config, and what is read for it. Where it is named otherwise than by a config it has no node."""
+    """A node of a config, and what is read for it. Without a config it has no node."""
 
     parts: Sequence[Part]
     node: DictConfig | None = None
@@ -88,7 +88,7 @@ class Reader:
 
 def of_command(overrides: Sequence[str], config_dir: Path | None = None) -> list[Reader]:
     """What the command line of run.py with these overrides reads, with all its alternatives: those of a sweep, and all rows of a
-    table. A wrong one ends the process as it ends run.py.
+    table. A wrong command line ends the process as in run.py.
     """
     found: list[Reader] = []
     arguments = composition.arguments(command_line.for_hydra(overrides), config_dir)
@@ -115,7 +115,7 @@ def of_config(cfg: DictConfig, keys: Sequence[str] = _NODES) -> Iterator[Reader]
 
 
 def of_name(name: str) -> list[Reader]:
-    """What a name stands for: a file that lives elsewhere, a reward, metrics, a model, or what the hub calls so.
+    """What a name stands for: a file from elsewhere, a reward, metrics, a model, or a name on the hub.
 
     Raises UsageError where it can be none of these.
     """
@@ -205,13 +205,13 @@ def _everything() -> list[Part]:
 
 
 def _is(part: Needed, location: hub.Location) -> bool:
-    """Whether this is asked for, at the revision that guidedgen takes unless another is given."""
+    """Whether this is the part at a location; the revision is guidedgen's unless another is given."""
     own = hub.parse(part.name, part.key)
     return (own.repository, own.folder) == (location.repository, location.folder) and location.revision in (own.revision, hub.MAIN)
 
 
-def _of_place(name: str) -> Needed:
-    """What would be read of a folder or a repository that no config names, by what it holds."""
+def _of_location(name: str) -> Needed:
+    """What would be read from a folder or a repository that no config names, by its contents."""
     folder = Path(name).expanduser()
     location = None if folder.is_dir() else hub.parse(name, "fetch")
     if location is None:

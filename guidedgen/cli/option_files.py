@@ -1,5 +1,5 @@
-"""The files of a folder of options (--config-dir), looked through before they are composed: what would take all memory or time,
-such as a text of a few lines that aliases blow up to billions of nodes, is refused.
+"""The files of a folder of options (--config-dir), checked before they are composed: files that would take all memory or time,
+such as a few lines that aliases expand to billions of nodes, are refused.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def check_file(file: Path) -> None:
 
 @dataclasses.dataclass
 class _Node:
-    """A mapping or list that is being read: how many nodes it stands for so far, and how deep they lie inside each other."""
+    """A mapping or list that is being read: how many nodes it stands for so far, and how deep they are nested."""
 
     anchor: str | None = None
     size: int = 1
@@ -56,7 +56,7 @@ class _Node:
 
 
 def _extent(text: str) -> tuple[int, int]:
-    """How many nodes a text stands for with its aliases written out, and how deep they lie inside each other."""
+    """How many nodes a text stands for with its aliases written out, and how deep they are nested."""
     known: dict[str, tuple[int, int]] = {}
     around = [_Node()]
     for event in yaml.parse(text, Loader=yaml.SafeLoader):

@@ -1,7 +1,7 @@
-"""What a command has to do with where it was started: whatever its output goes to, it comes to its end, in whatever language the
-machine is set, and what is wrong is one line on stderr and an exit code.
+"""Makes a command independent of its terminal: it finishes wherever its output goes and whatever the machine's language, and
+reports an error as one line on stderr and an exit code.
 
-A reader that has enough (`| head -1`) or a full disk (`> log`) must not cost the work that is going on.
+A reader that stops early (`| head -1`) or a full disk (`> log`) must not end the work.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How the lab's vision-language networks are trained: first to see, then to judge statements about what they see.
 
-For the first part of its steps a network learns what lies under each 8 x 8 patch alone, which takes far fewer pictures than
+For the first part of its steps a network learns only what is in each 8 x 8 patch, which takes far fewer pictures than
 learning it from texts; that loss is then added to the others. So is the loss of the positions of what a text names, for the
 relations. BLIP-2, under which pictures are optimised, at last learns from pictures that were changed to make it err (`hardening`).
 """
@@ -42,7 +42,7 @@ _NOTHING = len(SHAPES)  # the label of a patch without an object
 
 
 class PatchHeads(nn.Module):
-    """Reads off a vision tower's tokens what lies under each, for training alone."""
+    """Predicts from a vision tower's tokens what is in each patch, for training alone."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ def _with_heads(name: str, network: nn.Module, tokenizer: Tokenizer) -> nn.Modul
 def _look(
     heads: nn.Module, tower: Any, scenes: Scenes, images: Tensor, settings: Settings, *, learns: bool
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """What the vision tower makes of the images, the losses of what lies under the patches of those of scenes, which come first,
+    """What the vision tower makes of the images, the losses of what is in the patches of those of scenes, which come first,
     and their sum.
     """
     with torch.set_grad_enabled(learns):

@@ -190,7 +190,7 @@ def _draw_attributes(n: int, messy: Tensor, generator: torch.Generator, split: S
 
 
 def _place(count: Tensor, radius: Tensor, relation: Tensor, generator: torch.Generator) -> Tensor:
-    """Centres (b SLOTS 2) such that objects lie inside the picture and do not overlap."""
+    """Centres (b SLOTS 2) such that objects are inside the picture and do not overlap."""
     n = len(count)
     u = torch.rand(n, SLOTS, 2, generator=generator)
     edge = radius + 1

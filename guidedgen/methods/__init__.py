@@ -1,6 +1,7 @@
 """One paper, one file. A method is a frozen dataclass of its options that maps a Problem to x_0; `needs` says what it needs.
 
-Costs are per sample, of T steps: `rows` are denoiser rows, a classifier-free guidance pair being two.
+Costs are per sample, for T steps. `rows` are denoiser rows: latents that pass the denoiser, two per step with classifier-free
+guidance.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Observer = Callable[[str, int, Mapping[str, Any]], None]
 
 
 def ignore(event: str, step: int, values: Mapping[str, Any]) -> None:
-    """The observer that does not look."""
+    """An observer that does nothing."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,8 +58,8 @@ class Method(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lessons:
-    """What a method learns on: each of the tasks' prompts from `noises_per_prompt` noises, the first of seed `seed`. `target` is
-    the template of the prompts that the originals are drawn of.
+    """What a method learns on: each prompt of `prompts` with `noises_per_prompt` noises, the first of seed `seed`. `target` is
+    the template for the prompts of the original images, with which rewards compare.
     """
 
     prompts: Dataset
@@ -81,7 +82,7 @@ class MakeProblems(Protocol):
 
 @runtime_checkable
 class Learner(Protocol):
-    """What a method has besides that first learns something that all its samples share."""
+    """What a method has in addition if it first learns something that all its samples share."""
 
     @property
     def lessons(self) -> Lessons: ...

@@ -1,6 +1,6 @@
-"""AdjointDPM on what all pictures share (Pan et al. 2024, arXiv:2307.10711, section 4.2 and appendix A): the network's weights, or
-a word's embedding, are tuned by the reward of finished pictures, with gradients through the whole probability flow. Then every
-sample is drawn with them, unguided.
+"""AdjointDPM on parameters that all pictures share (Pan et al. 2024, arXiv:2307.10711, section 4.2 and appendix A): the network's
+weights, or a word's embedding, are tuned by the reward of finished pictures, with gradients through the whole probability flow.
+Then every sample is drawn with them, unguided.
 
     min_theta  1/N sum_i -r(D(x_0(x_T^i, c_i; theta)))        over N pairs of noise and prompt
 
@@ -132,7 +132,7 @@ class AdjointTuning:
         return saved["done"]
 
     def _drawn(self, i: int, count: int) -> list[int]:
-        """The pairs of update i: those of all permutations, one after the other, that come then."""
+        """The pairs of update i, taken in turn from random permutations of all pairs."""
         k = self.samples_per_update
         positions = range(i * k, (i + 1) * k)
         orders = {position // count: None for position in positions}

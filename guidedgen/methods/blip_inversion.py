@@ -113,12 +113,12 @@ class BlipInversion:
 
     @property
     def _distilled(self) -> int:
-        """The last iterations, in which distillation is alone."""
+        """Number of the last iterations, which have distillation alone."""
         return round(self.distill_iterations * (self.num_iterations if self.distill_iterations < 1 else 1))
 
     @property
     def _refereed(self) -> int:
-        """Iterations in which the referee has a say."""
+        """Iterations that follow the referee's gradient."""
         if self.mode == "distill_only" or (self.mode == "full" and not self.weight):
             return 0
         return self.num_iterations - (self._distilled if self.mode == "full" else 0)
@@ -155,7 +155,7 @@ class BlipInversion:
         return x_0
 
     def _lr(self, i: int) -> float:
-        """Of the referee's step."""
+        """Learning rate of the referee's step."""
         if i < self.warmup:
             return self.lr[0] * (i + 1) / self.warmup
         return cosine(self.lr, i - self.warmup, self.num_iterations - self.warmup)
@@ -175,7 +175,7 @@ class BlipInversion:
         return 2 * (predicted - eps) / (h * w)
 
     def _copies(self, noise: Noise) -> RandomCopies | None:
-        """The next copies of every picture, where there are any: else it is scored itself."""
+        """The next copies of every picture, if there are any; otherwise the picture itself is scored."""
         return RandomCopies(self.augmentations, noise) if self.augmentations.count else None
 
     def _restarts(self, i: int) -> bool:

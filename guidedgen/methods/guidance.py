@@ -1,4 +1,4 @@
-"""What the step-guided methods share: when a step is guided, the predicted noise, the reward's gradient, how far to go along it."""
+"""Shared by the methods that guide single steps: which steps are guided, the predicted noise, the reward's gradient, the step."""
 
 from __future__ import annotations
 

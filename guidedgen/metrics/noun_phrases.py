@@ -49,7 +49,7 @@ class Spacy:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """What tells the model's version: a package does not change otherwise."""
+        """What identifies the model's version: a package does not change otherwise."""
         spec = importlib.util.find_spec(self.model)
         return () if spec is None or spec.origin is None else (Path(spec.origin).with_name("meta.json"),)
 

@@ -1,4 +1,4 @@
-"""How much of an image's structure is left of its reference: the structural similarity that tells what an edit has kept."""
+"""Structural similarity (SSIM) of an image to its reference: how much of the structure an edit has kept."""
 
 from __future__ import annotations
 

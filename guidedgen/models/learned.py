@@ -1,11 +1,11 @@
-"""What was learned elsewhere and is put into a model: UNets, text encoders, LoRA and textual inversions, as diffusers loads them.
+"""Loads what was learned elsewhere into a model: UNets, text encoders, LoRA and textual inversions, as diffusers loads them.
 
     folder/unet/, folder/text_encoder/, a UNet's own folder   see guidedgen.models.weights
     a whole pipeline's folder (DreamBooth)                    its UNet, text encoder and autoencoder; the rest has to be the model's
     LoRA in files, or in PEFT's folders                       see guidedgen.models.lora
     textual inversions in files                               see guidedgen.models.words
 
-Every key is used, or the file is refused in one line. What configs and headers of files tell is checked when the model is built.
+Every key is used, or the file is refused in one line. Configs and headers of files are checked when the model is built.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Learned:
         return "adapter" in self._what
 
     def check(self, configs: Configs, tokenizer: Callable[[], CLIPTokenizer]) -> None:
-        """Raises UsageError for whatever configs and headers tell to be wrong, without reading weights."""
+        """Raises UsageError for whatever is wrong by configs and headers, without reading weights."""
         if self._pieces:
             self._networks = {part: skeleton(part, json.dumps(configs(part), sort_keys=True)) for part in lora.PARTS}
         for piece in self._pieces:
@@ -235,7 +235,7 @@ def _own_part(folder: Path, source: str) -> str:
 
 
 def _weights(folder: Path) -> list[Path]:
-    """Files that may be a LoRA or a textual inversion: not those of a training that is under way, nor what stands there twice."""
+    """Files that may be a LoRA or a textual inversion: not those of a training that is under way, nor duplicates."""
     files = [file for file in sorted(folder.iterdir()) if file.suffix in SUFFIXES and file.is_file()]
     files = [file for file in files if not _NOT_WEIGHTS.search(file.name)]
     safe = {file.stem for file in files if file.suffix == ".safetensors"}

@@ -1,4 +1,4 @@
-"""How well a text tells what the image shows, by BLIP-2: the losses that "Referee Can Play" optimises images by."""
+"""How well a text describes the image, by BLIP-2: the losses that "Referee Can Play" optimises images by."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from guidedgen.basics.tasks import Task
 
 
 class FeatureMap(Protocol):
-    """Features of an image by position. `name` tells which network's."""
+    """Features of an image by position. `name` identifies the network."""
 
     name: str
 

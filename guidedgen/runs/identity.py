@@ -51,7 +51,7 @@ def _folder_of_run(cfg: DictConfig, plain: Mapping[str, Any], values: Mapping[st
         return found
 
     def made(name: str, make: Callable[[Any], Any]) -> Any:
-        return config.once(lambda: make(node(name)), lambda: ("made", name, allow, config.spelled(plain[name])))
+        return config.once(lambda: make(node(name)), lambda: ("made", name, allow, config.as_text(plain[name])))
 
     method = made("method", lambda node: config.build(node, "method", allow))
     reward = made("reward", lambda node: config.build(config.without_weightless(node), "reward", allow) if node else None)
@@ -108,7 +108,7 @@ def digests(
     allow = tuple(cfg["allow_targets"])
 
     def once(part: str, digests: Callable[[], contents.Digests]) -> contents.Digests:
-        return config.once(digests, lambda: ("contents", part, allow, config.spelled(cfg[part])))
+        return config.once(digests, lambda: ("contents", part, allow, config.as_text(cfg[part])))
 
     found = {
         "dataset": once("dataset", lambda: {"tasks": contents.of_tasks(tasks)}),

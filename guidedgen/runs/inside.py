@@ -1,4 +1,4 @@
-"""Files of a folder, read and written so that nothing leads out of it: no link, no name, and nothing that is not a file.
+"""Reads and writes files of a folder safely: no link and no name leads out of it, and only regular files are opened.
 
 A name is relative to the folder, as in images/a-0.png. The folder itself may be reached through links, as outputs on a scratch disk
 are; below it a link is never followed, and a pipe, a socket or a device is never opened. What is written replaces the file of that
@@ -24,7 +24,7 @@ _SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
 class NotPlain(OSError):
-    """What has the name is a link, or not of the kind that belongs there."""
+    """There is a link of this name, or something of another kind than expected."""
 
     def __init__(self, what: str, path: Path) -> None:
         super().__init__(errno.EINVAL, what, str(path))

@@ -1,4 +1,4 @@
-"""How a sampled job fares: its metrics, from the images it has stored."""
+"""Metrics of a sampled job, computed from the images it has stored."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _recorded(job: Job, pictures: evaluate.Images) -> set[str]:
 
 
 def _described(job: Job, guide: DictConfig | None) -> dict[str, Any]:
-    """What a table of runs calls this one, and what its source prints of it where it is a row of a published table."""
+    """The run's name in a table of runs, and its published figures where it is a row of a published table."""
     table, printed = job.cfg.get("table") or {}, config.published(job.cfg)
     return {
         "title": job.name,
@@ -134,7 +134,7 @@ def _reference(job: Job) -> evaluate.Images | None:
 
 
 def _mark_shared(job: Job, metrics: Mapping[str, Any], guide: DictConfig | None) -> None:
-    """Says of each figure whether a network that measured it has guided too, and what else it depends on."""
+    """Marks each figure that was measured by a network that also guided, and what else it depends on."""
     reward = job.reward
     if guide and guide != job.cfg.reward:
         reward = config.build(config.without_weightless(guide), "reward", tuple(job.cfg.allow_targets))
@@ -148,7 +148,7 @@ def _mark_shared(job: Job, metrics: Mapping[str, Any], guide: DictConfig | None)
 
 
 def judged_by(job: Job) -> str:
-    """Names what a run is judged by, which may change after it was sampled: the files that its judges read do too."""
+    """A digest of what a run is judged by: options, and the files that its judges read. It may change after the run was sampled."""
     options = {key: job.cfg[key] for key in ("reward", "metrics", "reference")}
     return config.digest({**options, "contents": [job.contents, judged_with(job)]})
 

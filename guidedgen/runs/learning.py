@@ -107,7 +107,7 @@ class LessonProblems:
         queue, again = collections.deque(self._parts([indices])), False
         while queue:
             part, found, before = queue[0], [], self._job.model.ledger.counts()
-            # It is dealt with below, where its traceback does not hold on to the memory any more.
+            # Handled below, where its traceback does not keep the memory alive any more.
             with contextlib.suppress(torch.OutOfMemoryError):
                 found.append(compute(self._problem(part)))
             if found:

@@ -1,4 +1,4 @@
-"""The options that are no nodes: counts, names, switches, device and dtype, settled before anything is built."""
+"""The options that are plain values: counts, names, switches, device and dtype, settled before anything is built."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NAME = 100  # bytes of a name that becomes a folder's, or a part of one's: ther
 
 
 def settled(cfg: DictConfig, shard: Shard, *, elsewhere: bool = False) -> DictConfig:
-    """A resolved copy in which device and dtype are real ones and the plain options are checked. It is the whole run's.
+    """A resolved copy in which device and dtype are real ones and the plain options are checked. It holds for the whole run.
 
     `elsewhere`: a device that is named need not be on this machine. Raises UsageError for what is wrong with it.
     """
@@ -59,7 +59,7 @@ def settled(cfg: DictConfig, shard: Shard, *, elsewhere: bool = False) -> DictCo
 
 
 def value(cfg: DictConfig, key: str) -> Any:
-    """An option's value. Raises UsageError where it refers to what cannot be found, to itself or to nothing yet."""
+    """An option's value. Raises UsageError where it refers to a missing key, to itself or to a value that is not given yet."""
     try:
         return OmegaConf.select(cfg, key, throw_on_missing=True)
     except Exception as error:  # OmegaConf's many errors, and RecursionError
@@ -85,7 +85,7 @@ def _check_count(key: str, found: Any) -> None:
 
 
 def _check_run(cfg: DictConfig) -> None:
-    """The node `run`, of which older runs have not all."""
+    """The node `run`, of which older runs lack some keys."""
     for key in ("fresh", "profile", "show_flagged"):
         if not isinstance(found := value(cfg, f"run.{key}"), bool) and (key != "show_flagged" or found is not None):
             raise UsageError(f"run.{key}={_shown(found)}: expected true or false")
@@ -106,7 +106,7 @@ def _is_number(found: Any) -> bool:
 
 
 def _check_name(key: str, found: Any, what: str) -> None:
-    """Raises UsageError where a text is not to become a part of a file's name."""
+    """Raises UsageError where a text cannot be part of a file name."""
     plain = isinstance(found, str) and found and "/" not in found and not found.startswith(".") and _printable(found)
     if not plain or len(found.encode()) > _NAME:
         hint = f"; as a text: '{key}=\"{found}\"'" if isinstance(found, int | float) else ""
@@ -119,7 +119,7 @@ def _printable(text: str) -> bool:
 
 
 def _shown(found: object) -> str:
-    """A value as a message has it: in one line, and not longer than a line should be."""
+    """A value as shown in a message: in one line, cut where it is too long."""
     text = str(found)
     text = text if _printable(text) else ascii(text)[1:-1]
     return text if len(text) <= 200 else f"{text[:200]}..."
@@ -138,7 +138,7 @@ def _devices(node: DictConfig | ListConfig, key: str = "") -> Iterator[tuple[str
 def real_device(name: object, local: int | None = None, key: str = "device") -> str:
     """The device that a name stands for, auto too; of several GPUs the one at index `local`, the process's local rank.
 
-    Raises UsageError where it is not on this machine, or of a kind that runs are not made on.
+    Raises UsageError where it is not on this machine, or of an unsupported kind.
     """
     count = torch.cuda.device_count()  # which every process of a machine may see
     if name == "auto":
@@ -161,7 +161,7 @@ def _not_here(key: str, name: object, count: int) -> str:
 
 
 def _resolved(cfg: DictConfig) -> DictConfig:
-    """With what values refer to written out. Raises UsageError where that is not there, and for what the user has to give."""
+    """The config with references resolved. Raises UsageError where one cannot be, and for values that the user has to give."""
     try:
         cfg = config.resolved(cfg)
         missing = sorted(OmegaConf.missing_keys(cfg))

@@ -1,4 +1,4 @@
-"""A stored run judged again, from its images: by what it was judged by, or by what is chosen now."""
+"""Judges a stored run again, from its images: by the metrics it was judged by, or by others that are chosen now."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _KEYS = ("reference", "batch_size", "device", "allow_targets")
 
 
 def judge_again(folder: Path, overrides: Sequence[str] = (), config_dir: Path | None = None) -> Mapping[str, Any]:
-    """Judges a stored run anew, from its images and with `metrics=...` or any key of it changed; rewrites metrics.json.
+    """Judges a stored run again from its images, with `metrics=...` or any of its keys changed; rewrites metrics.json.
 
     `config_dir` is a folder with options in addition to the project's, as Hydra's --config-dir.
     Raises UsageError where an override is wrong, and where the folder or that of its unguided run is damaged.
@@ -42,7 +42,7 @@ def judge_again(folder: Path, overrides: Sequence[str] = (), config_dir: Path | 
         raise UsageError(f"{folder / 'config.yaml'}: {error}") from error
     job = _as_made(job, cfg, chosen={item.key_or_group.split(".")[0] for item in composition.parse(overrides)})
     _check_stored(job)
-    if not _left(job):  # whoever of several processes was to be the last may have died
+    if not _left(job):  # the process that would have been the last may have died
         sampling.close(job.base)
         sampling.merge(job)
         job.folder.finish()
@@ -50,7 +50,7 @@ def judge_again(folder: Path, overrides: Sequence[str] = (), config_dir: Path | 
 
 
 def _prepared(cfg: DictConfig, folder: RunFolder) -> Job:
-    """The job of a stored config; where its data set is no longer there, of the tasks that were recorded, less their references."""
+    """The job of a stored config. If its data set is no longer there, its tasks are the recorded ones, without references."""
     try:
         return prepare(cfg)
     except UsageError as error:
@@ -70,14 +70,14 @@ def _recorded_tasks(folder: RunFolder) -> dict[str, Task]:
 
 
 def _as_made(job: Job, cfg: DictConfig, chosen: Collection[str]) -> Job:
-    """The job of a stored run, whose config is given, with the samples that were made, and against the unguided run of the same
-    contents. Says it where files have changed since, or where that is not known; not of a reward that is `chosen` anew.
+    """The job of a stored run, whose config is given, with the samples that were made, measured against the unguided run of the
+    same contents. Prints a note where files have changed since, or where that is unknown, except for a newly `chosen` reward.
     """
     parts = contents.recorded(job.folder.read_json("environment.json"))
     if parts is None:
-        _tell(job, "what its files held when it was made is not recorded; it is judged by what they hold now")
+        _warn(job, "what its files held when it was made is not recorded; it is judged by what they hold now")
     elif differ := contents.changed(*({p: d for p, d in of.items() if p not in chosen} for of in (parts, job.contents))):
-        _tell(job, f"changed since it was made: {', '.join(differ)}; its pictures stay, and are judged by what is there now")
+        _warn(job, f"changed since it was made: {', '.join(differ)}; its pictures stay, and are judged by what is there now")
     samples = _samples(job, parts)
     base = job.base
     if base is not None:
@@ -91,7 +91,7 @@ def _as_made(job: Job, cfg: DictConfig, chosen: Collection[str]) -> Job:
 
 
 def _samples(job: Job, parts: contents.Parts | None) -> Sequence[Sample]:
-    """The job's; where its prompts have changed since, or may have, those that were recorded."""
+    """The job's samples; the recorded ones if its prompts have changed since, or may have."""
     known = {sample.name: sample for sample in job.samples}
     records = job.folder.records()
     if records.keys() <= known.keys() if parts is None else parts.get("dataset") == job.contents.get("dataset"):
@@ -106,13 +106,13 @@ def _left(job: Job) -> int:
     return max(sampling.left(job), wanted - len(job.folder.tried()) if isinstance(wanted, int) else 0)
 
 
-def _tell(job: Job, note: str) -> None:
+def _warn(job: Job, note: str) -> None:
     print(f"guidedgen: {job.folder.path}: {note}", file=sys.stderr)
 
 
 def _check_stored(job: Job) -> None:
-    """Raises UsageError where a picture that is to be judged is missing or damaged, or all of the unguided run's are. Says it
-    where records are, without which a sample is not judged: they may be of a run that is not finished.
+    """Raises UsageError where a picture that is to be judged is missing or damaged, or all of the unguided run's are. Prints a note
+    where records are missing or damaged: those samples are not judged, and the run may not be finished.
     """
     runs = [(job, "its own command")]
     if job.base is not None:
@@ -128,13 +128,13 @@ def _check_stored(job: Job) -> None:
         if left or damaged_lines:
             damage = f" (damaged lines of records.jsonl: {damaged_lines})" if damaged_lines else ""
             missing = f"{left} of {max(left, len(run.samples))} samples missing{damage}"
-            _tell(run, f"{missing}, and not judged; {command} makes what is missing")
+            _warn(run, f"{missing}, and not judged; {command} makes what is missing")
 
 
 def changed(cfg: DictConfig, overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
     """A stored config with what it is judged by replaced: by options, as Hydra composes them, and then by single values.
 
-    Raises UsageError for what is no such option or key, and for what does not concern the judging.
+    Raises UsageError for an unknown option or key, and for one that does not concern the judging.
     """
     cfg, items = cfg.copy(), composition.parse(overrides)
     for item in items:
@@ -162,7 +162,7 @@ def changed(cfg: DictConfig, overrides: Sequence[str], config_dir: Path | None =
 
 
 def _check_concern(item: Any, cfg: DictConfig) -> None:
-    """Raises UsageError where an override, as Hydra reads it, is not of what judges, or not of the form that this has."""
+    """Raises UsageError where an override, as Hydra reads it, does not concern the judging, or has another form."""
     key, given, free = item.key_or_group, item.input_line, (*_GROUPS, *_KEYS)
     root, choices = key.split(".")[0], f"; when judging choose from {', '.join(free)}"
     if item.package is not None or root not in free:
@@ -199,7 +199,7 @@ def _change(cfg: DictConfig, item: Any) -> None:
 
 
 def _unpin(node: Any, device: str) -> None:
-    """Makes all that is stored with the run's device follow the one it is judged on."""
+    """Replaces the run's device everywhere in its config by the one it is judged on."""
     for key in node if isinstance(node, DictConfig) else range(len(node)):
         child = node[key]
         if key == "device" and child == device and node._get_parent() is not None:

@@ -1,4 +1,4 @@
-"""What a run shows: its progress, its table, its grid of images."""
+"""What a run prints and draws: its progress, its table, its grid of images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NETWORKS = ("text", "denoise", "decode", "encode", "reward", "backward", "judge
 
 @contextlib.contextmanager
 def progress(label: str, *, total: int) -> Iterator[Callable[[], None]]:
-    """A bar on a terminal, else a line every half minute; yields what to call after each step."""
+    """A progress bar on a terminal, otherwise a line every half minute; yields a function to call after each step."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _lines(label, total)

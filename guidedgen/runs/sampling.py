@@ -43,7 +43,7 @@ class Outcome:
 
 
 def sample_all(job: Job, label: str) -> None:
-    """Samples every batch of this process's share that is not finished. What is learned on is drawn by the first that comes."""
+    """Samples every batch of this process's share that is not finished. Images to learn on are sampled by the first process."""
     if label == "originals" and job.shard.part:
         with job.folder.alone("originals"):
             _sample_batches(job, label, _batches(job))
@@ -83,7 +83,7 @@ def _sample_batches(job: Job, label: str, batches: Sequence[Sequence[Sample]]) -
 
 
 def _at_most(total: int, advance: Callable[[], None]) -> Callable[[], None]:
-    """`advance` that does nothing after `total` calls: what is taken again does not count twice."""
+    """`advance` that does nothing after `total` calls: steps that are repeated do not count twice."""
     left = iter(range(total))
 
     def once() -> None:
@@ -98,10 +98,10 @@ def _outcomes(
 ) -> Iterator[Outcome]:
     """Every sample of the batches, made or failed.
 
-    Where a device's memory is too small for a batch, it is taken again, with what torch keeps of the memory given back; and then,
-    with those after it, in halves, of its rows too. Where something raises, the batch is taken sample by sample, and those fail
-    that raise alone. Samples depend on the rest of their batch only by the rounding of batched kernels, so smaller batches give the
-    same images to a level or two of 255, and to the byte those of that batch_size.
+    Where a device's memory is too small for a batch, it is computed again after torch has freed its cached memory, and then, with
+    all later ones, at half the size, also in rows. Where something raises, the batch is computed sample by sample, and only the
+    samples that raise alone fail. Samples depend on the rest of their batch only by the rounding of batched kernels, so smaller
+    batches give the same images to a level or two of 255, and to the byte those of that batch_size.
     """
     queue, flagged, again, small, raised = collections.deque(batches), blurring.flagged_unguided(job), False, False, False
     while queue:
@@ -109,14 +109,14 @@ def _outcomes(
         try:
             outcomes = list(_sample(job, batch, flagged, advance))
         except torch.OutOfMemoryError:
-            full = True  # dealt with below, where its traceback does not hold on to the memory any more
+            full = True  # handled below, where its traceback does not keep the memory alive any more
         except (UsageError, torch.AcceleratorError):  # missing weights; a device that is lost: nothing of this sample
             raise
         except Exception as error:  # whatever a reward may raise
             if len(batch) > 1:
                 queue.extendleft([sample] for sample in reversed(batch) if sample.name not in finished)
                 continue
-            if not raised:  # for whoever has to repair it; once is enough
+            if not raised:  # for debugging; once is enough
                 traceback.print_exc()
             raised, outcomes = True, [_raised(batch[0], error)]
         if not full:
@@ -151,7 +151,7 @@ def _cut(batches: Iterable[Sequence[Sample]], size: int) -> Iterator[Sequence[Sa
 
 
 def _raised(sample: Sample, error: Exception) -> Outcome:
-    """What there is of a sample that raised."""
+    """The outcome of a sample that raised."""
     *_, last = traceback.extract_tb(error.__traceback__)
     message = " ".join(f"{type(error).__name__}: {error}".split())
     record = Record(
@@ -163,7 +163,7 @@ def _raised(sample: Sample, error: Exception) -> Outcome:
 
 
 class _Guides:
-    """Listens to what guides b samples: their rewards, and the gradients of these by the pictures.
+    """Checks what guides b samples: their rewards, and the gradients of these by the pictures.
 
     Methods leave out a reward or a gradient that is not finite, and go on with the others; a sample for which none is has not
     been guided.
@@ -216,7 +216,7 @@ def _failures(job: Job, guides: _Guides, x_0: Tensor, pictures: Tensor, scores: 
 
 
 def _sample(job: Job, batch: Sequence[Sample], flagged: Collection[str], advance: Callable[[], None]) -> Iterator[Outcome]:
-    """One batch, taken at once; a filter has flagged the unguided pictures of the samples in `flagged`.
+    """One batch, computed at once; a filter has flagged the unguided pictures of the samples in `flagged`.
 
     A sample fails where its latents, its picture or the guiding reward of that are not finite, or nothing that guided it was.
     """
@@ -274,7 +274,7 @@ def _decoded(job: Job, latents: Tensor) -> Tensor:
 
 
 def _as_stored(decoded: Tensor) -> Tensor:
-    """b 3 H W as they come back from a file, so that what is judged is what is stored."""
+    """b 3 H W as read back from a file, so that the stored images are the ones judged."""
     return images.to_bytes(decoded.nan_to_num(0)).float() / 255
 
 
@@ -323,7 +323,7 @@ def _grid(job: Job, share: float | None) -> Grid:
 
 
 def _encoded(job: Job, tasks: Sequence[Task]) -> Tensor:
-    """The tasks' references, brought to the model's size: b c h w. A picture of several is encoded once."""
+    """The tasks' references, resized to the model's size: b c h w. A picture that several tasks share is encoded once."""
     latents: dict[str, Tensor] = {}
     rows = []
     for task in tasks:
@@ -353,7 +353,7 @@ def merge(job: Job) -> None:
 
 
 def close(job: Job | None) -> None:
-    """Declares a run that is not to be judged done once all its samples are, and lets other processes have its folder."""
+    """Marks a run that is not to be judged as done once all its samples are, and releases its folder for other processes."""
     if job is None:
         return
     if not job.folder.done:

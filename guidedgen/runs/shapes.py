@@ -15,7 +15,7 @@ _HUGE = 1e100  # no figure has more; what is drawn and added up must not overflo
 
 
 def parsed(content: bytes) -> dict[str, Any] | None:
-    """The JSON object that some bytes are; None where they are none, or of more depth than any that is written."""
+    """The JSON object that some bytes are; None where they are none, or nested deeper than anything that guidedgen writes."""
     try:
         value = json.loads(content)
     except (ValueError, RecursionError):
@@ -64,12 +64,12 @@ def anything(value: Any, where: str) -> None:
 
 
 def maybe(shape: Shape) -> Shape:
-    """That, or null."""
+    """This shape, or null."""
     return lambda value, where: None if value is None else shape(value, where)
 
 
 def several(shape: Shape, length: int | None = None) -> Shape:
-    """A list of such."""
+    """A list of values of this shape."""
 
     def check(value: Any, where: str) -> str | None:
         if not isinstance(value, list) or (length is not None and len(value) != length):
@@ -80,7 +80,7 @@ def several(shape: Shape, length: int | None = None) -> Shape:
 
 
 def each(shape: Shape) -> Shape:
-    """A mapping of names to such."""
+    """A mapping of names to values of this shape."""
 
     def check(value: Any, where: str) -> str | None:
         if not isinstance(value, dict):
@@ -109,7 +109,7 @@ def fields(needed: Mapping[str, Shape], optional: Mapping[str, Shape] | None = N
 
 
 def together(one: Shape, other: Shape) -> Shape:
-    """Both."""
+    """Both shapes."""
     return lambda value, where: one(value, where) or other(value, where)
 
 
@@ -147,7 +147,7 @@ def _name(value: Any, where: str) -> str | None:
 
 
 def _or_nothing(shape: Shape) -> Shape:
-    """That, or an empty mapping or null: no such thing was measured."""
+    """This shape, or an empty mapping or null where it was not measured."""
     return lambda value, where: shape(value, where) if value or not (value is None or isinstance(value, dict)) else None
 
 

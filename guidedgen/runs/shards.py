@@ -23,7 +23,7 @@ class Shard:
 
     @property
     def part(self) -> str:
-        """What the files of this share are named by; empty where there is one share."""
+        """The name of this share in file names; empty where there is one share."""
         return f"{self.index}-of-{self.count}" if self.count > 1 else ""
 
     def of(self, items: Sequence[Item]) -> Sequence[Item]:
@@ -32,12 +32,12 @@ class Shard:
 
 
 def find_shard(count: int | str, index: int | str, environ: Mapping[str, str]) -> Shard:
-    """The share that the options `shard.count` and `shard.index` name; `auto` is what the process was started as:
+    """The share that the options `shard.count` and `shard.index` name; `auto` is read from the environment:
 
-    count    torchrun's WORLD_SIZE, or the tasks of an srun step; else 1. An array is not taken for one run: its tasks may be many.
+    count    torchrun's WORLD_SIZE, or the tasks of an srun step; else 1. An array is not taken as one run: it may hold several.
     index    torchrun's RANK, the task's index in an srun step, or in an array, counted from its first index
 
-    Raises UsageError for a count or an index that cannot be, and where a share is asked for that nothing says the index of.
+    Raises UsageError for a count or an index that cannot be, and where a share has no index.
     """
     torchrun = "TORCHELASTIC_RUN_ID" in environ
     step = not torchrun and _number(environ, "SLURM_STEP_NUM_TASKS", 1, "1") > 1
@@ -68,7 +68,7 @@ def _whole(key: str, value: object, least: int) -> int:
 
 
 def _number(environ: Mapping[str, str], name: str, least: int, default: str | None = None) -> int:
-    """What a launcher has set. Raises UsageError where that is no number, or is missing without a default."""
+    """A number that a launcher has set. Raises UsageError where that is no number, or is missing without a default."""
     value = environ.get(name, default)
     if value is None:
         raise UsageError(f"{name}: is missing, which the launcher that started this process sets; give shard.count and shard.index")

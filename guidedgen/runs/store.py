@@ -2,12 +2,12 @@
 
 config.yaml        resolved config            records.jsonl  one line per finished sample
 environment.json   versions, device, command  trace.jsonl    what methods logged on the way
-images/NAME.png    one per sample             metrics.json   how the set fares
+images/NAME.png    one per sample             metrics.json   scores and distances of the set
 images/KIND/       extra images that a method keeps
 learned/           where the method learns    run.log        when it started, and why it ended
 .lock              while a process is at work DONE           written last
 
-Nothing of it leads out of the folder: see guidedgen.runs.inside.
+No path or link in it leads out of the folder: see guidedgen.runs.inside.
 """
 
 from __future__ import annotations
@@ -189,8 +189,8 @@ class RunFolder:
                 _remove(found)
 
     def _tidy(self, alone: bool) -> None:
-        """Takes away what a kill has cut short and what will come again: samples that failed or have lost their image, traces of
-        those without a record. Of other parts, what has failed is theirs to try again; where they are at work, what is merged too.
+        """Removes what a kill has cut short and what will be made again: samples that failed or have lost their image, and traces
+        of those without a record. Failed samples of other parts stay, and while those are at work, merged files too.
         """
         if alone:
             (self.path / "DONE").unlink(missing_ok=True)
@@ -209,19 +209,19 @@ class RunFolder:
                 self._keep_lines(log, kept, _record if kind == "records" else dict)
 
     def _keep_lines(self, log: str, names: Collection[str], whole: Callable[[dict[str, Any]], object]) -> None:
-        """Leaves in a log what is of samples of these names and `whole` holds of; the file stays as it is where that is all."""
+        """Keeps the lines of a log that belong to these samples and for which `whole` is true; writes only if that changes it."""
         found = [(line, _parsed(line)) for line in inside.lines(self.path, log)]
         kept = [line for line, record in found if whole(record) and not record.get("failed") and _name(record) in names]
         if len(kept) < len(found):
             inside.write(self.path, log, b"".join(line + b"\n" for line in kept))
 
     def _drop_partials(self) -> None:
-        """Files, and folders that were being put together."""
+        """Removes files and folders that were not finished."""
         for partial in list(self.path.rglob(".*.partial")):
             _remove(partial)
 
     def _whole(self, records: Mapping[str, Record]) -> set[str]:
-        """The names of samples whose images lie there to their ends."""
+        """The names of samples whose images are there and complete."""
         try:
             with inside.entered(self.path, "images") as folder:
                 return {name for name in records if inside.ends_with(folder, f"{name}.png", _PNG_END)}
@@ -229,7 +229,7 @@ class RunFolder:
             return set()
 
     def recorded(self) -> Recorded:
-        """What the records say. A line cut short by a kill is none. Raises UsageError where they are no file that can be read."""
+        """The run's records. A line cut short by a kill is ignored. Raises UsageError where they are no file that can be read."""
         latest, damaged_lines = self._latest()
         return Recorded(
             records={name: record for name, record in latest.items() if record.failed is None},
@@ -238,7 +238,7 @@ class RunFolder:
         )
 
     def _latest(self) -> tuple[dict[str, Record], int]:
-        """Samples that were made or failed, by name, in the order they were first tried; and how many whole lines are no record."""
+        """Samples that were made or failed, by name, in the order they were first tried; and how many full lines are no record."""
         found: list[Record | None] = []
         for log in self._logs("records"):
             try:
@@ -278,7 +278,7 @@ class RunFolder:
     def merge(self, names: Sequence[str]) -> None:
         """One records.jsonl and one trace.jsonl of what parts have written, in the order of the samples' names, all tried.
 
-        The same files come out whoever merges, and again after a kill in the middle.
+        The result is the same whichever process merges, and after a kill in the middle.
         """
         parts = [log for name in ("records", "trace") for log in self._logs(name)[1:]]
         if not parts:
@@ -410,7 +410,7 @@ class RunFolder:
         return is_taken(self.path / ".lock")
 
     def finish(self) -> None:
-        """Declares the run done, and closes its folder."""
+        """Marks the run as done, and closes its folder."""
         self.write("DONE", b"")
         self.close()
 
@@ -437,7 +437,7 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Whatever is there, with what is in it; of a link, the link."""
+    """Removes a file, a folder with its contents, or a link itself."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -469,7 +469,7 @@ def _parsed(line: bytes) -> dict[str, Any]:
 
 
 def _record(line: Mapping[str, Any]) -> Record | None:
-    """The record that a line is; None where it is not one. A picture lies where its sample's name says, and nowhere else."""
+    """The record that a line is; None where it is not one. An image's path follows from its sample's name."""
     try:
         record = Record(**line)
     except TypeError:
@@ -496,7 +496,7 @@ def _json_line(value: Mapping[str, Any]) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The value with NaN and infinities as null, which JSON has no words for."""
+    """The value with NaN and infinities as null, which JSON does not have."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

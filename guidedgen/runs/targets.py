@@ -162,7 +162,7 @@ def hints(target: Callable[..., Any]) -> dict[str, Any]:
 
 
 def called(path: str) -> str:
-    """What a target is called in names of runs and of scores: its file, where a file is one thing, else its file and its class."""
+    """A target's name in names of runs and of scores: its file, where a file holds one class, else its file and its class."""
     module, _, name = path.rpartition(".")
     file = module.rpartition(".")[2]
     return file if module.startswith(_ONE_EACH) else "_".join(filter(None, [file, name]))
@@ -194,7 +194,7 @@ def _within(name: str, modules: Sequence[str]) -> bool:
 
 
 def raised(error: BaseException) -> str:
-    """What code of the user's has raised, and where, in one line."""
+    """What the user's code has raised, and where, in one line."""
     last = traceback.extract_tb(error.__traceback__)[-1:]
     where = f" ({Path(last[0].filename).name}, line {last[0].lineno})" if last else ""
     return " ".join(f"{type(error).__name__}: {error}{where}".split())

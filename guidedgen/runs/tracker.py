@@ -1,4 +1,4 @@
-"""Mirrors a finished run to Weights & Biases. The run's folder is the record; losing the mirror loses nothing."""
+"""Mirrors a finished run to Weights & Biases. All results are in the run's folder, so a lost mirror loses nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a reader has to know before believing a study's figures."""
+"""Warnings about a study's figures: missing samples, unlike rows, metrics that share a network with the guidance."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAMED = 4  # runs, or options, that are named before the rest is counted
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Caution:
-    """A sentence, and whether it may turn what the figures seem to say."""
+    """A sentence, and whether it may change the conclusion from the figures."""
 
     text: str
     serious: bool = True

@@ -81,7 +81,7 @@ def _curve(name: str, style: Style, by_step: Mapping[int, Sequence[float]]) -> C
 
 
 def _middle(values: Sequence[float]) -> tuple[float, float]:
-    """Between which the middle 80 % of the values lie."""
+    """The bounds of the middle 80 % of the values."""
     if len(values) == 1:
         return values[0], values[0]
     deciles = statistics.quantiles(values, n=10, method="inclusive")

@@ -1,7 +1,7 @@
-"""A study as one HTML page that asks the network for nothing: tables, plots, pictures, curves, cost, commands and cautions.
+"""A study as one HTML page that loads nothing from the network: tables, plots, pictures, curves, cost, commands and cautions.
 
 The same study gives the same bytes. Everything inline is named by its hash in the page's content security policy, so that a
-browser runs this script and no other, whatever a prompt says.
+browser runs this script and no other, whatever a prompt contains.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _cautions(study: Study) -> Markup | None:
 
 
 def _viewer() -> Markup:
-    """What a click enlarges into: the picture, with the unguided one of its pair next to it."""
+    """The enlarged view after a click: the picture, with the unguided one of its pair next to it."""
     sides = [tag("figure", tag("img", alt=""), tag("figcaption", tag("b"), tag("span")), id=name) for name in ("before", "after")]
     buttons = [
         tag("button", "Previous", type="button", id="previous", title="left arrow"),
@@ -122,7 +122,7 @@ def _command(run: Run, style: Style) -> Markup:
 
 
 def _behind(run: Run) -> Iterator[Markup]:
-    """The command line and the config that a run was made by, and on what."""
+    """The command line and the config of a run, and the machine it was made on."""
     environment = run.environment
     if command := environment.get("command"):
         yield tag("pre", f"python {shlex.join(map(str, command))}", class_="command")

@@ -18,7 +18,7 @@ _COSTS = {"nfe": "network rows per image", "seconds": "seconds per image"}
 
 
 def anchor(run: Run) -> str:
-    """Where the page tells of a run."""
+    """The id of a run's section on the page."""
     return f"run-{run.folder.name}"
 
 
@@ -69,7 +69,7 @@ def _download(name: str, text: str) -> Markup:
 
 
 def _table(table: Table, styles: Mapping[str, Style]) -> Markup:
-    """Every run is a body of its own, so that its published figures stay below it when rows are sorted."""
+    """Every run is a table body of its own, so that its published figures stay below it when rows are sorted."""
     heads = [
         tag("th", tag("button", column.title, type="button"), scope="col", title=column.hint or None) for column in table.columns
     ]
@@ -157,7 +157,7 @@ def _scatter(runs: Sequence[Run], reward: str, name: str, label: str, styles: Ma
 
 
 def _abscissa(run: Run, name: str) -> float | None:
-    """A run's cost, or its distance to the unguided run, which that has none to."""
+    """A run's cost, or its distance to the unguided run, which the unguided run itself does not have."""
     if name in _COSTS:
         return run.metrics["cost"].get(name)
     measured = run.metrics.get("distances", {}).get(name)
@@ -189,7 +189,7 @@ def curves_panel(study: Study, styles: Mapping[str, Style]) -> Iterator[Markup]:
 
 
 def pictures_panel(study: Study, styles: Mapping[str, Style], budget: int) -> Iterator[Markup]:
-    """The same prompt and seed across runs, with a filter; what is over the budget is linked."""
+    """The same prompt and seed across runs, with a filter; pictures over the budget are linked."""
     shown, rest = pictures.pairs(study, budget)
     if not shown:
         return

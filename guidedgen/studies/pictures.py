@@ -33,7 +33,7 @@ class Shot:
 
     @property
     def link(self) -> str:
-        """Where the stored file lies, from the study's folder."""
+        """Path of the stored file, from the study's folder."""
         assert self.record is not None
         return address(f"{self.run.folder.name}/{self.record.image}")
 

@@ -63,7 +63,7 @@ class Curve:
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Places of the points (x, y) that no other is as good as in both and better in one, x being better lower and y higher; by x.
+    """The Pareto front: indices of the points (x, y) that no other point dominates, where lower x and higher y are better; by x.
 
     Equal points are all on the front.
     """
@@ -192,7 +192,7 @@ def _placed(points: Sequence[tuple[str, float, float]]) -> Iterator[Markup]:
     for _, x, y in points:
         taken.add((x - 6, y - 6, x + 6, y + 6))
     for name, x, y in points:
-        text = name if len(name) <= 24 else f"{name[:10]}…{name[-13:]}"  # what tells runs apart stands last
+        text = name if len(name) <= 24 else f"{name[:10]}…{name[-13:]}"  # the end distinguishes runs
         width = _LETTER * len(text)
         for left, middle in itertools.product((x + 9, x - 9 - width, x - width / 2), (y + 4, y - 9, y + 17)):
             box = (left, middle - _LINE + 2, left + width, middle + 2)

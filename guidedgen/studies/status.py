@@ -1,4 +1,4 @@
-"""What the runs of a study or a sweep have come to: done, running, stopped, failed and why, or missing."""
+"""States of the runs of a study or a sweep: done, running, stopped, failed and why, or missing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STATES = ("done", "running", "partial", "failed", "damaged", "missing")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class State:
     """How far a run is. `state` is one of STATES: partial means that it was stopped, or killed, and the same command goes on;
-    damaged, that a file of it is not what was written there.
+    damaged, that one of its files is not what was written.
     """
 
     name: str

@@ -99,7 +99,7 @@ def read_study(folder: Path) -> Study:
 
 
 def folders(study: Path) -> list[Path]:
-    """The folders of a study's runs: where something is called as a config or metrics are. A run may be linked from elsewhere."""
+    """The folders of a study's runs: those that hold a config.yaml or metrics.json. A run may be linked from elsewhere."""
     return sorted(path for path in study.glob("*") if any(os.path.lexists(path / name) for name in ("config.yaml", "metrics.json")))
 
 
@@ -134,8 +134,8 @@ def _config(file: Path) -> tuple[dict[str, Any], str]:
 
 
 def _setting(plain: Mapping[str, Any], parts: contents.Parts | None) -> str:
-    """What an unguided run shares with those measured against it: all that is sampled from but the method and its reward, and what
-    of that the files held.
+    """What an unguided run shares with those measured against it: all sampling options except the method and its reward, and the
+    contents of the files that they name.
     """
     theirs = ("method", "reward")
     held = {part: digests for part, digests in (parts or {}).items() if part not in theirs}
@@ -199,7 +199,7 @@ def _sort_key(run: Run) -> tuple[Any, ...]:
 
 
 def _named(runs: Sequence[Run]) -> list[Run]:
-    """The runs with names that tell them apart: a label alone where it is one run's, else with the options that differ."""
+    """The runs with distinct names: a label alone where only one run has it, else with the options that differ."""
     labels = _labels(runs)
     groups: dict[str, list[int]] = {}
     for i, label in enumerate(labels):
@@ -215,13 +215,13 @@ def _named(runs: Sequence[Run]) -> list[Run]:
 
 
 def _made_distinct(names: Sequence[str], others: Sequence[str]) -> list[str]:
-    """Names, the other ones of those that several have."""
+    """The names, replaced by the `others` where several runs have the same."""
     counts = collections.Counter(names)
     return [name if counts[name] == 1 else other for name, other in zip(names, others, strict=True)]
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
-    """What a run's table calls it, else its method's file; of an unguided run, next to others that are measured against it."""
+    """A run's name in its table, else its method's file; of an unguided run, next to others that are measured against it."""
     labels = [_label(run) for run in runs]
     served: dict[str, set[str]] = {}
     for run, label in zip(runs, labels, strict=True):

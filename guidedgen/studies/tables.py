@@ -194,7 +194,7 @@ def sources(table: Table) -> list[str]:
 
 
 def study_table(folder: Path) -> str:
-    """A Markdown table of a study's judged runs, base first, then by cost; published figures stand in brackets where they apply.
+    """A Markdown table of a study's judged runs, base first, then by cost; published figures are in brackets where they apply.
 
     Raises:
         UsageError: no run in the folder has been judged.
@@ -216,7 +216,7 @@ def markdown(table: Table) -> str:
 
 
 def _one_cell(text: str) -> str:
-    """Text that is no markup in a table, nor anything that a terminal obeys."""
+    """Text without table markup or terminal control characters."""
     return re.sub(r"[\\`*<>\[\]|]", r"\\\g<0>", printable(text))
 
 

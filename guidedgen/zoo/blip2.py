@@ -45,7 +45,7 @@ _PARTS = {  # of vision_language.CaptionHead, and what LAVIS calls them
 
 
 class HubBlip2:
-    """A Blip2ForImageTextRetrieval in transformers' format, with its captioning head: types.Matcher.
+    """A Blip2ForImageTextRetrieval in transformers' format, with its captioning head: zoo.Matcher.
 
     `path` is a folder or a hub name; `head` the file of the captioning head, or None for the one that `scripts/fetch.py blip2`
     makes. `name`, `weights` and `key` as for `zoo.clip.HubClip`. Texts are cut to 32 tokens. Raises UsageError where
@@ -112,7 +112,7 @@ class HubBlip2:
 
 
 class LabBlip2:
-    """The lab's BLIP-2, the same computation at small size: types.Matcher. Images are brought to 64 px.
+    """The lab's BLIP-2, the same computation at small size: zoo.Matcher. Images are brought to 64 px.
 
     Raises UsageError where its weights are missing.
     """

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class HubClip:
-    """A CLIP in transformers' format: types.Clip.
+    """A CLIP in transformers' format: zoo.Clip.
 
     `name` labels the network in reports; `path` is a folder or a hub name (see `zoo.hub`); `key` is its config key, for
     messages. `weights` names the file that is read, its shards count as well; None: model.safetensors, or pytorch_model.bin where
@@ -108,7 +108,7 @@ class HubClip:
 
 
 class LabClip:
-    """A CLIP of the lab, "lab-guide", "lab-preference" or "lab-judge": types.Clip.
+    """A CLIP of the lab, "lab-guide", "lab-preference" or "lab-judge": zoo.Clip.
 
     Images are brought to 64 px; texts are cut at 40 tokens. Raises UsageError where the name is another one, or the weights are
     missing.

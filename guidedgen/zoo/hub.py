@@ -1,6 +1,6 @@
 """Repositories of the hub: their names, what of them is on this machine, what they hold, and bringing files of them here.
 
-A name is `org/name`, `org/name/folder` for a model that lies in a folder of a repository, and either with `@revision`: a branch, a
+A name is `org/name`, `org/name/folder` for a model in a folder of a repository, and either with `@revision`: a branch, a
 tag or a commit. Without one it is the main branch.
 """
 
@@ -129,7 +129,7 @@ def bring(location: Location, listed: Listing, stages: Sequence[Sequence[str]], 
     """Downloads files of a location, stage by stage, and checks them; returns their folder. What is there already is not downloaded
     again unless it has another size or checksum than the hub says. Raises UsageError.
 
-    An interrupted download goes on where it stopped, and what of the last stage is there tells that all the rest is.
+    An interrupted download goes on where it stopped, and if a file of the last stage is there, all the rest is.
     """
     from huggingface_hub import hf_hub_download, snapshot_download
 

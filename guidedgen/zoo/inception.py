@@ -26,7 +26,7 @@ FILE = DOWNLOADS["inception"][0]  # torch-fidelity's release v0.2.0; pytorch-fid
 
 
 class Inception:
-    """The TensorFlow Inception of 2015-12-05 that FID is defined on, through torch-fidelity: types.Features, 2048 wide.
+    """The TensorFlow Inception of 2015-12-05 that FID is defined on, through torch-fidelity: zoo.Features, 2048 wide.
 
     `path` is the weights file, a folder or hub repository that holds it, or None for what `scripts/fetch.py inception`
     brings. Images are rounded to 8
@@ -68,7 +68,7 @@ class Inception:
 
 
 class LabInception:
-    """The lab's scene classifier as a feature network: types.Features, 120 wide. Images are brought to 64 px."""
+    """The lab's scene classifier as a feature network: zoo.Features, 120 wide. Images are brought to 64 px."""
 
     name = "lab-classifier"
 
@@ -90,7 +90,7 @@ class LabInception:
 
 
 class ClipFeatures:
-    """A CLIP's unit-length image embeddings as features, as CMMD takes them: types.Features."""
+    """A CLIP's unit-length image embeddings as features, as CMMD takes them: zoo.Features."""
 
     def __init__(self, *, clip: Clip) -> None:
         self.name = clip.name
