@@ -80,7 +80,7 @@ def released_head() -> Callable[[str], Path]:
 
     def find(file: str) -> Path:
         with own_folders():
-            return _fetched(needed.kept_file(file), "aesthetic aesthetic_v1_l14 aesthetic_v1_b32")
+            return _fetched(needed.cached_file(file), "aesthetic aesthetic_v1_l14 aesthetic_v1_b32")
 
     return find
 

@@ -245,7 +245,7 @@ def test_data_are_fetched_checked_and_found(
     assert capsys.readouterr().out == f"geneval: {tmp_path / 'cache' / 'guidedgen' / 'geneval'}\n"
     assert [task.prompt for task in GenEval().tasks()] == ["a photo of a red cat"]
     (tmp_path / "web" / "evaluation_metadata.jsonl").unlink()
-    fetch.main()  # nothing is left to bring
+    fetch.main()  # nothing is left to download
 
 
 def test_a_broken_file_is_fetched_again(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _BARE = {"method": "base", "reward": "none", "dataset": "lab", "scheduler": "ddpm", "tracker": "none"}
 # Nodes that objects are built of: what they hold is checked by what takes it, and may be added or left out.
 _OPEN = ("method", "reward", "dataset", "scheduler", "model", "tracker", "metrics", "zoo")
-# Options of Hydra's that a package of their own brings: it, and the extra that installs it.
+# Options of Hydra's that come from another package: the package, and the extra that installs it.
 _PLUGINS = {"hydra/launcher=slurm": ("submitit", "slurm"), "hydra/sweeper=optuna_maximize": ("optuna", "optuna"),
             "hydra/sweeper=optuna": ("optuna", "optuna")}  # fmt: skip
 

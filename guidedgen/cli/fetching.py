@@ -23,7 +23,7 @@ from guidedgen.cli import command_line
 from guidedgen.datasets import downloads
 from guidedgen.runs import composition, config, targets
 from guidedgen.zoo import hub
-from guidedgen.zoo.needed import DOWNLOADS, OPEN_CLIP, PROCESSOR, Kept, Needed, Part, Survey, fetch_url, network
+from guidedgen.zoo.needed import DOWNLOADS, OPEN_CLIP, PROCESSOR, CachedFile, Needed, Part, Survey, fetch_url, network
 
 # What a run builds. The zoo is not: it has networks of rewards and metrics that the run may not have.
 _NODES = ("model", "method", "dataset", "reward", "metrics.scorers", "metrics.distances", "metrics.per_class")
@@ -48,7 +48,7 @@ class Prompts:
         path = downloads.kept(self.name) / file
         return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == downloads.SOURCES[self.name].files[file]
 
-    def bring(self) -> Path:
+    def download(self) -> Path:
         """Downloads those that are missing; a file that is there stays until the released one has come. Raises UsageError."""
         source, folder = downloads.SOURCES[self.name], downloads.kept(self.name)
         for file, digest in source.files.items():
@@ -67,9 +67,9 @@ class Unknown:
         """As `Needed.survey`."""
         return _of_location(self.name).survey()
 
-    def bring(self) -> Path:
-        """As `Needed.bring`."""
-        return _of_location(self.name).bring()
+    def download(self) -> Path:
+        """As `Needed.download`."""
+        return _of_location(self.name).download()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +120,7 @@ def of_name(name: str) -> list[Reader]:
     Raises UsageError where it can be none of these.
     """
     if name in DOWNLOADS:
-        return [Reader([Kept(name)])]
+        return [Reader([CachedFile(name)])]
     known = config.groups([config.CONF])
     for group, keys in _GROUPS.items():
         if name in known[group]:

@@ -25,18 +25,18 @@ A text with spaces or commas takes two layers of quotes: 'dataset.prompt="a red 
 
 def text(conf: Path, width: int) -> str:
     """The help of the config files in a folder, each line at most `width` wide."""
-    lines = [INTRODUCTION, "OPTIONS, as in method=doodl; in brackets what an option brings, unless another is chosen"]
+    lines = [INTRODUCTION, "OPTIONS, as in method=doodl; in brackets what an option sets, unless another is chosen"]
     for group, options in sorted(_groups(conf).items()):
         column = max(map(len, options)) + 1
         lines += ["", f"{group}="]
-        lines += [_line(f"  {name:<{column}} {description}", brought, width) for name, (description, brought) in options.items()]
+        lines += [_line(f"  {name:<{column}} {description}", sets, width) for name, (description, sets) in options.items()]
     return "\n".join([*lines, "", "KEYS, as in seed=3 or run.profile=true", "", *_keys(conf / "config.yaml")])
 
 
-def _line(description: str, brought: str, width: int) -> str:
+def _line(description: str, sets: str, width: int) -> str:
     """A line that is cut to the width, with the options that it sets, which are not cut."""
-    available = width - len(brought)
-    return (description if len(description) <= available else f"{description[: available - 3].rstrip()}...") + brought
+    available = width - len(sets)
+    return (description if len(description) <= available else f"{description[: available - 3].rstrip()}...") + sets
 
 
 def _groups(conf: Path) -> dict[str, dict[str, tuple[str, str]]]:
@@ -50,8 +50,8 @@ def _groups(conf: Path) -> dict[str, dict[str, tuple[str, str]]]:
 
 def _described(text: str) -> tuple[str, str]:
     """A config file's description, and the options of other groups that it sets, as " [scheduler=ddim]"."""
-    brought = [f"{group}={option}" for group, option in re.findall(r"^  - .*/(\w+)@_global_\.\1: (\w+)", text, re.MULTILINE)]
-    return _about(text.splitlines()), f" [{' '.join(brought)}]" if brought else ""
+    sets = [f"{group}={option}" for group, option in re.findall(r"^  - .*/(\w+)@_global_\.\1: (\w+)", text, re.MULTILINE)]
+    return _about(text.splitlines()), f" [{' '.join(sets)}]" if sets else ""
 
 
 def _about(lines: Iterable[str]) -> str:

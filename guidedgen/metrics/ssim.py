@@ -20,7 +20,7 @@ C1, C2 = 0.01**2, 0.03**2  # for values in [0, 1]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ssim:
-    """SSIM (Wang et al. 2004) of each image and its task's reference, brought to the image's size as a model is given it: the
+    """SSIM (Wang et al. 2004) of each image and its task's reference, resized to the image's size as a model is given it: the
     shorter side fits, the middle is kept. A scorer without gradients; NaN where a task has no reference.
 
     Mean over channels and over the positions of a Gaussian window (11 px, deviation 1.5), the image being mirrored at its edges. It

@@ -136,7 +136,7 @@ class Folder:
                 raise OSError("no such file")
             content = file.read_bytes()
             if is_pointer(content):
-                raise OSError("it is a pointer of Git LFS and not the file itself; bring that with: git lfs pull")
+                raise OSError("it is a pointer of Git LFS and not the file itself; get that with: git lfs pull")
             found = json.loads(content.decode())
             if not isinstance(found, dict):
                 raise ValueError(f"a JSON object is needed, not a {type(found).__name__}")

@@ -130,7 +130,7 @@ class Learned:
                 raise UsageError(f"{piece.source}: the word {name!r} of {piece.path.name}: {reason}")
             own = {token.lower() for token in words.tokens_of(name, max(2, len(embedding)))}
             if own & taken:
-                raise UsageError(f"{piece.source}: {piece.path.name} brings the word {name!r}, which another has brought already")
+                raise UsageError(f"{piece.source}: {piece.path.name} adds the word {name!r}, which another file has added already")
             taken |= own
             self._words[name] = len(embedding)
 

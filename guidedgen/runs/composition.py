@@ -59,7 +59,7 @@ def _parse(override: str) -> Override:
 def sweeper(items: Sequence[Override], config_dir: Path | None = None) -> tuple[Any, list[str]]:
     """The `hydra.sweeper` node of a sweep, and what its `params` add to it: the rows of an experiment's table, say.
 
-    Raises UsageError where it does not compose, and for several experiments that each bring a sweep.
+    Raises UsageError where it does not compose, and for several experiments that each define a sweep.
     """
     asked = [item for item in items if item.is_hydra_override() or item.key_or_group == "experiment"]
     how = settings([str(item.input_line) for item in asked if not item.is_sweep_override()], config_dir).sweeper
@@ -198,7 +198,7 @@ def composed_options(overrides: tuple[str, ...], config_dir: Path | None) -> Dic
 
 @functools.lru_cache(maxsize=1000)
 def _compose_whole(overrides: tuple[str, ...], config_dir: Path | None) -> DictConfig:
-    """The same with Hydra's settings, which are checked: an overlay may have brought them."""
+    """The same with Hydra's settings, which are checked: an overlay may have set them."""
     from hydra import compose, initialize_config_dir
 
     search = [f"hydra.searchpath=['file://{own}']" for own in folders(config_dir)[1:]]

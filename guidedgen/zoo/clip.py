@@ -110,7 +110,7 @@ class HubClip:
 class LabClip:
     """A CLIP of the lab, "lab-guide", "lab-preference" or "lab-judge": zoo.Clip.
 
-    Images are brought to 64 px; texts are cut at 40 tokens. Raises UsageError where the name is another one, or the weights are
+    Images are resized to 64 px; texts are cut at 40 tokens. Raises UsageError where the name is another one, or the weights are
     missing.
     """
 

@@ -1,4 +1,4 @@
-"""Repositories of the hub: their names, what of them is on this machine, what they hold, and bringing files of them here.
+"""Repositories of the hub: their names, their files on this machine and on the hub, and downloads.
 
 A name is `org/name`, `org/name/folder` for a model in a folder of a repository, and either with `@revision`: a branch, a
 tag or a commit. Without one it is the main branch.
@@ -125,7 +125,7 @@ def listing(location: Location, *, name: str, key: str) -> Listing:
     return Listing(commit, files)
 
 
-def bring(location: Location, listed: Listing, stages: Sequence[Sequence[str]], *, name: str, key: str) -> Path:
+def download(location: Location, listed: Listing, stages: Sequence[Sequence[str]], *, name: str, key: str) -> Path:
     """Downloads files of a location, stage by stage, and checks them; returns their folder. What is there already is not downloaded
     again unless it has another size or checksum than the hub says. Raises UsageError.
 
@@ -140,7 +140,7 @@ def bring(location: Location, listed: Listing, stages: Sequence[Sequence[str]], 
                 hf_hub_download(location.repository, location.within(file), revision=listed.commit, force_download=True)
         for stage in filter(None, stages):
             for file in stage:
-                _bring_large(location, file, listed)
+                _download_large(location, file, listed)
             patterns = [glob.escape(location.within(file)) for file in stage]
             snapshot = snapshot_download(location.repository, revision=location.revision, allow_patterns=patterns)
     folder = Path(snapshot) / location.folder
@@ -151,7 +151,7 @@ def bring(location: Location, listed: Listing, stages: Sequence[Sequence[str]], 
     return folder
 
 
-def _bring_large(location: Location, file: str, listed: Listing) -> None:
+def _download_large(location: Location, file: str, listed: Listing) -> None:
     """Downloads a file to where the cache keeps it under its SHA-256, if the hub lists that: then the client has but to link it.
 
     The client's own downloads begin anew when they have been interrupted; this one goes on, in a later process too.

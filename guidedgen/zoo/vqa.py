@@ -253,7 +253,7 @@ class ImageTextToText:
 class LabVqa:
     """The lab's small BLIP, for questions like "a red circle to the left of a blue square?": zoo.Vqa.
 
-    Images are brought to 64 px. Raises UsageError where its weights are missing.
+    Images are resized to 64 px. Raises UsageError where its weights are missing.
     """
 
     name = "lab-vqa"

@@ -206,7 +206,7 @@ def test_a_word_that_the_model_has_learned_is_not_learned_again(folders: dict[st
     tuning.tunable(model(folders["epsilon"]), tuned_by("token")).save(tmp_path)
     sd = model(folders["epsilon"], learned=str(tmp_path))
     for token in ("<new>", "<NEW>", "<new>_1"):
-        with pytest.raises(UsageError, match="model.learned brings this word"):
+        with pytest.raises(UsageError, match="model.learned has this word already"):
             tuning.check(tuned_by("token", token=token), sd)
         tried("refused")
 

@@ -1,4 +1,4 @@
-"""scripts/fetch.py brings what runs read, all of it and no more: tried on a hub on the loopback, with the tests' tiny networks."""
+"""scripts/fetch.py downloads what runs read, all of it and no more: tried on a hub on the loopback, with the tests' tiny networks."""
 
 import dataclasses
 import hashlib
@@ -19,7 +19,7 @@ from guidedgen.runs import composition, config
 from guidedgen.zoo import hub, needed, web
 from guidedgen.zoo.clip import HubClip
 from guidedgen.zoo.filter import SafetyChecker
-from guidedgen.zoo.needed import DOWNLOADS, Download, Kept, Needed
+from guidedgen.zoo.needed import DOWNLOADS, CachedFile, Download, Needed
 from guidedgen.zoo.openclip import OpenClip
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,7 +106,7 @@ def test_what_an_experiment_looks_for_is_what_is_fetched_for_it(experiment: str,
         looked.add(_plain(self))
         raise UsageError("looked for")
 
-    for kind, name in ((Needed, "locate"), (Needed, "locate_weights"), (Kept, "locate")):
+    for kind, name in ((Needed, "locate"), (Needed, "locate_weights"), (CachedFile, "locate")):
         monkeypatch.setattr(kind, name, look)
     for reader in {str(reader.node): reader for reader in fetched if reader.node is not None}.values():
         with pytest.raises(UsageError, match="looked for"):
@@ -195,7 +195,7 @@ def test_a_clip_is_fetched_whole_and_works_offline(
         files["pytorch_model.bin"] = b"another"
     online.repositories["org/clip"] = files | {"flax_model.msgpack": b"x", "README.md": b"x", "onnx/model.onnx": b"x"}
     code, out, err = fetch("org/clip")
-    assert (code, err) == (0, "") and "to bring" in out
+    assert (code, err) == (0, "") and "to download" in out
     assert out.splitlines()[-1] == f"org/clip: {hub.cached(hub.parse('org/clip', 'k'))}"
     assert set(asked(online)) == read
     online.asked.clear()
@@ -429,24 +429,24 @@ def test_unreachable(fetch: Any, online: Any, monkeypatch: pytest.MonkeyPatch, t
 
 
 @pytest.fixture
-def file(online: Any, monkeypatch: pytest.MonkeyPatch) -> Kept:
+def file(online: Any, monkeypatch: pytest.MonkeyPatch) -> CachedFile:
     """A file of DOWNLOADS, which the loopback serves."""
     content = bytes(range(256)) * 40
     online.repositories["org/web"] = {"head.pth": content}
     url = f"{online.endpoint}/org/web/resolve/main/head.pth"
     digest = hashlib.sha256(content).hexdigest()
     monkeypatch.setitem(DOWNLOADS, "head", Download("head.pth", url, digest, len(content)))
-    return Kept("head")
+    return CachedFile("head")
 
 
-def test_a_file_is_brought_and_checked(fetch: Any, file: Kept, online: Any):
-    assert fetch("head")[:2] == (0, f"head: missing head.pth (10.2 kB)\n10.2 kB to bring\nhead: {file.path}\n")
+def test_a_file_is_brought_and_checked(fetch: Any, file: CachedFile, online: Any):
+    assert fetch("head")[:2] == (0, f"head: missing head.pth (10.2 kB)\n10.2 kB to download\nhead: {file.path}\n")
     assert file.path.read_bytes() == online.repositories["org/web"]["head.pth"]
     online.asked.clear()
     assert fetch("head") == (0, f"head: {file.path}\n", "") and not online.asked
 
 
-def test_an_interrupted_file_goes_on(fetch: Any, file: Kept, online: Any, tried: Any):
+def test_an_interrupted_file_goes_on(fetch: Any, file: CachedFile, online: Any, tried: Any):
     online.cut["head.pth"] = 4000
     code, _, err = fetch("head")
     assert (code, err.count("\n")) == (1, 1) and "the connection ended after 4000 of 10240 bytes" in err
@@ -459,7 +459,7 @@ def test_an_interrupted_file_goes_on(fetch: Any, file: Kept, online: Any, tried:
 
 
 @pytest.mark.parametrize("left", [b"the beginning of another file", bytes(20_000), None])
-def test_what_was_left_of_another_file_does_no_harm(fetch: Any, file: Kept, online: Any, left: bytes | None):
+def test_what_was_left_of_another_file_does_no_harm(fetch: Any, file: CachedFile, online: Any, left: bytes | None):
     content = online.repositories["org/web"]["head.pth"]
     file.path.parent.mkdir(parents=True)
     file.path.with_name("head.pth.partial").write_bytes(content if left is None else left)
@@ -467,7 +467,7 @@ def test_what_was_left_of_another_file_does_no_harm(fetch: Any, file: Kept, onli
     assert fetch("head")[0] == 0 and file.path.read_bytes() == content
 
 
-def test_a_changed_file_is_not_kept(fetch: Any, file: Kept, online: Any, tried: Any):
+def test_a_changed_file_is_not_kept(fetch: Any, file: CachedFile, online: Any, tried: Any):
     online.served["head.pth"] = bytes(10_240)
     code, _, err = fetch("head")
     assert (code, err.count("\n")) == (1, 1) and "invalid hash value" in err
@@ -477,7 +477,7 @@ def test_a_changed_file_is_not_kept(fetch: Any, file: Kept, online: Any, tried: 
 
 @pytest.mark.parametrize("md5", [True, False])
 def test_without_a_checksum_google_s_is_taken_or_all_comes_again(
-    file: Kept, online: Any, md5: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    file: CachedFile, online: Any, md5: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     import base64
 
@@ -510,7 +510,7 @@ def test_the_folder_of_the_user_is_shown_as_it_is(fetch: Any, online: Any, clip_
     tried("refused")
 
 
-def test_a_broken_file_says_how_it_is_fetched_again(fetch: Any, file: Kept, tried: Any):
+def test_a_broken_file_says_how_it_is_fetched_again(fetch: Any, file: CachedFile, tried: Any):
     from guidedgen.zoo.files import read_state
 
     file.path.parent.mkdir(parents=True)
