@@ -502,7 +502,7 @@ def test_a_chain_from_pure_noise_is_diffusers(folders: dict[str, Path], tmp_path
     drawn = iter(noises)
     inner = type(pipe.scheduler).step
     pipe.scheduler.step = lambda *given, **named: inner(
-        pipe.scheduler, *given, **{**named, "generator": None, "variance_noise": next(drawn) if eta else None}
+        pipe.scheduler, *given, **{**named, "generator": None, "eta": eta, "variance_noise": next(drawn) if eta else None}
     )
     theirs = pipe(
         list(PROMPTS), latents=x_T, num_inference_steps=4, guidance_scale=3.0, eta=eta, output_type="latent"
