@@ -18,9 +18,9 @@ from torch import Tensor
 from guidedgen.basics.errors import UsageError
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
-from guidedgen.models.folder import WEIGHTS, Folder, needed, open_folder
 from guidedgen.models.latent import Conditioning, LatentModel
 from guidedgen.models.learned import Learned
+from guidedgen.models.stable_diffusion_folder import StableDiffusionFolder
 from guidedgen.models.words import Words, replaced, said
 from guidedgen.process import Prediction
 from guidedgen.process.formulas import from_eps, from_v
@@ -52,8 +52,8 @@ class StableDiffusion(LatentModel):
     # What the folder says of itself
 
     @functools.cached_property
-    def _opened(self) -> Folder:
-        return open_folder(self.path)
+    def _opened(self) -> StableDiffusionFolder:
+        return StableDiffusionFolder.open(self.path, lab="generator")
 
     @property
     def folder(self) -> Path:
@@ -63,12 +63,12 @@ class StableDiffusion(LatentModel):
     @staticmethod
     def reads(*, path: str, **_: object) -> tuple[Needed, ...]:
         """What is read of the hub or of a folder: nothing of the bundled model."""
-        return () if path == "lab" else (needed(path),)
+        return () if path == "lab" else (StableDiffusionFolder.needed(path),)
 
     @property
     def files(self) -> tuple[Path, ...]:
         """What it is made of: the folders of the parts that are read, and what was learned besides."""
-        parts = [self.folder / part for part in (*WEIGHTS, "scheduler", "tokenizer")]
+        parts = [self.folder / part for part in (*StableDiffusionFolder.WEIGHTS, "scheduler", "tokenizer")]
         return (*parts, *self.additions.files)
 
     def config(self, part: str) -> Mapping[str, Any]:
@@ -214,6 +214,6 @@ class StableDiffusion(LatentModel):
 
 
 @functools.lru_cache(maxsize=4)  # of ten thousand prompts it takes a second, and a run and its unguided one check them twice each
-def _token_counts(folder: Folder, prompts: tuple[str, ...]) -> list[int]:
+def _token_counts(folder: StableDiffusionFolder, prompts: tuple[str, ...]) -> list[int]:
     """How many tokens each of the prompts is."""
     return list(map(len, folder.load_tokenizer()(list(prompts), add_special_tokens=False, verbose=False).input_ids))
