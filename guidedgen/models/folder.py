@@ -124,6 +124,7 @@ class Folder:
 
     def check(self) -> None:
         """Raises UsageError where the folder is of a kind of model that would be sampled wrongly, or no model at all."""
+        self.check_index()
         self._check_classes()
         for part, rules in self.RULES.items():
             for key in self.REQUIRED.get(part, ()):
@@ -137,22 +138,28 @@ class Folder:
             if found:
                 raise UsageError(f"{self.source}: {what} is not supported; {self.SUPPORTED}")
 
-    def _check_classes(self) -> None:
-        index = self.configs["index"]
+    def check_index(self) -> None:
+        """Raises UsageError where model_index.json names another pipeline, or lacks a part, or has one of another class."""
+        index = self.read(INDEX)
         if index.get("_class_name") not in self.PIPELINES:
             raise UsageError(f"{self.source}: a {index.get('_class_name')} (model_index.json) is not supported; {self.SUPPORTED}")
-        for part, names in self.CLASSES.items():
+        for part in self.CLASSES:
             entry = index.get(part)
             if not isinstance(entry, list) or len(entry) != 2 or entry[1] is None:
                 raise UsageError(f"{self.source}: model_index.json names no {part}; {self.SUPPORTED}")
-            said = [entry[1], *([self.configs[part].get("_class_name")] if part in self.configs else [])]
-            for name in said:
-                if name is not None and name not in names:
-                    raise UsageError(
-                        f"{self.source}: a {part} of class {name} is not supported, only {', '.join(names)}; {self.SUPPORTED}"
-                    )
+            self._check_class(part, entry[1])
             if entry[0] not in ("diffusers", "transformers"):
                 raise UsageError(f"{self.source}: a {part} with code of its own ({entry[0]}) is not supported; {self.SUPPORTED}")
+
+    def _check_classes(self) -> None:
+        """Raises UsageError where a part's own config is of another class."""
+        for part in self.CLASSES.keys() & self.configs.keys():
+            self._check_class(part, self.configs[part].get("_class_name"))
+
+    def _check_class(self, part: str, name: object) -> None:
+        names = self.CLASSES[part]
+        if name is not None and name not in names:
+            raise UsageError(f"{self.source}: a {part} of class {name} is not supported, only {', '.join(names)}; {self.SUPPORTED}")
 
     def unsupported(self) -> Mapping[str, Any]:
         """Kinds of models that are not supported, and whether this is one."""
@@ -252,6 +259,8 @@ class Folder:
         else:
             _check_path(path, source)
             small = cls.needed(path, weights=False)
+            if small.local is not None and (small.local / INDEX).is_file():
+                cls(path=small.local, source=source).check_index()  # else it would be missing what another pipeline has not
             folder = cls(path=small.locate(), source=source)
             if small.local is None:
                 folder.check()
