@@ -310,7 +310,7 @@ def test_a_changed_file_is_not_kept(
 def test_a_wrong_command_fetches_nothing(
     fetch: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, arguments: str, message: str
 ) -> None:
-    for act in ("bring", "check"):
+    for act in ("download", "check"):
         monkeypatch.setattr(fetch, act, lambda *found: pytest.fail(f"fetched {found}"))
     monkeypatch.setattr(sys, "argv", ["fetch.py", *arguments.split()])
     with pytest.raises(SystemExit) as stopped:

@@ -142,7 +142,7 @@ def test_own_rewards_are_built_by_class_and_by_factory_and_inside_others(own: st
         ("reward", "nothing", "no attribute"),
         ("method", "Bright", "has no needs"),
         ("dataset", "Bright", "has no tasks"),
-        ("scheduler", "Bright", "has no grid, step"),
+        ("scheduler", "Bright", "has no grid, transition"),
         ("tracker", "Bright", "has no log"),
         ("model", "Bright", "has no denoiser, check"),
         ("metrics.distances.d", "Bright", "has no features, name"),

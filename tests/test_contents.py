@@ -206,13 +206,14 @@ def test_a_file_that_cannot_be_read_is_one_line(
 def test_what_was_loaded_from_a_file_is_not_used_when_that_has_changed(
     tmp_path: Path, grain: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from guidedgen.models import folder, stable_diffusion
+    from guidedgen.models import stable_diffusion
+    from guidedgen.models.stable_diffusion_folder import StableDiffusionFolder
 
     monkeypatch.setattr(contents, "_GRAIN", grain)
     file = tmp_path / "weights"
     file.write_text("a")
     contents.sha256(file)
-    stable_diffusion._token_counts(folder.open_folder("lab"), ("a red circle",))
+    stable_diffusion._token_counts(StableDiffusionFolder.open("lab", "generator"), ("a red circle",))
     file.touch()
     contents.sha256(file)
     assert stable_diffusion._token_counts.cache_info().currsize

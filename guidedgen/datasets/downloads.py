@@ -59,7 +59,7 @@ SOURCES = {
 
 
 def kept(name: str) -> Path:
-    """The folder that `python scripts/fetch.py data NAME` downloads the files of SOURCES to. Raises UsageError: there is no home."""
+    """The folder for the files that `python scripts/fetch.py data NAME` downloads. Raises UsageError: there is no home."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
         return Path(cache, "guidedgen", name).expanduser()

@@ -46,6 +46,8 @@ class Problem:
 
     def step(self, x_t: Tensor, prediction: Prediction, t: Point, s: Point) -> Tensor:
         """x_s by the scheduler's rule, with fresh noise for every particle where it draws any."""
+        if self.scheduler.multistep and prediction.before is None and t != self.grid[0]:
+            raise ValueError("a multistep solver needs what was predicted before: prediction.after((previous, its point))")
         mean, std = self.scheduler.transition(x_t, prediction, t, s)
         return mean + std * self.noise.draw(x_t.shape[1], self.latent_shape) if self.scheduler.stochastic else mean
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from guidedgen.basics.errors import UsageError
 from guidedgen.models import lora, words
-from guidedgen.models.folder import WEIGHTS
+from guidedgen.models.stable_diffusion_folder import StableDiffusionFolder
 from guidedgen.models.tensors import SUFFIXES, first, read_tensors
 from guidedgen.models.weights import (
     Configs,
@@ -69,7 +69,7 @@ class Learned:
     def __init__(self, value: object, key: str) -> None:
         self._key = key
         self._pieces = [piece for path, scale in _entries(value, key) for piece in find(path, scale, f"{key}={path}")]
-        for part in WEIGHTS:
+        for part in StableDiffusionFolder.WEIGHTS:
             if len(same := [piece for piece in self._pieces if piece.kind == part]) > 1:
                 raise UsageError(f"{same[1].source}: a second {part}, after that of {same[0].path}; a model has one")
         self._what: list[str] = []  # each piece: "adapter", "words", or the part whose weights it is
@@ -99,13 +99,13 @@ class Learned:
             self._what.append(self._checked(piece, configs, tokenizer))
             if piece.scale is not None and self._what[-1] != "adapter":
                 raise UsageError(f"{piece.source}: scale={piece.scale:g} is a LoRA's strength, and {piece.path.name} is none")
-        for part in WEIGHTS:
+        for part in StableDiffusionFolder.WEIGHTS:
             if self._what.count(part) > 1:
                 raise UsageError(f"{self._key}: weights of more than one {part}; a model has one")
 
     def _checked(self, piece: _Piece, configs: Configs, tokenizer: Callable[[], CLIPTokenizer]) -> str:
         """What a piece is."""
-        if piece.kind in WEIGHTS:
+        if piece.kind in StableDiffusionFolder.WEIGHTS:
             check_network(piece.path, piece.kind, configs, tokenizer, piece.source)
             return piece.kind
         state, header = read_tensors(piece.path, piece.source, values=False)
@@ -210,7 +210,7 @@ def find(name: str, scale: float | None, source: str) -> list[_Piece]:
     if foreign := [part for part in _FOREIGN if (path / part).is_dir()]:
         raise UsageError(f"{source}: has a {foreign[0]}, which no Stable Diffusion 1 or 2 has")
     pieces = []
-    for folder, part in [(path, _own_part(path, source)), *((path / part, part) for part in WEIGHTS)]:
+    for folder, part in [(path, _own_part(path, source)), *((path / part, part) for part in StableDiffusionFolder.WEIGHTS)]:
         if part and folder.is_dir() and (folder / "adapter_config.json").is_file():
             pieces += [make(kind="peft", path=file) for file in _weights(folder)]
         elif part and folder.is_dir() and not (part == "vae" and not (path / "model_index.json").is_file()):

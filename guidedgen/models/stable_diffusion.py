@@ -1,4 +1,4 @@
-"""Any Stable Diffusion 1.x or 2.x folder in diffusers' layout; the only importer of diffusers.
+"""Any Stable Diffusion 1.x or 2.x folder in diffusers' layout.
 
 Nothing is hard-wired: latent size, text length, schedule and prediction type are read from the folder's configs. Networks are
 frozen and load at first use, after every option has been checked.
@@ -8,75 +8,52 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from guidedgen.basics import images
-from guidedgen.basics.cost import Ledger
-from guidedgen.basics.errors import BadValue, UsageError
+from guidedgen.basics.errors import UsageError
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
-from guidedgen.models.folder import WEIGHTS, Folder, needed, open_folder
+from guidedgen.models.latent import Conditioning, LatentModel
 from guidedgen.models.learned import Learned
+from guidedgen.models.stable_diffusion_folder import StableDiffusionFolder
 from guidedgen.models.words import Words, replaced, words_in
 from guidedgen.process import Prediction
-from guidedgen.process.formulas import classifier_free, from_eps, from_v
+from guidedgen.process.formulas import from_eps, from_v
 from guidedgen.process.grid import NoiseSchedule, Point
 from guidedgen.zoo.needed import Needed
-from guidedgen.zoo.pretrained import load_pretrained
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 # CLIPTextModelWithProjection's: Stable Diffusion reads what goes into it.
 _SPARE = (r"^text_projection\.weight$",)
 _Network = TypeVar("_Network", bound=torch.nn.Module)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StableDiffusion:
-    """A text-to-image latent diffusion model.
+class StableDiffusion(LatentModel):
+    """Stable Diffusion 1.x or 2.x, or what was trained from it. `path` may be "lab", the bundled model.
 
-    `path` is a folder, a repository of the hub, or "lab" for the bundled model. With `guidance_scale` 1 the empty prompt is never
-    evaluated. A prompt longer than the text encoder reads is an error unless `truncate_prompts`, which cuts it as diffusers does.
     `learned` is what was learned elsewhere: a folder or file, {path: ..., scale: ...}, or a list of these; see
     `guidedgen.models.learned`.
     """
 
-    path: str
-    name: str
-    device: str = "cpu"
-    dtype: str = "float32"
-    guidance_scale: float = 7.5
-    negative_prompt: str = ""
-    truncate_prompts: bool = False
-    batch_size: int = 8  # latent rows per network call; a guidance pair is one row here
-    learned: str | Sequence[Any] | Mapping[str, Any] | None = None
-    ledger: Ledger = dataclasses.field(default_factory=Ledger)
-
     def __post_init__(self) -> None:
-        if not isinstance(self.path, str) or not self.path:
-            raise BadValue("path", self.path, "must be a folder, a hub name (org/name) or lab")
-        if self.dtype not in _DTYPES:
-            raise BadValue("dtype", self.dtype, f"choose from {', '.join(_DTYPES)}")
-        if self.batch_size < 1:
-            raise BadValue("batch_size", self.batch_size, "must be at least 1")
-        if not self.guidance_scale >= 0:
-            raise BadValue("guidance_scale", self.guidance_scale, "must be at least 0 (1 is no guidance)")
+        super().__post_init__()
         _ = self._opened  # refused before anything is loaded
         self.additions.check(self.config, lambda: self.tokenizer)
 
     # What the folder says of itself
 
     @functools.cached_property
-    def _opened(self) -> Folder:
-        return open_folder(self.path)
+    def _opened(self) -> StableDiffusionFolder:
+        return StableDiffusionFolder.open(self.path, lab="generator")
 
     @property
     def folder(self) -> Path:
@@ -86,12 +63,12 @@ class StableDiffusion:
     @staticmethod
     def reads(*, path: str, **_: object) -> tuple[Needed, ...]:
         """What is read of the hub or of a folder: nothing of the bundled model."""
-        return () if path == "lab" else (needed(path),)
+        return () if path == "lab" else (StableDiffusionFolder.needed(path),)
 
     @property
     def files(self) -> tuple[Path, ...]:
         """What it is made of: the folders of the parts that are read, and what was learned besides."""
-        parts = [self.folder / part for part in (*WEIGHTS, "scheduler", "tokenizer")]
+        parts = [self.folder / part for part in (*StableDiffusionFolder.WEIGHTS, "scheduler", "tokenizer")]
         return (*parts, *self.additions.files)
 
     def config(self, part: str) -> Mapping[str, Any]:
@@ -109,7 +86,7 @@ class StableDiffusion:
         return self._opened.schedule
 
     @property
-    def prediction(self) -> str:
+    def predicts(self) -> str:
         """What the UNet predicts: "epsilon" or "v_prediction"."""
         return self._opened.prediction
 
@@ -143,12 +120,7 @@ class StableDiffusion:
                 assert not network.training
 
     def _network(self, kind: type[_Network], part: str, spare: Sequence[str] = ()) -> _Network:
-        network: _Network = load_pretrained(
-            kind, self.folder / part, source=f"model.path={self.path}", what=f"its {part}", spare=spare,
-            safetensors=str(self._opened.weights(part)).endswith(".safetensors"), device=torch.device(self.device),
-            dtype=_DTYPES[self.dtype],
-        )  # fmt: skip
-        return network
+        return self.load_network(kind, part, safetensors=str(self._opened.weights(part)).endswith(".safetensors"), spare=spare)
 
     @functools.cached_property
     def unet(self) -> UNet2DConditionModel:
@@ -230,92 +202,20 @@ class StableDiffusion:
         with self.ledger.timed("text"), torch.set_grad_enabled(self.words.tuned):
             return self.words.encode(ids.to(self.device))
 
-    def denoiser(self, tasks: Sequence[Task]) -> PromptedDenoiser:
-        """The denoiser of these tasks."""
+    def condition(self, tasks: Sequence[Task]) -> tuple[Conditioning, Conditioning]:
         cond = self.encode_prompts([self.words.expanded(task.prompt) for task in tasks])
         uncond = self.encode_prompts([self.words.with_tokens(self.negative_prompt)])
-        return PromptedDenoiser(model=self, cond=cond, uncond=uncond.detach())
+        return Conditioning(cond), Conditioning(uncond.detach())
 
-    def decode(self, x_0: Tensor) -> Tensor:
-        """Latents (b c h w) to images (b 3 H W) in [0, 1]; differentiable."""
-        with self.ledger.timed("decode"):
-            self.ledger.decodes += len(x_0)
-            scaled = x_0 / self.vae.config.scaling_factor
-            return images.from_model(run_in(self.vae.dtype, lambda z: self.vae.decode(z).sample, scaled).float())
+    def predict(self, x_t: Tensor, t: Point, conditioning: Conditioning) -> Tensor:
+        time = torch.full((len(x_t),), t.t, device=x_t.device)
+        return run_in(self.unet.dtype, lambda x, prompt: self.unet(x, time, prompt).sample, x_t, conditioning.tokens)
 
-    def encode(self, pictures: Tensor) -> Tensor:
-        """Images (b 3 H W) in [0, 1] to latents (b c h w), the mean of the posterior; differentiable."""
-        with self.ledger.timed("encode"):
-            posterior = self.vae.encode(images.to_model(pictures).to(self.vae.dtype)).latent_dist
-            return posterior.mean.float() * self.vae.config.scaling_factor
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PromptedDenoiser:
-    """What the UNet predicts for b prompts; any number of particles each."""
-
-    model: StableDiffusion
-    cond: Tensor  # b l d
-    uncond: Tensor  # 1 l d
-
-    @property
-    def guidance_scale(self) -> float:
-        return self.model.guidance_scale
-
-    def __call__(self, x_t: Tensor, t: Point, guidance_scale: float | None = None) -> Prediction:
-        """Of b n c h w, in calls of at most `batch_size` latents."""
-        w = self.guidance_scale if guidance_scale is None else guidance_scale
-        if w == 1:
-            output = self._rows(lambda rows, cond: self._network(rows, cond, t), x_t)
-        elif w == 0:
-            output = self._rows(lambda rows, cond: self._network(rows, self.uncond.expand_as(cond), t), x_t)
-        else:
-            output = self._rows(lambda rows, cond: classifier_free(*self._pair(rows, cond, t), w), x_t)
-        return self._prediction(x_t, output, t)
-
-    def pair(self, x_t: Tensor, t: Point) -> tuple[Prediction, Prediction]:
-        """Of b n c h w, in calls of at most `batch_size` latents."""
-        both = self._rows(lambda rows, cond: torch.stack(self._pair(rows, cond, t), 1), x_t)  # b n 2 c h w
-        return self._prediction(x_t, both[:, :, 0], t), self._prediction(x_t, both[:, :, 1], t)
-
-    def _prediction(self, x_t: Tensor, output: Tensor, t: Point) -> Prediction:
-        return (from_v if self.model.prediction == "v_prediction" else from_eps)(x_t, output, t)
-
-    @property
-    def conditioning(self) -> Tensor:
-        """The prompts' embeddings: b l d."""
-        return self.cond
-
-    def conditioned_on(self, conditioning: Tensor) -> PromptedDenoiser:
-        return dataclasses.replace(self, cond=conditioning)
-
-    def subset(self, rows: Sequence[int]) -> PromptedDenoiser:
-        return dataclasses.replace(self, cond=self.cond[list(rows)])
-
-    def _rows(self, predict: Callable[[Tensor, Tensor], Tensor], x_t: Tensor) -> Tensor:
-        """`predict` of every latent and its prompt's embedding, put together again."""
-        b, n = x_t.shape[:2]
-        rows, owner = x_t.flatten(0, 1), torch.arange(b * n, device=x_t.device) // n
-        size = self.model.batch_size
-        parts = [predict(rows[i : i + size], self.cond[owner[i : i + size]]) for i in range(0, b * n, size)]
-        return torch.cat(parts).unflatten(0, (b, n))
-
-    def _pair(self, x_t: Tensor, cond: Tensor, t: Point) -> tuple[Tensor, Tensor]:
-        both = self._network(torch.cat([x_t, x_t]), torch.cat([self.uncond.expand_as(cond), cond]), t)
-        uncond, conditional = both.chunk(2)
-        return uncond, conditional
-
-    def _network(self, x_t: Tensor, embedding: Tensor, t: Point) -> Tensor:
-        model = self.model
-        model.ledger.nfe += len(x_t)
-        with model.ledger.timed("denoise"):
-            time = torch.full((len(x_t),), t.t, device=x_t.device)
-            predicted = run_in(model.unet.dtype, lambda x, prompt: model.unet(x, time, prompt).sample, x_t, embedding)
-        model.ledger.count_backward(predicted, len(x_t))
-        return predicted
+    def prediction(self, x_t: Tensor, output: Tensor, t: Point) -> Prediction:
+        return (from_v if self.predicts == "v_prediction" else from_eps)(x_t, output, t)
 
 
 @functools.lru_cache(maxsize=4)  # of ten thousand prompts it takes a second, and a run and its unguided one check them twice each
-def _token_counts(folder: Folder, prompts: tuple[str, ...]) -> list[int]:
+def _token_counts(folder: StableDiffusionFolder, prompts: tuple[str, ...]) -> list[int]:
     """How many tokens each of the prompts is."""
     return list(map(len, folder.load_tokenizer()(list(prompts), add_special_tokens=False, verbose=False).input_ids))

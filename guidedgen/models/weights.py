@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from guidedgen.basics.errors import UsageError
-from guidedgen.models.folder import WEIGHTS
+from guidedgen.models.stable_diffusion_folder import StableDiffusionFolder
 from guidedgen.models.tensors import check_numbers, first, read_tensors
 from guidedgen.zoo.pretrained import load_pretrained
 from guidedgen.zoo.weights import check_weights, choose, weight_files
@@ -105,9 +105,9 @@ def _plain(value: object) -> object:
 
 def network_files(folder: Path, part: str, source: str) -> list[Path]:
     """A network's weights: one file or the pieces that its index names, as safetensors before tensors of torch."""
-    name = choose({file.name for file in folder.iterdir()}, WEIGHTS[part])
+    name = choose({file.name for file in folder.iterdir()}, StableDiffusionFolder.WEIGHTS[part])
     if name is None:
-        raise UsageError(f"{source}: {folder.name}/ has no {WEIGHTS[part][0]}")
+        raise UsageError(f"{source}: {folder.name}/ has no {StableDiffusionFolder.WEIGHTS[part][0]}")
     check_weights(folder, name, source)
     return weight_files(folder, name, source)
 

@@ -59,6 +59,13 @@ def from_v(x_t: Tensor, v: Tensor, t: Point) -> Prediction:
     return Prediction(x0_from_v(x_t, v, t), eps_from_v(x_t, v, t))
 
 
+def from_velocity(x_t: Tensor, velocity: Tensor, t: Point) -> Prediction:
+    """The prediction of a rectified flow's network, which predicts eps - x_0, at any point."""
+    length = t.alpha + t.sigma
+    u, own = t.sigma / length, x_t / length  # x = (1 - u) x_0 + u eps
+    return Prediction(own - u * velocity, own + (1 - u) * velocity)
+
+
 def classifier_free(uncond: Tensor, cond: Tensor, guidance_scale: float) -> Tensor:
     """u + w (c - u) (Ho & Salimans 2022, in SD's convention: w = 1 is no guidance)."""
     return uncond + guidance_scale * (cond - uncond)

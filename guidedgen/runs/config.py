@@ -138,7 +138,7 @@ def _composed(*overrides: str) -> DictConfig:
 
 @functools.lru_cache(maxsize=100)
 def _composed_once(overrides: tuple[str, ...], search_path: tuple[str, ...] | None) -> DictConfig:
-    """Kept, and so not to be changed: a table's row is the same for all seeds of a sweep."""
+    """The result is cached and must not be changed: a table's row is the same for all seeds of a sweep."""
     from hydra import compose, initialize_config_dir
 
     with contextlib.nullcontext() if search_path else initialize_config_dir(str(CONF), version_base="1.3"):

@@ -156,6 +156,8 @@ def check_built(built: object, path: str, key: str, kind: Kind) -> None:
 def hints(target: Callable[..., Any]) -> dict[str, Any]:
     """The types of a target's options; none where they cannot be found, as those that only a type checker imports."""
     try:
+        if dataclasses.is_dataclass(target):  # of whose fields each is read in the module of the class that has it
+            return typing.get_type_hints(target)
         return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     except Exception:  # whatever an annotation of the user's may raise
         return {}

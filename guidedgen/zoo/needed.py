@@ -141,7 +141,7 @@ class CachedFile:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Needed:
-    """What is read of the folder of a model, or of a repository of the hub: a run looks for it, and `scripts/fetch.py` downloads it.
+    """What is read of the folder of a model, or of a repository of the hub: a run looks for it, `scripts/fetch.py` downloads it.
 
     `name` is the folder or the hub's name (see `hub`), `key` its config key, for messages. `files` are patterns, of which what
     there is is read; each of `required` must match a file, and so must each in one of the groups of `one_of`. `*` does not match

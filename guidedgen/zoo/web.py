@@ -23,8 +23,8 @@ def size(url: str) -> int | None:
 
 
 def download(url: str, path: Path, *, sha256: str | None = None) -> None:
-    """Downloads a file to `path`. What has arrived of it stays in `path`.partial when that is interrupted, and the next call goes on
-    from there; `path` is written last, by renaming, when the whole file is there with its SHA-256.
+    """Downloads a file to `path`. An interrupted download stays in `path`.partial, and the next call continues
+    it; `path` is written last, by renaming, when the whole file is there with its SHA-256.
 
     Where `sha256` is None, the MD5 that Google's storage sends is checked, and a file of a server that sends none is not resumed.
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from guidedgen.basics import images
 from guidedgen.methods.adjoint_tuning import AdjointTuning
-from guidedgen.models.stable_diffusion import PromptedDenoiser
+from guidedgen.models.latent import PromptedDenoiser
 from guidedgen.runs import experiment, judging, sampling
 from guidedgen.runs.job import Job
 from guidedgen.runs.store import RunFailed, RunFolder

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from guidedgen.basics.tasks import Task
 from guidedgen.models.gaussian import GaussianDenoiser, GaussianMixture
-from guidedgen.models.stable_diffusion import PromptedDenoiser, StableDiffusion
+from guidedgen.models.latent import PromptedDenoiser
+from guidedgen.models.stable_diffusion import StableDiffusion
 
 _models = runpy.run_path(str(Path(__file__).resolve().parents[1] / "models" / "conftest.py"))
 
@@ -63,11 +64,9 @@ def case(tiny: Callable[..., StableDiffusion]) -> Callable[[str], Case]:
         if name == "unet":
             model = tiny(dtype)
             denoise = model.denoiser([Task(id="0", prompt="a cat"), Task(id="1", prompt="two dogs, red")])
-            embedding = denoise.cond.clone().requires_grad_()
+            embedding = denoise.conditioning.clone().requires_grad_()
             weight = model.unet.conv_in.weight.requires_grad_()
-            return Case(
-                denoise=dataclasses.replace(denoise, cond=embedding), x=normal(0, 2, 1, 4, 8, 8), params=(embedding, weight)
-            )
+            return Case(denoise=denoise.conditioned_on(embedding), x=normal(0, 2, 1, 4, 8, 8), params=(embedding, weight))
         means = normal(1, 3, 2, 1, 1).requires_grad_()
         weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64, requires_grad=True)
         cond = GaussianMixture(means=means, std=0.6, weights=weights)

@@ -143,8 +143,8 @@ def test_params_that_nothing_depends_on_have_no_gradient_and_tensors_may_be_comp
     for engine in ENGINES:
         shift = torch.zeros(16, dtype=torch.float64, requires_grad=True)
         stranger = torch.zeros(3, dtype=torch.float64, requires_grad=True)
-        embedding = made.denoise.cond.detach() + shift
-        chain = make_chain("edict", dataclasses.replace(made.denoise, cond=embedding), 4)
+        embedding = made.denoise.conditioning.detach() + shift
+        chain = make_chain("edict", made.denoise.conditioned_on(embedding), 4)
         end = engine(chain, chain.start(made.x), (embedding, stranger))
         by_shift, by_stranger = torch.autograd.grad(loss(end), [shift, stranger], allow_unused=True)
         assert by_stranger is None or not by_stranger.any()

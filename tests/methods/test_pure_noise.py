@@ -108,6 +108,8 @@ def test_a_multistep_solver_is_given_its_past(make_problem: Make, name: str) -> 
         plain = Base()(dataclasses.replace(nonlinear(make_problem, 3), scheduler=Ddim(), grid=posed.grid))
     torch.testing.assert_close(made, x[:, 0], rtol=0, atol=1e-13)
     assert (made - plain).abs().max() > 1e-2
+    with pytest.raises(ValueError, match="needs what was predicted before"):
+        posed.step(x, posed.denoise(x, posed.grid[1]), posed.grid[1], posed.grid[2])
     guided = {"freedom": FreeDom(strength=0.1, window=(1, 0)), "mpgd": Mpgd(strength=0.1, window=(1, 0))}.get(name)
     if guided is not None:
         with torch.no_grad():

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from guidedgen.basics.errors import UsageError
 from guidedgen.basics.tasks import Task
-from guidedgen.models import folder as rules
 from guidedgen.models.stable_diffusion import StableDiffusion
+from guidedgen.models.stable_diffusion_folder import StableDiffusionFolder
 from guidedgen.zoo.needed import Needed
 
 State = dict[str, Tensor]
@@ -40,7 +40,7 @@ def sd(folders: dict[str, Path], tmp_path: Path) -> Path:
 @pytest.fixture
 def bare(sd: Path) -> Path:
     """One without any weights: what is refused here is refused before they are opened."""
-    for part in rules.WEIGHTS:
+    for part in StableDiffusionFolder.WEIGHTS:
         for file in (sd / part).glob("*.safetensors"):
             file.unlink()
     return sd
@@ -69,7 +69,7 @@ def changed(folder: Path, name: str, **changes: Any) -> None:
 
 
 def part(folder: Path, name: str) -> Path:
-    return folder / name / rules.WEIGHTS[name][0]
+    return folder / name / StableDiffusionFolder.WEIGHTS[name][0]
 
 
 def rewritten(folder: Path, name: str, change: Callable[[State], State]) -> None:
@@ -82,7 +82,7 @@ def rewritten(folder: Path, name: str, change: Callable[[State], State]) -> None
 
 # Kinds of models, by their configs
 
-UNET, VAE, TEXT, SCHEDULER, INDEX = rules.CONFIGS.values()
+UNET, VAE, TEXT, SCHEDULER, INDEX = StableDiffusionFolder.config_files().values()
 KINDS: list[tuple[str, dict[str, Any], str]] = [
     (UNET, {"time_cond_proj_dim": 64}, "a UNet with time_cond_proj_dim=64"),
     (UNET, {"addition_embed_type": "text_time"}, "a UNet with addition_embed_type=text_time"),
@@ -182,7 +182,9 @@ def test_values_of_another_type_are_refused(bare: Path, name: str, key: str, val
     refused(lambda: opened(bare), f"{name}: {key}=.* is not ")
 
 
-@pytest.mark.parametrize(("name", "key"), [(UNET, "sample_size"), *((SCHEDULER, key) for key in rules._REQUIRED["scheduler"])])
+@pytest.mark.parametrize(
+    ("name", "key"), [(UNET, "sample_size"), *((SCHEDULER, key) for key in StableDiffusionFolder.REQUIRED["scheduler"])]
+)
 def test_keys_that_are_needed(bare: Path, name: str, key: str, refused: Callable[..., str]) -> None:
     changed(bare, name, **{key: None})
     refused(lambda: opened(bare), f"{name} has no {key}, which is needed")
@@ -204,7 +206,7 @@ CONTENTS = {
 
 
 @pytest.mark.parametrize("content", CONTENTS)
-@pytest.mark.parametrize("name", rules.CONFIGS.values())
+@pytest.mark.parametrize("name", StableDiffusionFolder.config_files().values())
 def test_configs_that_are_none(bare: Path, name: str, content: str, refused: Callable[..., str]) -> None:
     (bare / name).write_text(CONTENTS[content], errors="surrogateescape")
     message = refused(lambda: opened(bare), f"cannot read {name}")
@@ -227,7 +229,13 @@ def _directory(file: Path) -> None:
 
 
 @pytest.mark.parametrize("become", [Path.unlink, _loop, _pipe, _directory], ids=["missing", "loop", "pipe", "directory"])
-@pytest.mark.parametrize("name", [*rules.CONFIGS.values(), *(f"{name}/{files[0]}" for name, files in rules.WEIGHTS.items())])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *StableDiffusionFolder.config_files().values(),
+        *(f"{name}/{files[0]}" for name, files in StableDiffusionFolder.WEIGHTS.items()),
+    ],
+)
 def test_files_that_are_none(sd: Path, name: str, become: Callable[[Path], None], refused: Callable[..., str]) -> None:
     become(sd / name)
     refused(lambda: opened(sd), name.rpartition("/")[2])
@@ -432,7 +440,7 @@ def _old_vae(folder: Path) -> None:
 
 
 def _tensors_only(folder: Path) -> None:
-    for name, (safe, pickled) in rules.WEIGHTS.items():
+    for name, (safe, pickled) in StableDiffusionFolder.WEIGHTS.items():
         torch.save(load_file(folder / name / safe), folder / name / pickled)
         (folder / name / safe).unlink()
 
@@ -527,7 +535,7 @@ def test_what_stable_diffusion_s_own_configs_say(
     for name, content in {**configs, INDEX: {"_class_name": "StableDiffusionPipeline", **_PARTS}}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(json.dumps(content))
-    described = rules.Folder(path=tmp_path, source="x")
+    described = StableDiffusionFolder(path=tmp_path, source="x")
     described.check()
     assert (described.latent_shape, described.image_size) == ((4, side, side), 8 * side)
     assert (described.max_tokens, described.prediction, len(described.schedule)) == (77, prediction, 1000)
@@ -538,7 +546,7 @@ def test_the_first_configs_meant_64(bare: Path, tried: Callable[..., None]) -> N
     """diffusers' pipeline takes a sample_size below 64 for 64 where its own version of then wrote the config."""
     for version, side in (("0.2.2", 64), ("0.8.1", 64), ("0.9.0", 8), ("0.42.1", 8), ("1.0.0", 8), ("abc", 8)):
         changed(bare, UNET, _diffusers_version=version)
-        described = rules.Folder(path=bare, source="x")
+        described = StableDiffusionFolder(path=bare, source="x")
         described.check()
         assert described.latent_shape == (4, side, side)
         tried("used")
@@ -550,16 +558,20 @@ def test_defaults_are_those_of_diffusers_and_transformers() -> None:
 
     for name, kind in {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "scheduler": DDIMScheduler}.items():
         signature = inspect.signature(kind.__init__).parameters
-        for key, value in rules.DEFAULTS[name].items():
+        for key, value in StableDiffusionFolder.DEFAULTS[name].items():
             default = signature[key].default
             assert (list(default) if isinstance(default, tuple) else default) == value
-    assert {key: getattr(CLIPTextConfig(), key) for key in rules.DEFAULTS["text_encoder"]} == rules.DEFAULTS["text_encoder"]
+    assert {
+        key: getattr(CLIPTextConfig(), key) for key in StableDiffusionFolder.DEFAULTS["text_encoder"]
+    } == StableDiffusionFolder.DEFAULTS["text_encoder"]
 
 
 def test_schedulers_are_those_of_the_pipeline() -> None:
     from diffusers.schedulers import KarrasDiffusionSchedulers
 
-    assert set(rules._CLASSES["scheduler"]) == {one.name for one in KarrasDiffusionSchedulers} - {"EDMEulerScheduler"}
+    assert set(StableDiffusionFolder.CLASSES["scheduler"]) == {one.name for one in KarrasDiffusionSchedulers} - {
+        "EDMEulerScheduler"
+    }
 
 
 # Words

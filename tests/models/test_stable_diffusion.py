@@ -69,8 +69,8 @@ def pipeline(folder: Path) -> Any:
 
 def test_shapes_are_read_from_the_folder(folders: dict[str, Path]) -> None:
     small, large = (model(folders[prediction]) for prediction in PREDICTIONS)
-    assert (small.latent_shape, small.image_size, small.max_tokens, small.prediction) == ((4, 8, 8), 32, 12, "epsilon")
-    assert (large.latent_shape, large.image_size, large.max_tokens, large.prediction) == ((3, 16, 16), 32, 12, "v_prediction")
+    assert (small.latent_shape, small.image_size, small.max_tokens, small.predicts) == ((4, 8, 8), 32, 12, "epsilon")
+    assert (large.latent_shape, large.image_size, large.max_tokens, large.predicts) == ((3, 16, 16), 32, 12, "v_prediction")
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -484,7 +484,7 @@ def test_a_chain_from_pure_noise_is_diffusers(folders: dict[str, Path], tmp_path
     folder = Path(shutil.copytree(folders["v_prediction"], tmp_path / "zero"))
     file = folder / "scheduler" / "scheduler_config.json"
     settings = json.loads(file.read_text()) | {
-        "rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "set_alpha_to_one": True, "steps_offset": 0,
+        "rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "set_alpha_to_one": True,
     }  # fmt: skip
     file.write_text(json.dumps(settings))
     sd, pipe = model(folder, guidance_scale=3.0), pipeline(folder)
@@ -502,7 +502,7 @@ def test_a_chain_from_pure_noise_is_diffusers(folders: dict[str, Path], tmp_path
     drawn = iter(noises)
     inner = type(pipe.scheduler).step
     pipe.scheduler.step = lambda *given, **named: inner(
-        pipe.scheduler, *given, **{**named, "generator": None, "variance_noise": next(drawn) if eta else None}
+        pipe.scheduler, *given, **{**named, "generator": None, "eta": eta, "variance_noise": next(drawn) if eta else None}
     )
     theirs = pipe(
         list(PROMPTS), latents=x_T, num_inference_steps=4, guidance_scale=3.0, eta=eta, output_type="latent"

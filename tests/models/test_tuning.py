@@ -220,8 +220,8 @@ def test_a_new_word_starts_at_the_given_words_and_is_used_in_every_prompt_but_th
         # Beginning as "cat", it is read as "cat".
         torch.testing.assert_close(predicted(sd, "<new> a"), predicted(model(folders["epsilon"]), "cat a"), rtol=0, atol=1e-6)
         torch.testing.assert_close(predicted(sd, "a"), predicted(sd, "<new> a"), rtol=0, atol=0)
-    uncond = sd.denoiser([Task(id="0", prompt="a")]).uncond
-    assert torch.equal(uncond, model(folders["epsilon"]).denoiser([Task(id="0", prompt="a")]).uncond)
+    uncond = sd.denoiser([Task(id="0", prompt="a")]).uncond.tokens
+    assert torch.equal(uncond, model(folders["epsilon"]).denoiser([Task(id="0", prompt="a")]).uncond.tokens)
 
 
 def test_a_long_prompt_leaves_room_for_the_words(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -524,7 +524,7 @@ def test_ctrl_c_is_one_line(fetch: Any, org: Any, monkeypatch: pytest.MonkeyPatc
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("guidedgen.zoo.hub.bring", stop)
+    monkeypatch.setattr("guidedgen.zoo.hub.download", stop)
     code, _, err = fetch("org/clip")
     assert (code, err) == (130, "fetch: stopped; the same command goes on from there\n")
     tried("refused")

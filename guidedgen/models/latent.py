@@ -1,0 +1,239 @@
+"""Text-to-image latent diffusion models: what all families share.
+
+A family (StableDiffusion, StableDiffusion3) says what its networks are, how they read prompts and what they predict; here their
+rows are batched, guided and counted, and pictures are encoded and decoded.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from guidedgen.basics import images
+from guidedgen.basics.cost import Ledger
+from guidedgen.basics.errors import BadValue
+from guidedgen.basics.precision import run_in
+from guidedgen.basics.tasks import Task
+from guidedgen.process import Prediction
+from guidedgen.process.formulas import classifier_free
+from guidedgen.process.grid import Point, Schedule
+from guidedgen.zoo.pretrained import load_pretrained
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+_Network = TypeVar("_Network", bound=torch.nn.Module)
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditioning:
+    """What rows are conditioned on, one row a prompt: its tokens b l d, and for some families a pooled vector b d."""
+
+    tokens: Tensor
+    pooled: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
+        """The same change of all of it."""
+        return Conditioning(change(self.tokens), None if self.pooled is None else change(self.pooled))
+
+    def rows(self, index: Tensor | Sequence[int]) -> Conditioning:
+        """Some of the rows, which may repeat."""
+        chosen = index if isinstance(index, Tensor) else list(index)
+        return self.map(lambda part: part[chosen])
+
+    def repeated(self, count: int) -> Conditioning:
+        """One row as so many."""
+        return self.map(lambda part: part.expand(count, *part.shape[1:]))
+
+    def followed_by(self, other: Conditioning) -> Conditioning:
+        """These rows, then the other's."""
+        pooled = None if self.pooled is None or other.pooled is None else torch.cat([self.pooled, other.pooled])
+        return Conditioning(torch.cat([self.tokens, other.tokens]), pooled)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatentModel(abc.ABC):
+    """A text-to-image latent diffusion model in a folder of diffusers. Networks are frozen and load at first use, after every
+    option has been checked.
+
+    `path` is a folder or a repository of the hub. With `guidance_scale` 1 the negative prompt is never evaluated. A prompt longer
+    than the text encoders read is an error unless `truncate_prompts`, which cuts it as diffusers does.
+    """
+
+    path: str
+    name: str
+    device: str = "cpu"
+    dtype: str = "float32"
+    guidance_scale: float = 7.5
+    negative_prompt: str = ""
+    truncate_prompts: bool = False
+    batch_size: int = 8  # latent rows per network call; a guidance pair is one row here
+    learned: str | Sequence[Any] | Mapping[str, Any] | None = None
+    ledger: Ledger = dataclasses.field(default_factory=Ledger)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, str) or not self.path:
+            raise BadValue("path", self.path, "must be a folder, a hub name (org/name) or lab")
+        if self.dtype not in DTYPES:
+            raise BadValue("dtype", self.dtype, f"choose from {', '.join(DTYPES)}")
+        if self.batch_size < 1:
+            raise BadValue("batch_size", self.batch_size, "must be at least 1")
+        if not self.guidance_scale >= 0:
+            raise BadValue("guidance_scale", self.guidance_scale, "must be at least 0 (1 is no guidance)")
+
+    # What a family says
+
+    @property
+    @abc.abstractmethod
+    def folder(self) -> Path:
+        """Where the files are on this machine."""
+
+    @property
+    @abc.abstractmethod
+    def files(self) -> tuple[Path, ...]:
+        """What it is made of, for a run's identity: the folders of the parts that are read, and what was learned besides."""
+
+    @property
+    @abc.abstractmethod
+    def schedule(self) -> Schedule:
+        """The noise levels the model was trained on."""
+
+    @property
+    @abc.abstractmethod
+    def latent_shape(self) -> tuple[int, int, int]:
+        """c h w."""
+
+    @property
+    @abc.abstractmethod
+    def image_size(self) -> int:
+        """Pixels per side."""
+
+    @abc.abstractmethod
+    def check(self, tasks: Sequence[Task], reserved: int = 0) -> None:
+        """Raises UsageError where a prompt is longer than the text encoders read, less the tokens `reserved` for words to be
+        learned; needs the tokenizers only.
+        """
+
+    @abc.abstractmethod
+    def load(self) -> None:
+        """Loads what is not loaded yet."""
+
+    @property
+    @abc.abstractmethod
+    def vae(self) -> AutoencoderKL:
+        """The autoencoder."""
+
+    @abc.abstractmethod
+    def condition(self, tasks: Sequence[Task]) -> tuple[Conditioning, Conditioning]:
+        """Of the tasks' prompts, a row each, and of the negative prompt, one row."""
+
+    @abc.abstractmethod
+    def predict(self, x_t: Tensor, t: Point, conditioning: Conditioning) -> Tensor:
+        """What the network answers, in its own form and dtype: b c h w, one row of conditioning each."""
+
+    @abc.abstractmethod
+    def prediction(self, x_t: Tensor, output: Tensor, t: Point) -> Prediction:
+        """What such an answer, guided or not, says of x_0 and eps; any shape."""
+
+    # What all have
+
+    def load_network(
+        self, kind: type[_Network], part: str, *, safetensors: bool, spare: Sequence[str] = (), what: str | None = None
+    ) -> _Network:
+        """A network of the folder."""
+        network: _Network = load_pretrained(
+            kind, self.folder / part, source=f"model.path={self.path}", what=what or f"its {part}", spare=spare,
+            safetensors=safetensors, device=torch.device(self.device), dtype=DTYPES[self.dtype],
+        )  # fmt: skip
+        return network
+
+    def denoiser(self, tasks: Sequence[Task]) -> PromptedDenoiser:
+        """The denoiser of these tasks."""
+        cond, uncond = self.condition(tasks)
+        return PromptedDenoiser(model=self, cond=cond, uncond=uncond)
+
+    def decode(self, x_0: Tensor) -> Tensor:
+        """Latents (b c h w) to images (b 3 H W) in [0, 1]; differentiable."""
+        with self.ledger.timed("decode"):
+            self.ledger.decodes += len(x_0)
+            scaled = x_0 / self.vae.config.scaling_factor
+            if shift := self.vae.config.get("shift_factor"):
+                scaled = scaled + shift
+            return images.from_model(run_in(self.vae.dtype, lambda z: self.vae.decode(z).sample, scaled).float())
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Images (b 3 H W) in [0, 1] to latents (b c h w), the mean of the posterior; differentiable."""
+        with self.ledger.timed("encode"):
+            mean = self.vae.encode(images.to_model(pictures).to(self.vae.dtype)).latent_dist.mean.float()
+            return (mean - (self.vae.config.get("shift_factor") or 0.0)) * self.vae.config.scaling_factor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptedDenoiser:
+    """What a model predicts for b prompts; any number of particles each."""
+
+    model: LatentModel
+    cond: Conditioning  # b rows
+    uncond: Conditioning  # one
+
+    @property
+    def guidance_scale(self) -> float:
+        return self.model.guidance_scale
+
+    def __call__(self, x_t: Tensor, t: Point, guidance_scale: float | None = None) -> Prediction:
+        """Of b n c h w, in calls of at most `batch_size` latents."""
+        w = self.guidance_scale if guidance_scale is None else guidance_scale
+        if w == 1:
+            output = self._rows(lambda rows, cond: self._network(rows, cond, t), x_t)
+        elif w == 0:
+            output = self._rows(lambda rows, cond: self._network(rows, self.uncond.repeated(len(cond)), t), x_t)
+        else:
+            output = self._rows(lambda rows, cond: classifier_free(*self._pair(rows, cond, t), w), x_t)
+        return self.model.prediction(x_t, output, t)
+
+    def pair(self, x_t: Tensor, t: Point) -> tuple[Prediction, Prediction]:
+        """Of b n c h w, in calls of at most `batch_size` latents."""
+        both = self._rows(lambda rows, cond: torch.stack(self._pair(rows, cond, t), 1), x_t)  # b n 2 c h w
+        return self.model.prediction(x_t, both[:, :, 0], t), self.model.prediction(x_t, both[:, :, 1], t)
+
+    @property
+    def conditioning(self) -> Tensor:
+        """The prompts' embeddings: b l d."""
+        return self.cond.tokens
+
+    def conditioned_on(self, conditioning: Tensor) -> PromptedDenoiser:
+        return dataclasses.replace(self, cond=dataclasses.replace(self.cond, tokens=conditioning))
+
+    def subset(self, rows: Sequence[int]) -> PromptedDenoiser:
+        return dataclasses.replace(self, cond=self.cond.rows(rows))
+
+    def _rows(self, predict: Callable[[Tensor, Conditioning], Tensor], x_t: Tensor) -> Tensor:
+        """`predict` of every latent and its prompt's conditioning, put together again."""
+        b, n = x_t.shape[:2]
+        rows, owner = x_t.flatten(0, 1), torch.arange(b * n, device=x_t.device) // n
+        size = self.model.batch_size
+        parts = [predict(rows[i : i + size], self.cond.rows(owner[i : i + size])) for i in range(0, b * n, size)]
+        return torch.cat(parts).unflatten(0, (b, n))
+
+    def _pair(self, x_t: Tensor, cond: Conditioning, t: Point) -> tuple[Tensor, Tensor]:
+        both = self._network(torch.cat([x_t, x_t]), self.uncond.repeated(len(cond)).followed_by(cond), t)
+        uncond, conditional = both.chunk(2)
+        return uncond, conditional
+
+    def _network(self, x_t: Tensor, conditioning: Conditioning, t: Point) -> Tensor:
+        ledger = self.model.ledger
+        ledger.nfe += len(x_t)
+        with ledger.timed("denoise"):
+            output = self.model.predict(x_t, t, conditioning)
+        ledger.count_backward(output, len(x_t))
+        return output

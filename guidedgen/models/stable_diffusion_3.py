@@ -1,0 +1,192 @@
+"""Stable Diffusion 3 and 3.5 (Esser et al. 2024, arXiv:2403.03206): rectified flows by a transformer, on diffusers' own classes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from guidedgen.basics.errors import BadValue, UsageError
+from guidedgen.basics.precision import run_in
+from guidedgen.basics.tasks import Task
+from guidedgen.models.latent import Conditioning, LatentModel
+from guidedgen.models.stable_diffusion_3_folder import CLIPS, StableDiffusion3Folder, WithT5
+from guidedgen.process import Prediction
+from guidedgen.process.formulas import from_velocity
+from guidedgen.process.grid import FlowSchedule, Point
+from guidedgen.zoo.needed import Needed
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, SD3Transformer2DModel
+    from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+_T5_TOKENS = 256  # that T5 reads, by diffusers' default
+_Network = TypeVar("_Network", bound=torch.nn.Module)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StableDiffusion3(LatentModel):
+    """Stable Diffusion 3 or 3.5. Without `t5` zeros stand for what T5 says of a prompt, as diffusers' pipeline has it with
+    text_encoder_3=None: T5 helps long prompts and text in pictures, and takes 9.5 GB in half precision.
+    """
+
+    t5: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.learned is not None:
+            raise BadValue("learned", self.learned, "adapters and words are for Stable Diffusion 1 and 2; use null")
+        _ = self._opened  # refused before anything is loaded
+
+    # What the folder says of itself
+
+    @functools.cached_property
+    def _opened(self) -> StableDiffusion3Folder:
+        return (WithT5 if self.t5 else StableDiffusion3Folder).open(self.path, lab="flow")
+
+    @property
+    def folder(self) -> Path:
+        return self._opened.path
+
+    @staticmethod
+    def reads(*, path: str, t5: bool = True, **_: object) -> tuple[Needed, ...]:
+        """What is read of the hub or of a folder: nothing of a bundled model."""
+        return () if path == "lab" else ((WithT5 if t5 else StableDiffusion3Folder).needed(path),)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        tokenizers = [part for part in self._opened.CLASSES if part.startswith("tokenizer")]
+        return tuple(self.folder / part for part in (*self._opened.WEIGHTS, "scheduler", *tokenizers))
+
+    @property
+    def schedule(self) -> FlowSchedule:
+        return self._opened.schedule
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return self._opened.latent_shape
+
+    @property
+    def image_size(self) -> int:
+        return self._opened.image_size
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens per prompt, start and end included."""
+        return self._opened.max_tokens
+
+    # Networks
+
+    def load(self) -> None:
+        with self.ledger.timed("load"):
+            _ = self.tokenizers
+            for network in (*self.text_encoders, *self.t5_encoder, self.transformer, self.vae):
+                assert not network.training
+
+    def _network(self, kind: type[_Network], part: str) -> _Network:
+        return self.load_network(kind, part, safetensors=str(self._opened.weights(part)).endswith(".safetensors"))
+
+    @functools.cached_property
+    def transformer(self) -> SD3Transformer2DModel:
+        """The denoising network."""
+        from diffusers import SD3Transformer2DModel
+
+        return self._network(SD3Transformer2DModel, "transformer")
+
+    @functools.cached_property
+    def vae(self) -> AutoencoderKL:
+        from diffusers import AutoencoderKL
+
+        return self._network(AutoencoderKL, "vae")
+
+    @functools.cached_property
+    def text_encoders(self) -> tuple[CLIPTextModelWithProjection, CLIPTextModelWithProjection]:
+        """CLIP-L and CLIP-G."""
+        from transformers import CLIPTextModelWithProjection
+
+        first, second = (self._network(CLIPTextModelWithProjection, encoder) for _, encoder in CLIPS)
+        return first, second
+
+    @functools.cached_property
+    def tokenizers(self) -> tuple[CLIPTokenizer, CLIPTokenizer]:
+        """Those of the two."""
+        first, second = (self._opened.load_tokenizer(tokenizer, encoder) for tokenizer, encoder in CLIPS)
+        return first, second
+
+    @functools.cached_property
+    def t5_encoder(self) -> tuple[Any, ...]:
+        """T5, or nothing."""
+        from transformers import T5EncoderModel
+
+        return (self._network(T5EncoderModel, "text_encoder_3"),) if self.t5 else ()
+
+    @functools.cached_property
+    def t5_tokenizer(self) -> Any:
+        """T5's."""
+        assert isinstance(self._opened, WithT5)
+        return self._opened.load_t5_tokenizer()
+
+    # Use
+
+    def check(self, tasks: Sequence[Task], reserved: int = 0) -> None:
+        if self.truncate_prompts:
+            return
+        room = self.max_tokens - 2 - reserved
+        for prompt in dict.fromkeys([self.negative_prompt, *(task.prompt for task in tasks)]):
+            tokens = len(prompt.split())  # each a token or more: no need to load a tokenizer to refuse a very long prompt
+            if tokens <= room:
+                tokens = max(len(each(prompt, add_special_tokens=False, verbose=False).input_ids) for each in self.tokenizers)
+            if tokens > room:
+                raise UsageError(
+                    f"prompt of {tokens} tokens or more ({prompt[:40]!r}...): model={self.name} reads {room}; "
+                    "shorten it or set model.truncate_prompts=true"
+                )
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """Tokens: the last but one layers of the CLIPs side by side, then T5's. Pooled: the CLIPs' projections."""
+        with self.ledger.timed("text"), torch.no_grad():
+            read = [self._read(prompts, *pair) for pair in zip(self.tokenizers, self.text_encoders, strict=True)]
+            tokens = torch.cat([hidden for hidden, _ in read], -1)
+            tokens = F.pad(tokens, (0, self.transformer.config.joint_attention_dim - tokens.shape[-1]))
+            by_t5 = self._read_by_t5(prompts) if self.t5 else tokens.new_zeros(len(tokens), _T5_TOKENS, tokens.shape[-1])
+            tokens = torch.cat([tokens, by_t5.to(tokens.dtype)], 1)
+            return Conditioning(tokens, torch.cat([pooled for _, pooled in read], -1))
+
+    def _read(self, prompts: Sequence[str], tokenizer: CLIPTokenizer, encoder: Any) -> tuple[Tensor, Tensor]:
+        """Hidden states b l d and projections b d of one CLIP."""
+        ids = tokenizer(list(prompts), padding="max_length", max_length=self.max_tokens, truncation=True, return_tensors="pt")
+        output = encoder(ids.input_ids.to(self.device), output_hidden_states=True)
+        return output.hidden_states[-2], output.text_embeds
+
+    def _read_by_t5(self, prompts: Sequence[str]) -> Tensor:
+        """b 256 d."""
+        (encoder,) = self.t5_encoder
+        ids = self.t5_tokenizer(list(prompts), padding="max_length", max_length=_T5_TOKENS, truncation=True, return_tensors="pt")
+        states: Tensor = encoder(ids.input_ids.to(self.device))[0]
+        return states
+
+    def condition(self, tasks: Sequence[Task]) -> tuple[Conditioning, Conditioning]:
+        return self.encode_prompts([task.prompt for task in tasks]), self.encode_prompts([self.negative_prompt])
+
+    def predict(self, x_t: Tensor, t: Point, conditioning: Conditioning) -> Tensor:
+        """The flow's velocity, eps - x_0."""
+        assert conditioning.pooled is not None
+        time = torch.full((len(x_t),), t.t, device=x_t.device)
+
+        def call(x: Tensor, tokens: Tensor, pooled: Tensor) -> Tensor:
+            output: Tensor = self.transformer(
+                hidden_states=x, timestep=time, encoder_hidden_states=tokens, pooled_projections=pooled, return_dict=False
+            )[0]
+            return output
+
+        own = x_t / (t.alpha + t.sigma)  # in the flow's own scale
+        return run_in(self.transformer.dtype, call, own, conditioning.tokens, conditioning.pooled)
+
+    def prediction(self, x_t: Tensor, output: Tensor, t: Point) -> Prediction:
+        return from_velocity(x_t, output, t)

@@ -1,0 +1,327 @@
+"""Stable Diffusion 3: against diffusers' own pipeline on tiny folders of its own classes, and what is refused of a folder."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from guidedgen.basics.augment import Augmentations
+from guidedgen.basics.errors import BadValue, UsageError
+from guidedgen.basics.noise import Noise
+from guidedgen.basics.tasks import Task
+from guidedgen.gradients.adjoint import Adjoint
+from guidedgen.gradients.checkpoint import Checkpoint
+from guidedgen.gradients.reversible import Reversible
+from guidedgen.methods import Method
+from guidedgen.methods.adjoint_dpm import AdjointDpm
+from guidedgen.methods.base import Base
+from guidedgen.methods.best_of_n import BestOfN
+from guidedgen.methods.blip_inversion import BlipInversion
+from guidedgen.methods.classifier_guidance import ClassifierGuidance
+from guidedgen.methods.code import Code
+from guidedgen.methods.codex import Codex
+from guidedgen.methods.doodl import Doodl
+from guidedgen.methods.freedom import FreeDom
+from guidedgen.methods.mpgd import Mpgd
+from guidedgen.methods.problem import Problem
+from guidedgen.methods.universal import Universal
+from guidedgen.models.stable_diffusion_3 import StableDiffusion3
+from guidedgen.process.formulas import from_velocity
+from guidedgen.process.schedulers import Flow
+
+PROMPTS = ("a cat", "two dogs, red")
+LENGTH = 12
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Latents 4 x 8 x 8 to 16 px; the CLIPs differ in width, T5 has the transformer's."""
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+    from diffusers.utils import logging
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
+
+    logging.disable_progress_bar()
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*letters, *(letter + "</w>" for letter in letters), "ca", "cat</w>", "<|startoftext|>", "<|endoftext|>"]
+    end = len(tokens) - 1
+    tokenizer = CLIPTokenizer(
+        vocab={token: i for i, token in enumerate(tokens)}, merges=[("c", "a"), ("ca", "t</w>")], model_max_length=LENGTH
+    )
+    words = ["<pad>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz,", "▁"]
+    t5 = Tokenizer(models.Unigram([(word, -1.0 - i / 100) for i, word in enumerate(words)], unk_id=2))
+    t5.pre_tokenizer = pre_tokenizers.Metaspace()
+    t5.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+
+    def clip(width: int, projection: int) -> CLIPTextModelWithProjection:
+        return CLIPTextModelWithProjection(
+            CLIPTextConfig(
+                vocab_size=len(tokens), hidden_size=width, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
+                max_position_embeddings=LENGTH, projection_dim=projection, bos_token_id=end - 1, eos_token_id=end, pad_token_id=end,
+            )
+        )  # fmt: skip
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipeline = StableDiffusion3Pipeline(
+            transformer=SD3Transformer2DModel(
+                sample_size=8, patch_size=1, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8,
+                num_attention_heads=2, joint_attention_dim=32, caption_projection_dim=16, pooled_projection_dim=20,
+                pos_embed_max_size=16,
+            ),
+            vae=AutoencoderKL(
+                block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+                latent_channels=4, norm_num_groups=4, sample_size=16, scaling_factor=1.5305, shift_factor=0.0609,
+                use_quant_conv=False, use_post_quant_conv=False,
+            ),
+            text_encoder=clip(16, 12), text_encoder_2=clip(8, 8), tokenizer=tokenizer, tokenizer_2=tokenizer,
+            text_encoder_3=T5EncoderModel(
+                T5Config(vocab_size=len(words), d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu")
+            ),
+            tokenizer_3=T5TokenizerFast(tokenizer_object=t5, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", extra_ids=0),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        )  # fmt: skip
+        for network in (pipeline.transformer, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
+            for parameter in network.parameters():
+                parameter.data.add_(0.1 * torch.randn_like(parameter))
+    path = tmp_path_factory.mktemp("sd3")
+    pipeline.save_pretrained(path)
+    return path
+
+
+def model(folder: Path, **options: Any) -> StableDiffusion3:
+    return StableDiffusion3(path=str(folder), name="tiny", **options)
+
+
+def pipeline(folder: Path, *, t5: bool = True) -> Any:
+    from diffusers import StableDiffusion3Pipeline
+
+    without = {} if t5 else {"text_encoder_3": None, "tokenizer_3": None}
+    pipe = StableDiffusion3Pipeline.from_pretrained(folder, local_files_only=True, **without)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def tasks(*prompts: str) -> list[Task]:
+    return [Task(id=str(i), prompt=prompt) for i, prompt in enumerate(prompts)]
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def sample(sd: StableDiffusion3, x_T: Tensor, steps: int, prompts: Sequence[str] = PROMPTS) -> Tensor:  # noqa: N803
+    """b c h w -> the chain's last latents."""
+    scheduler, denoise, x = Flow(num_steps=steps), sd.denoiser(tasks(*prompts)), x_T[:, None]
+    with torch.no_grad():
+        for t, s in pairwise(scheduler.grid(sd.schedule)):
+            x, std = scheduler.transition(x, denoise(x, t), t, s)
+            assert std == 0
+    return x[:, 0]
+
+
+# Against diffusers
+
+
+@pytest.mark.parametrize("t5", [True, False])
+def test_prompts_are_encoded_as_diffusers_does(folder: Path, t5: bool) -> None:
+    cond, uncond, pooled, unpooled = (
+        pipeline(folder, t5=t5)
+        .to(torch.float64)
+        .encode_prompt(list(PROMPTS), None, None, device="cpu", do_classifier_free_guidance=True, negative_prompt="red")
+    )
+    ours, other = model(folder, t5=t5, negative_prompt="red", dtype="float64").condition(tasks(*PROMPTS))
+    torch.testing.assert_close(ours.tokens, cond, rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours.pooled, pooled, rtol=0, atol=1e-6)
+    torch.testing.assert_close(other.tokens.expand_as(uncond), uncond, rtol=0, atol=1e-6)
+    torch.testing.assert_close(other.pooled.expand_as(unpooled), unpooled, rtol=0, atol=1e-6)
+    assert (ours.tokens[:, LENGTH:] == 0).all() != t5
+
+
+@pytest.mark.parametrize("t5", [True, False])
+@pytest.mark.parametrize(("guidance_scale", "negative_prompt"), [(1.0, ""), (7.0, ""), (3.0, "a cat")])
+def test_a_chain_is_diffusers(folder: Path, t5: bool, guidance_scale: float, negative_prompt: str) -> None:
+    sd = model(folder, t5=t5, guidance_scale=guidance_scale, negative_prompt=negative_prompt)
+    x_T = normal(2, *sd.latent_shape)  # noqa: N806
+    pipe = pipeline(folder, t5=t5)
+    given = {"latents": x_T, "num_inference_steps": 6, "guidance_scale": guidance_scale, "negative_prompt": [negative_prompt] * 2}
+    theirs = pipe(list(PROMPTS), **given, height=16, width=16, output_type="latent").images
+    ours = sample(sd, x_T, 6)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    pictures = pipe(list(PROMPTS), **given, height=16, width=16, output_type="pt").images
+    assert pictures.std() > 0.02
+    torch.testing.assert_close(sd.decode(ours), pictures, rtol=0, atol=1 / 255)
+
+
+def test_prompts_scales_and_t5_matter(folder: Path) -> None:
+    """Otherwise the comparison above would not see them mixed up."""
+    x_T = normal(1, *model(folder).latent_shape)  # noqa: N806
+    base = sample(model(folder), x_T, 3, ["a cat"])
+    for other in (
+        sample(model(folder), x_T, 3, ["two dogs, red"]), sample(model(folder, guidance_scale=2.0), x_T, 3, ["a cat"]),
+        sample(model(folder, t5=False), x_T, 3, ["a cat"]), sample(model(folder, negative_prompt="red"), x_T, 3, ["a cat"]),
+    ):  # fmt: skip
+        assert (base - other).abs().max() > 1e-3
+
+
+def test_encoding_undoes_decoding_s_scale(folder: Path) -> None:
+    sd, pictures = model(folder), torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    latent = sd.vae.encode(2 * pictures - 1).latent_dist.mean
+    torch.testing.assert_close(sd.encode(pictures), (latent - 0.0609) * 1.5305)
+
+
+# What the folder says of itself
+
+
+def test_nothing_is_loaded_to_say_so(folder: Path) -> None:
+    sd = model(folder)
+    assert (sd.latent_shape, sd.image_size, sd.max_tokens, sd.schedule.shift) == ((4, 8, 8), 16, LENGTH, 3.0)
+    assert not {"transformer", "vae", "text_encoders", "tokenizers", "t5_encoder"} & set(vars(sd))
+    names = {path.name for path in sd.files}
+    assert names == {
+        "transformer",
+        "vae",
+        "text_encoder",
+        "text_encoder_2",
+        "text_encoder_3",
+        "scheduler",
+        "tokenizer",
+        "tokenizer_2",
+        "tokenizer_3",
+    }
+    assert "text_encoder_3" not in {path.name for path in model(folder, t5=False).files}
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "why"),
+    [
+        ("scheduler", {"use_dynamic_shifting": True}, "a scheduler with use_dynamic_shifting=True"),
+        ("scheduler", {"use_karras_sigmas": True, "invert_sigmas": True}, "use_karras_sigmas=True, invert_sigmas=True"),
+        ("scheduler", {"shift": 0}, "shift=0 is not a number above 0"),
+        ("transformer", {"in_channels": 16}, "16 input and 4 output channels"),
+        ("transformer", {"joint_attention_dim": 20}, "texts of 20 numbers a token with text encoders of 24"),
+        ("transformer", {"pooled_projection_dim": 21}, "pooled texts of 21 numbers with text encoders of 20"),
+        ("transformer", {"patch_size": 3}, "patches of 3 on latents of side 8"),
+        ("vae", {"latent_channels": 3}, "a VAE of 3 latent channels"),
+        ("text_encoder_2", {"architectures": ["CLIPTextModel"]}, "a text_encoder_2 of type clip_text_model"),
+        ("text_encoder_3", {"d_model": 64}, "a T5 of 64 numbers a token"),
+        ("transformer", {"quantization_config": {}}, "a quantised transformer"),
+    ],
+)
+def test_folders_that_would_be_sampled_wrongly_are_refused(
+    folder: Path, tmp_path: Path, part: str, change: dict[str, Any], why: str, tried: Callable[..., None]
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    file = copy / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(UsageError, match=f"model.path=.*{why}"):
+        model(copy)
+    tried("refused")
+
+
+def test_a_folder_without_t5_says_how_to_do_without(folder: Path, tmp_path: Path, tried: Callable[..., None]) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("text_encoder_3", "tokenizer_3")))
+    file = copy / "model_index.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}))
+    with pytest.raises(UsageError, match=r"names no text_encoder_3; .* unless model\.t5=false"):
+        model(copy)
+    x_T = normal(1, 4, 8, 8)  # noqa: N806
+    assert torch.equal(sample(model(copy, t5=False), x_T, 2, ["a cat"]), sample(model(folder, t5=False), x_T, 2, ["a cat"]))
+    tried("refused")
+    tried("used")
+
+
+def test_other_pipelines_are_refused(folder: Path, folders: dict[str, Path], tried: Callable[..., None]) -> None:
+    from guidedgen.models.stable_diffusion import StableDiffusion
+
+    with pytest.raises(UsageError, match="a StableDiffusionPipeline .* is not supported; supported: Stable Diffusion 3"):
+        model(folders["epsilon"])
+    with pytest.raises(UsageError, match="a StableDiffusion3Pipeline .* is not supported; supported: Stable Diffusion 1"):
+        StableDiffusion(path=str(folder), name="x")
+    with pytest.raises(BadValue, match="learned"):
+        model(folder, learned="x")
+    tried("refused", 3)
+
+
+def test_long_prompts_are_refused(folder: Path) -> None:
+    long = "cat " * 20
+    with pytest.raises(UsageError, match="reads 10"):
+        model(folder).check(tasks("a cat", long))
+    model(folder, truncate_prompts=True).check(tasks(long))
+    cond, *_ = pipeline(folder).to(torch.float64).encode_prompt([long], None, None, device="cpu", do_classifier_free_guidance=False)
+    torch.testing.assert_close(
+        model(folder, truncate_prompts=True, dtype="float64").encode_prompts([long]).tokens, cond, rtol=0, atol=1e-6
+    )
+
+
+# Every method runs on it
+
+
+WHOLE = {"num_updates": 1, "num_crops": 0}
+METHODS: dict[str, tuple[Method, float]] = {  # with the eta of its scheduler
+    "base": (Base(), 0.0), "best_of_n": (BestOfN(num_particles=4), 1.0), "code": (Code(num_particles=2, block_size=2), 1.0),
+    "codex": (Codex(num_particles=2, block_size=2, gradient_block_size=1, strength=0.1), 1.0),
+    "codex, decoder": (Codex(num_particles=2, block_size=2, gradient_block_size=1, strength=0.1, through="decoder"), 1.0),
+    "classifier_guidance": (ClassifierGuidance(strength=0.1), 1.0), "mpgd": (Mpgd(strength=0.1, window=(1, 0)), 0.0),
+    "freedom": (FreeDom(strength=0.1, window=(1, 0), num_repeats=2), 0.0),
+    "universal": (Universal(strength=0.1, num_repeats=2, backward_steps=1, backward_lr=0.1), 0.0),
+    "doodl, ddim": (Doodl(gradients=Checkpoint(), process="ddim", **WHOLE), 0.0),
+    "doodl, edict": (Doodl(gradients=Reversible(), process="edict", **WHOLE), 0.0),
+    "adjoint_dpm": (AdjointDpm(gradients=Adjoint(), num_updates=1), 0.0),
+    "adjoint_dpm, embedding": (AdjointDpm(gradients=Checkpoint(), what="embedding", num_updates=1), 0.0),
+    "blip_inversion": (BlipInversion(augmentations=Augmentations(count=2), num_iterations=3, distill_iterations=1, ema_start=None), 0.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_runs_on_it(folder: Path, name: str) -> None:
+    method, eta = METHODS[name]
+    sd, scheduler = model(folder, guidance_scale=2.0, t5=False), Flow(num_steps=4, eta=eta)
+    grid = scheduler.grid(sd.schedule)
+
+    def made(method: Method) -> Tensor:
+        posed = Problem(
+            tasks=tasks(*PROMPTS), denoise=sd.denoiser(tasks(*PROMPTS)), scheduler=scheduler, grid=grid, schedule=sd.schedule,
+            num_steps=4, noise=Noise(["a", "b"]), latent_shape=sd.latent_shape, decode=sd.decode,
+            reward=lambda pictures, _: pictures[:, 0].mean((1, 2)), batch_size=4,
+        )  # fmt: skip
+        with torch.no_grad():
+            return method(posed)
+
+    x_0 = made(method)
+    assert x_0.shape == (2, 4, 8, 8) and x_0.isfinite().all() and not x_0.requires_grad
+    assert name == "base" or (x_0 - made(Base())).abs().max() > 1e-5
+
+
+def test_the_edict_pair_inverts_a_picture_on_a_flow(folder: Path) -> None:
+    """Its steps by velocities are undone to rounding, from a latent to pure noise and back."""
+    from guidedgen.process.chains import EdictChain, walk
+
+    sd = model(folder, guidance_scale=2.0, t5=False, dtype="float64")
+    grid = Flow(num_steps=6).grid(sd.schedule)
+    chain = EdictChain(denoise=sd.denoiser(tasks(*PROMPTS)), grid=grid, by_velocity=True)
+    start = chain.start(normal(2, 1, *sd.latent_shape).double())
+    with torch.no_grad():
+        state = start
+        for i in reversed(range(len(chain))):
+            state = chain.unstep(state, i)
+        again = walk(chain, state)
+    for ours, theirs in zip(again, start, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+
+
+def test_velocities_say_what_latents_are_made_of() -> None:
+    from guidedgen.process.grid import FlowSchedule
+
+    x_0, eps = normal(2, 1, 4, 8, 8).double(), normal(2, 1, 4, 8, 8, seed=1).double()
+    for t in (1000.0, 700.0, 20.0, 0.0):
+        point = FlowSchedule().at(t)
+        prediction = from_velocity(point.alpha * x_0 + point.sigma * eps, eps - x_0, point)
+        torch.testing.assert_close(prediction.x_0, x_0, rtol=0, atol=1e-12)
+        torch.testing.assert_close(prediction.eps, eps, rtol=0, atol=1e-12)
