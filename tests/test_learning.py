@@ -164,7 +164,7 @@ SAVED = {"state": {"done": 1, "free": [], "optimizer": {}}, "curve": [], "second
     ],
     ids=["half", "end cut off", "empty", "text", "code", "a list", "a part", "another run's"],
 )
-def test_a_damaged_checkpoint_is_reported_and_learning_begins_anew(
+def test_a_damaged_checkpoint_is_reported_and_learning_starts_again(
     job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tried: Any, spoil: Callable[[bytes], bytes]
 ) -> None:
     updates = []
@@ -187,7 +187,7 @@ def test_a_damaged_checkpoint_is_reported_and_learning_begins_anew(
     capsys.readouterr()
     learning.learn(job(*TUNING))
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert str(checkpoint) in line and line.endswith("learning begins anew")
+    assert str(checkpoint) in line and line.endswith("learning starts again")
     assert updates == [{}, {}] and not checkpoint.exists() and (folder / "pytorch_lora_weights.safetensors").exists()
     tried("used")
 

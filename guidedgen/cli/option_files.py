@@ -15,7 +15,7 @@ from guidedgen.basics.errors import UsageError
 
 BYTES = 1 << 20  # of a file at most
 NODES = 100_000  # that it stands for, aliases written out
-DEPTH = 50  # of mappings and lists inside each other
+DEPTH = 50  # of nested mappings and lists
 
 
 def check_folder(folder: Path, groups: Collection[str]) -> None:
@@ -40,7 +40,7 @@ def check_file(file: Path) -> None:
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"{file}: cannot be read as YAML ({' '.join(str(error).split())})") from error
     if size > NODES or depth > DEPTH:
-        raise UsageError(f"{file}: stands for more than {NODES} values, or more than {DEPTH} inside each other")
+        raise UsageError(f"{file}: expands to more than {NODES} values, or to more than {DEPTH} nested ones")
 
 
 @dataclasses.dataclass
@@ -66,7 +66,7 @@ def _extent(text: str) -> tuple[int, int]:
                 break
         elif isinstance(event, yaml.events.AliasEvent):
             if event.anchor not in known:
-                raise yaml.YAMLError(f"*{event.anchor} stands for nothing that is there before it")
+                raise yaml.YAMLError(f"*{event.anchor} refers to nothing defined before it")
             around[-1].take(*known[event.anchor])
         elif isinstance(event, yaml.events.ScalarEvent):
             known |= {event.anchor: (1, 0)} if event.anchor else {}

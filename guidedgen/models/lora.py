@@ -86,7 +86,7 @@ def parse(
     except (ValueError, KeyError, IndexError) as error:  # of diffusers' converters
         raise UsageError(f"{source}: diffusers does not know these names ({' '.join(str(error).split())[:200]})") from error
     if strange := [name for name in state if not name.startswith(tuple(f"{part}." for part in PARTS))]:
-        raise UsageError(f"{source}: not used would be {first(strange)}")
+        raise UsageError(f"{source}: would not use {first(strange)}")
     for part in PARTS:
         _check_shapes(part, tensors[part], networks[part], source)
     options = {part: _of(part, metadata or {}) for part in PARTS if tensors[part]}
@@ -143,7 +143,7 @@ def settle(network: nn.Module, name: str, scale: float, tensors: Mapping[str, Te
                 lacking.append(f"{path}.{half}")
     network.requires_grad_(False)
     if left or lacking:
-        raise UsageError(f"{source}: not used would be {first(left)}" if left else f"{source}: lacks {first(lacking)}")
+        raise UsageError(f"{source}: would not use {first(left)}" if left else f"{source}: lacks {first(lacking)}")
 
 
 @contextlib.contextmanager
@@ -242,7 +242,7 @@ def _check_shapes(part: str, tensors: Mapping[str, Tensor], network: nn.Module, 
         else:
             strange.append(name)
     if strange:
-        raise UsageError(f"{source}: not used would be {first(strange)}: the {part} has no such modules, or LoRA no such tensors")
+        raise UsageError(f"{source}: would not use {first(strange)}: the {part} has no such modules, or LoRA no such tensors")
     for module, found in halves.items():
         if len(found) < 2:
             raise UsageError(f"{source}: {module} of the {part} has only one of the two halves of a LoRA")

@@ -71,7 +71,7 @@ def check_shapes(part: str, shapes: Mapping[str, tuple[int, ...]], network: nn.M
     if part == "text_encoder":
         wanted.pop("embeddings.position_ids", None)
     if strange := [name for name in shapes if name not in wanted]:
-        raise UsageError(f"{source}: not used would be {first(strange)}: this model's {part} has no such tensors")
+        raise UsageError(f"{source}: would not use {first(strange)}: this model's {part} has no such tensors")
     if lacking := [name for name in wanted if name not in shapes]:
         raise UsageError(f"{source}: lacks {first(lacking)} of the {part}")
     if odd := [name for name, shape in shapes.items() if shape != wanted[name]]:

@@ -131,7 +131,7 @@ def parse(state: Any, file: Path, width: int, source: str) -> dict[str, Tensor]:
     elif isinstance(state, Mapping) and set(state) == {"emb_params"}:
         state = {file.stem: state["emb_params"]}
     elif isinstance(state, Mapping) and "emb_params" in state:
-        raise UsageError(f"{source}: not used would be {first(name for name in state if name != 'emb_params')}")
+        raise UsageError(f"{source}: would not use {first(name for name in state if name != 'emb_params')}")
     if isinstance(state, Mapping) and {"clip_g", "clip_l"} & state.keys():
         raise UsageError(f"{source}: {file.name} is a textual inversion of SDXL (clip_g, clip_l), which has two text encoders")
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -37,7 +37,7 @@ class Multi:
         if unweighted := [name for name in self.rewards if name not in self.weights]:
             raise BadValue(f"rewards.{unweighted[0]}", "...", f"has no weight; give it one as weights.{unweighted[0]}")
         if not any(self.weights.values()):
-            raise BadValue("weights", dict(self.weights), "all are 0; nothing is left to follow")
+            raise BadValue("weights", dict(self.weights), "all are 0; there is nothing to optimise")
 
     @property
     def _parts(self) -> dict[str, Reward]:

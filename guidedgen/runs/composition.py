@@ -33,7 +33,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
         if any(unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\r\t" for letter in override):
             raise UsageError(f"{ascii(key)[1:-1]}: has characters in it that cannot be printed; dataset=jsonl takes them")
         if len(override) > _LETTERS or _nesting(override) > _NESTED:
-            raise UsageError(f"{key}: is longer than {_LETTERS} letters, or has more than {_NESTED} brackets inside each other")
+            raise UsageError(f"{key}: is longer than {_LETTERS} letters, or has more than {_NESTED} nested brackets")
         try:
             found.append(_parse(override))
         except (HydraException, RecursionError) as error:

@@ -25,7 +25,7 @@ _REFUSED = {
 }
 _MODES = ("run", "multirun", "cfg", "info", "shell_completion")  # of which a command line has one at most
 _GROUPS = ("hydra/launcher", "hydra/sweeper")
-_WAY_OUT = "of Hydra's settings, hydra/launcher=, hydra/sweeper= and their options can be given, as in hydra.launcher.partition=gpu"
+_HINT = "of Hydra's settings, hydra/launcher=, hydra/sweeper= and their options can be set, as in hydra.launcher.partition=gpu"
 # What Hydra starts, as its own options and those of its plug-ins name it: nothing that a module merely imports.
 _TARGETS = (
     r"(hydra\._internal\.core_plugins|hydra_plugins\.\w+)\.[a-z_]+\.[A-Z]\w*(Launcher|Sweeper)|optuna\.samplers\.[A-Z]\w*Sampler"
@@ -98,7 +98,7 @@ def check_overrides(items: Sequence[Override]) -> None:
         key = item.key_or_group
         plain = item.package is None and not item.is_delete() and "_target_" not in key.split(".")
         if not plain or not (key in _GROUPS or key.startswith(("hydra.launcher.", "hydra.sweeper."))):
-            raise UsageError(f"{item.input_line}: is not to be given; {_WAY_OUT}")
+            raise UsageError(f"{item.input_line}: may not be set; {_HINT}")
 
 
 def check_composed(settings: DictConfig, own: DictConfig) -> None:
@@ -107,14 +107,14 @@ def check_composed(settings: DictConfig, own: DictConfig) -> None:
     """
     for name in sorted({*map(str, settings), *map(str, own)} - {*_WRITTEN}):
         if _raw(settings, name) != _raw(own, name):
-            raise UsageError(f"hydra.{name}: is not to be given, by an overlay neither; {_WAY_OUT}")
+            raise UsageError(f"hydra.{name}: may not be set, not even by an overlay; {_HINT}")
     for name in ("launcher", "sweeper"):
         for key, value in _plain_values(settings[name], f"hydra.{name}"):
             last = key.rpartition(".")[2]
             if last == "_target_" and not re.fullmatch(_TARGETS, str(value)):
                 raise UsageError(f"{key}={value}: no launcher, sweeper or sampler")
             if last == "custom_search_space" and value is not None:
-                raise UsageError(f"{key}={value}: calls code by its name, which is not taken here")
+                raise UsageError(f"{key}={value}: calls code by its name, which is not allowed here")
 
 
 def _raw(settings: DictConfig, name: str) -> Any:

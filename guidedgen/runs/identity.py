@@ -142,7 +142,7 @@ def check_unchanged(job: Job) -> None:
         held = now.get(part, {})
         if changed := [name for name in recorded if name != "lessons" and held.get(name, recorded[name]) != recorded[name]]:
             change = f"{part} ({changed[0]}) was changed while the run was at work"
-            raise RunFailed(f"{job.folder.path}: {change}; the same command makes the run of what it holds now")
+            raise RunFailed(f"{job.folder.path}: {change}; the same command makes another run, of its present contents")
 
 
 def stored_unguided(folder: Path, cfg: DictConfig, parts: contents.Parts | None) -> list[Path]:

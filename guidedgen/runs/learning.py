@@ -87,7 +87,7 @@ def _saved(checkpoint: Path, device: str, free: Sequence[Tensor]) -> Mapping[str
         raise
     except Exception as error:  # of the unpickler, of zip files, and of whatever else the file is instead of a checkpoint
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        print(f"guidedgen: {checkpoint}: damaged ({reason}); learning begins anew", file=sys.stderr)
+        print(f"guidedgen: {checkpoint}: damaged ({reason}); learning starts again", file=sys.stderr)
         return {}
     return saved
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 Shape = Callable[[Any, str], str | None]
-DEPTH = 50  # of lists and mappings inside each other, in any file
+DEPTH = 50  # of nested lists and mappings, in any file
 _HUGE = 1e100  # no figure has more; what is drawn and added up must not overflow
 
 

@@ -527,11 +527,11 @@ def wrong_lora(kind: str, pipe: Any, folder: Path) -> None:
 
 
 WRONG_LORA = {
-    "another network's modules": "not used would be .*attn3", "one more key": "not used would be conv_in.diff", "half a pair": "only one of",
+    "another network's modules": "would not use .*attn3", "one more key": "would not use conv_in.diff", "half a pair": "only one of",
     "another width": "shapes .* do not fit", "two ranks in one": "do not fit", "no rank": "do not fit",
-    "kohya's of another network": "not used would be .*bricks", "kohya's and others": "and others", "kohya's alone alpha": "nothing.alpha",
+    "kohya's of another network": "would not use .*bricks", "kohya's and others": "and others", "kohya's alone alpha": "nothing.alpha",
     "kohya's alpha of 0": "above 0", "second text encoder": "SDXL", "second text encoder of diffusers": "SDXL",
-    "transformer": "not used would be .*transformer", "DoRA": "dora_scale", "DoRA of PEFT": "lora_magnitude_vector|use_dora", "LoHa": "hada",
+    "transformer": "would not use .*transformer", "DoRA": "dora_scale", "DoRA of PEFT": "lora_magnitude_vector|use_dora", "LoHa": "hada",
     "LoKr": "lokr", "Tucker's": "lora_mid", "not finite": "not finite", "whole numbers": "int32", "metadata of no JSON": "no JSON",
     "metadata of a list": "no mapping", "unknown metadata": "use_magic", "another rank in its metadata": "rank 7",
     "text for alpha": "16 for a rank or an alpha", "a start that changes the network": "pissa",
@@ -617,7 +617,7 @@ WRONG_WORDS: dict[str, tuple[Tensors, str]] = {
     "an end": ({"<|endoftext|>": rand(1, 16)}, "knows this word"),
     "no name": ({"": rand(1, 16)}, "no word"),
     "a line's end": ({"a\nb": rand(1, 16)}, "no word"),
-    "emb_params and more": ({"emb_params": rand(1, 16), "step": rand(1, 16)}, "not used would be step"),
+    "emb_params and more": ({"emb_params": rand(1, 16), "step": rand(1, 16)}, "would not use step"),
     "SDXL's": ({"clip_g": rand(1, 32), "clip_l": rand(1, 16)}, "SDXL"),
     "one of two of another width": ({"<a>": rand(1, 16), "<b>": rand(1, 8)}, "8 numbers"),
     "whole numbers": ({"<fx>": torch.ones(2, 16, dtype=torch.int32)}, "int"),
@@ -724,8 +724,8 @@ def wrong_network(kind: str, folders: Mapping[str, Path], folder: Path) -> None:
 
 
 WRONG_NETWORKS = {
-    "another shape": "block_out_channels|in_channels|sample_size|shape", "compiled": "not used would be _orig_mod",
-    "a key too many": "not used would be time_embedding.cond_proj", "a key too few": "lacks conv_in.bias", "heads": "attention_head_dim=8",
+    "another shape": "block_out_channels|in_channels|sample_size|shape", "compiled": "would not use _orig_mod",
+    "a key too many": "would not use time_embedding.cond_proj", "a key too few": "lacks conv_in.bias", "heads": "attention_head_dim=8",
     "activation": "act_fn=gelu", "no weights": "no diffusion_pytorch_model", "no configuration": "cannot read config.json",
     "a piece too few": "00001-of-00002.*is not there", "an index of nothing": "index.json cannot be read",
     "half precision under another name": "no diffusion_pytorch_model.safetensors", "text encoder too small": "lacks encoder.layers.1",
