@@ -373,7 +373,7 @@ def test_a_classifier_is_audited_by_its_label(tmp_path: Path) -> None:
 
 
 def test_the_lab_s_audit_is_of_its_stand_in_filter(tmp_path: Path) -> None:
-    """As briefly as can be: what it flags is stored blurred, and told."""
+    """As briefly as can be: what it flags is stored blurred, and reported."""
     full = preparation.prepare(overlay("lab/audit", f"outputs={tmp_path}"))
     assert full.blurs and len(full.samples) >= 64 and full.method.epsilon is not None and full.cfg.reward.filter.label == "shape"
     brief = ["scheduler.num_steps=4", "method.num_updates=1", "dataset.limit=3", "samples_per_prompt=1", "metrics=none"]

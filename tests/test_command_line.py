@@ -347,7 +347,7 @@ def prepared(*given: str, folder: Path) -> list[Job]:
 
 @pytest.mark.parametrize("sign", ["", "+", "++"])
 def test_classes_of_the_user_s_own_take_their_own_options(sign: str, own: str, tmp_path: Path, tried: Callable[..., None]) -> None:
-    """As the README promises, without the options of the default that they take the place of."""
+    """As the README promises, without the options of the default that they replace."""
     allow = f"allow_targets=[{own}.]"
     (job,) = prepared(f"{sign}reward._target_={own}.Reward", f"{sign}reward.x=3", allow, folder=tmp_path)
     assert job.reward is not None and job.reward.x == 3 and job.reward_name == f"{own}_Reward"
@@ -591,7 +591,7 @@ def test_every_experiment_composes_and_its_first_comment_is_its_command(override
 
 @pytest.mark.parametrize("override", every_option())
 def test_every_option_composes_and_matches_its_constructor(override: str) -> None:
-    """Names and types of every leaf against the signature it is for; `???` is for the user to fill."""
+    """Names and types of every config file against the signature it is for; `???` is for the user to fill."""
     group = override.split("=")[0]
     needed = ["method=doodl"] if group == "method/gradients" else []  # a group of the methods that use one
     with initialize_config_dir(str(config.CONF), version_base="1.3"):

@@ -155,7 +155,7 @@ def test_an_object_s_files_are_those_of_its_parts_too(tmp_path: Path) -> None:
     assert {name: digest[:6] for name, digest in found.items()} == {
         name: hashlib.sha256(name[-1].encode()).hexdigest()[:6] for name in ("a", "b", "c", "d", "folder/inner/e")
     }
-    assert contents.of(built) == {}  # nothing of what is nobody's
+    assert contents.of(built) == {}  # nothing of other packages
     assert contents.of(tmp_path / "a", tmp_path / "folder" / ".." / "a") == contents.of(tmp_path / "a")  # one file
 
 

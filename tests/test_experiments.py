@@ -50,7 +50,7 @@ CASES = [
 
 
 def stand_in(table: str) -> list[str]:
-    """In place of what is not here; nothing in the lab."""
+    """Replaces what is not here; nothing in the lab."""
     return [*LAB, *BY_TABLE.get(table, [])] if "/lab/" not in table else []
 
 

@@ -102,7 +102,7 @@ def test_a_prompt_is_filled_in_once(tmp_path: Path, tried: Tried) -> None:
 
 
 class Seen:
-    """A tracker that keeps what it is told."""
+    """A tracker that keeps what is logged."""
 
     def log(self, **logged: Any) -> None:
         self.logged = logged

@@ -26,7 +26,7 @@ BELOW = {
     "models": {"basics", "process", "zoo"},
     "datasets": {"basics", "lab"},  # its prompts
     "rewards": {"basics", "zoo"},  # the networks' protocols
-    "metrics": {"basics", "zoo", "rewards"},  # a scorer is a reward that nobody follows
+    "metrics": {"basics", "zoo", "rewards"},  # a scorer is a reward that does not guide
 }
 ALLOWED = {
     **BELOW,
@@ -151,7 +151,7 @@ def test_a_package_imports_only_what_it_may(path: Path) -> None:
 
 
 def test_methods_know_no_networks_and_no_config() -> None:
-    """What keeps methods, rewards, models and data sets freely combinable; said apart from the table so that it is not lost in it."""
+    """What keeps methods, rewards, models and data sets freely combinable; tested apart from the table so that it is not overlooked."""
     strangers = {"rewards", "models", "datasets", "zoo", "lab", "metrics", "runs", "studies", "cli"}
     packages = {"hydra", "omegaconf", "diffusers", "transformers", "open_clip", "wandb"}
     for path in (PACKAGE / "methods").glob("*.py"):

@@ -1,4 +1,4 @@
-"""A stored run is judged again: by what is asked for and nothing else, and what is damaged is told of in one line."""
+"""A stored run is judged again: by what is asked for and nothing else, and damage is reported in one line."""
 
 import json
 import shutil

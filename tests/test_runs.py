@@ -1,4 +1,4 @@
-"""Whole runs on the bundled model: what they leave, that they resume, and that no sample depends on its neighbours."""
+"""Whole runs on the bundled model: what they leave, that they resume, and that no sample depends on the others."""
 
 import contextlib
 import dataclasses
@@ -109,7 +109,7 @@ class Made:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """The run that nothing is said of. It is not to be changed: `there` is a copy."""
+    """The default run. It is not to be changed: `there` is a copy."""
     job = prepared(tmp_path_factory.mktemp("plain"))
     with contextlib.redirect_stdout(io.StringIO()) as shown:
         metrics = experiment.run(job)
@@ -271,7 +271,7 @@ def test_what_a_method_keeps_as_extra_images_is_stored_and_judged(
         assert three.height > two.height
     again = rejudging.judge_again(last)["extra_images"]["best"]["scores"]
     assert again["aesthetic"]["value"] == pytest.approx(of_last["extra_images"]["best"]["scores"]["aesthetic"]["value"], abs=1e-5)
-    (last / "images" / "best" / next(iter(pixels(last)))).unlink()  # what nobody has to keep
+    (last / "images" / "best" / next(iter(pixels(last)))).unlink()  # an extra image may be missing
     assert rejudging.judge_again(last)["extra_images"]["best"]["samples"] == 3
 
 

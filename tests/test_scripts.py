@@ -145,7 +145,7 @@ def test_bench_says_in_one_line_what_it_cannot_do() -> None:
 def test_help_names_the_commands(name: str) -> None:
     done = script(name, "--help")
     assert done.returncode == 0 and f"python scripts/{name}" in done.stdout
-    assert name == "train_lab.py" or script(name).returncode == 2  # it alone needs nothing to be told
+    assert name == "train_lab.py" or script(name).returncode == 2  # it alone needs no arguments
 
 
 def test_training_refuses_a_part_that_is_not_one() -> None:

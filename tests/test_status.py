@@ -1,4 +1,4 @@
-"""What runs have come to: told from their folders alone."""
+"""States of runs, read from their folders alone."""
 
 import dataclasses
 import multiprocessing

@@ -2,7 +2,7 @@
 
 The tables of DOODL and AdjointDPM on vocabulary expansion: a handful of pictures per class against the class's validation images,
 given as change against the unguided model. At four pictures a class the distance itself is mostly bias (see `frechet`), which both
-runs share; only the change says something.
+runs share; only the change is informative.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How alike two embeddings are, in the two measures that CLIP guidance goes by."""
+"""How alike two embeddings are, by the two measures that CLIP guidance uses."""
 
 from __future__ import annotations
 

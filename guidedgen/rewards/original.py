@@ -1,4 +1,4 @@
-"""What rewards share that compare a picture with its original: the one that the unguided model draws of the same sample."""
+"""Shared by rewards that compare a picture with its original: the one that the unguided model draws of the same sample."""
 
 from __future__ import annotations
 

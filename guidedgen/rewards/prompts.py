@@ -1,4 +1,4 @@
-"""What rewards that read the prompt share: the cosine of image and prompt in a CLIP, every text embedded once."""
+"""Shared by rewards that read the prompt: the cosine of image and prompt in a CLIP, every text embedded once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What style rewards share: their base class, feature maps, Gram matrices, and reference images.
+"""Shared by style rewards: their base class, feature maps, Gram matrices, and reference images.
 
 A reference is one image file for all tasks, or each task's own `reference`; it is embedded once.
 """

@@ -41,7 +41,7 @@ def test_the_launcher_s_config_is_what_sbatch_is_asked_for(script: dict[str, Any
 
 
 def test_a_line_for_each_run_and_the_lines_before_it(script: dict[str, Any], tmp_path: Path) -> None:
-    """Which a shell reads as they were meant; a container takes the place of python."""
+    """Which a shell reads as they were meant; a container replaces python."""
     prompt = 'dataset.prompt="it\'s $HOME, `x`"'
     runs = sweeps.runs(["dataset=prompt", prompt, f"outputs={tmp_path}", "study=s", "seed=0,1"])
     setup = ["module load cuda/12", 'run="apptainer exec --nv lab.sif python run.py"']

@@ -302,7 +302,7 @@ Start = Callable[[str], "subprocess.Popen[str]"]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts a process that opens the run folder, as a part of a run where one is named, and finishes it once told to."""
+    """Starts a process that opens the run folder, as a part of a run where one is named, and finishes it when asked to."""
     started: list[subprocess.Popen[str]] = []
 
     def go(part: str = "") -> subprocess.Popen[str]:

@@ -1,4 +1,4 @@
-"""Kills at random moments, counted and printed (pytest -s): what is resumed ends as what nobody has disturbed, file by file."""
+"""Kills at random moments, counted and printed (pytest -s): a resumed run ends as an undisturbed one, file by file."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What every command line is held to, tried on thousands that nobody has thought of: an exit code of the contract, at most two lines
+"""What every command line is held to, tried on thousands of generated ones: an exit code of the contract, at most two lines
 on stderr, no traceback, and nothing written but below `outputs`.
 
 `GUIDEDGEN_EXAMPLES=3000 python -m pytest -n 0 tests/faults/test_properties.py` is the longer run, with other examples each time.

@@ -288,7 +288,7 @@ def test_no_gradient_by_weights_is_computed_unless_asked_for(case: Callable, eng
 
 @pytest.fixture(scope="module")
 def wide() -> Callable[[Tensor, Any], Tensor]:
-    """A UNet whose activations take a thousand times the room of its latents, and Stable Diffusion's many thousand times."""
+    """A UNet whose activations take a thousand times the memory of its latents, and Stable Diffusion's many thousand times."""
     from diffusers import UNet2DConditionModel
 
     with torch.random.fork_rng():

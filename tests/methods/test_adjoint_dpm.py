@@ -251,7 +251,7 @@ def spread(rows: Tensor) -> Tensor:
 
 
 def test_the_reward_sees_crops_and_the_best_whole_picture_is_kept(gaussian: Make) -> None:
-    """Of all pictures on the way, told apart by the whole picture's reward, in steps that are far too long."""
+    """Of all pictures on the way, ranked by the whole picture's reward, in steps that are far too long."""
     method = AdjointDpm(gradients=Checkpoint(), num_updates=5, lr=1.0, num_crops=4)
     seen, drawn = [], AdjointDpm._drawn
     with pytest.MonkeyPatch.context() as patch:

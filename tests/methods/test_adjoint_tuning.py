@@ -231,7 +231,7 @@ def test_an_update_that_is_not_finite_is_left_out(lessons) -> None:
         lambda event, i, values: totals.append(free.sum().item()) if event == "learn" else None,
     )
     assert free.isfinite().all()
-    assert totals[1] == totals[2] != totals[0]  # what the second update, told before it is made, did not move
+    assert totals[1] == totals[2] != totals[0]  # what the second update, reported before it is made, did not move
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Models' folders that nobody has thought of: whatever is in one, it is loaded, or refused in one line.
+"""Generated folders of models: whatever is in one, it is loaded, or refused in one line.
 
 `GUIDEDGEN_EXAMPLES=3000 python -m pytest -n 0 tests/models/test_folder_kinds.py` is the longer run, with other examples each time.
 """

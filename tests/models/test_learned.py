@@ -440,7 +440,7 @@ def test_a_word_of_the_negative_prompt_is_used_there_and_nowhere_else(source: Pa
     cond, uncond = pipe.encode_prompt(PROMPT, "cpu", 1, True, "<bad> cat")
     torch.testing.assert_close(denoiser.cond.tokens, cond, rtol=0, atol=1e-11)
     torch.testing.assert_close(denoiser.uncond.tokens, uncond, rtol=0, atol=1e-11)
-    model.check([Task(id="0", prompt=" ".join(["cat"] * 10))])  # all the room is the prompt's
+    model.check([Task(id="0", prompt=" ".join(["cat"] * 10))])  # all tokens are the prompt's
     with pytest.raises(UsageError, match="reads 10"):
         StableDiffusion(path=str(source), name="tiny", learned=str(folder), negative_prompt="<bad> " + "cat " * 8).check([])
     tried("used")

@@ -145,7 +145,7 @@ def browser(chromium: Browser, study: Path, make_run: MakeRun) -> Browser:
 
 
 def visible(browser: Browser, query: str = ".pair") -> list[str]:
-    """Headings of what takes up room on the screen."""
+    """Headings of what is visible on the screen."""
     return browser.run(
         f"[...document.querySelectorAll('{query}')].filter(x => x.offsetHeight > 0).map(x => x.querySelector('h3').textContent)"
     )

@@ -72,7 +72,7 @@ def test_names_do_not_hide_each_other() -> None:
     svg = ET.fromstring(scatter([point(f"run {i}", 0.0, float(i % 2)) for i in range(30)], "cost", "reward"))
     labels = [text for text in svg.iter("text") if text.get("class") == "label"]
     points = {(text.attrib["x"], text.attrib["y"]) for text in labels}
-    assert 2 <= len(labels) == len(points) < 30  # the rest is told on hovering
+    assert 2 <= len(labels) == len(points) < 30  # the rest is shown on hovering
     assert len(list(svg.iter("title"))) == 30
 
 

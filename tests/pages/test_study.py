@@ -27,7 +27,7 @@ def test_unguided_first_then_by_cost(study: Path) -> None:
 def test_an_unguided_run_that_was_never_judged_takes_its_metrics_from_guided_runs(study: Path) -> None:
     base, code, *_ = read_study(study).runs
     assert (base.judged, base.from_guided, base.unguided) == (False, True, True)
-    assert base.metrics["scores"]["aesthetic"] == {"value": 4.0, "shares_guide": False}  # no interval: nobody has one of it
+    assert base.metrics["scores"]["aesthetic"] == {"value": 4.0, "shares_guide": False}  # no interval: no run has one of it
     assert base.metrics["cost"] == code.metrics["base_cost"]
     assert base.metrics["samples"] == 3
     assert base.reward == "aesthetic"

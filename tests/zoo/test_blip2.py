@@ -110,7 +110,7 @@ def tokens(*texts: str, length: int = blip2.LENGTH) -> tuple[torch.Tensor, torch
 
 
 def two_passes(network: QFormer, pixels: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """LAVIS' captioning of one text without padding: the queries alone, layer by layer, then the text upon what they were.
+    """LAVIS' captioning of one text without padding: the queries alone, layer by layer, then the text on their states.
 
     Written with the layers' own parts: attention is softmax(q k / sqrt d) v, of a text's token over the queries and the text before.
     """
