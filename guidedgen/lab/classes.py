@@ -19,7 +19,7 @@ from guidedgen.lab.world import BACKGROUNDS, COLOURS, SIZES
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RenderedClasses:
-    """`count` scenes of every prompt, the same at every call. What it leaves unsaid, of colour, size and background, is drawn."""
+    """`count` scenes of every prompt, the same at every call. Colours, sizes and backgrounds that it does not give are random."""
 
     count: int = 64
 

@@ -130,7 +130,7 @@ def log_score(images: Tensor, descriptions: Sequence[Description], classifier: S
 
     The sum of log p over: each thing's shape, colour and texture where given; the absence of every shape not asked for; the
     number of objects; the background; and the relation, log sigmoid((d - |a|) / RELATION_SCALE) with d the distance in px in
-    the direction asked for and a the one across. A thing whose shape is unsaid is the one that fits best.
+    the direction asked for and a the one across. A thing without a shape is the one that fits best.
 
     Raises:
         ValueError: the images are not images, or a description is not `judgeable`.
@@ -212,7 +212,7 @@ class SceneAccuracy:
 class TasteOracle:
     """A reward that judges and does not guide: the rating of `taste` itself, 1 to 10, of which the aesthetic head is a copy.
 
-    Gradients would pass through the formula, but they are cut: a picture that was guided by the oracle cannot tell whether
+    Gradients would pass through the formula, but they are cut: a picture that was guided by the oracle cannot show whether
     guidance made it better or only fooled the head.
     """
 

@@ -1,4 +1,4 @@
-"""The lab's rater: which of two pictures people would rather have for a prompt, and pairs of pictures to ask about.
+"""The lab's simulated rater: which of two pictures people would prefer for a prompt, and pairs of pictures to rate.
 
     utility = 12 faithfulness + rating
 
@@ -183,7 +183,7 @@ def _vary(truth: Description, description: Description, rng: random.Random) -> D
 def stage(descriptions: Sequence[Description], generator: torch.Generator) -> Scenes:
     """Scenes that show these descriptions, laid out at random; their colours and shapes may repeat.
 
-    What is unsaid: solid, of medium size, in any relation, on white.
+    Defaults: solid, of medium size, in any relation, on white.
 
     Raises:
         ValueError: a thing lacks its colour or shape.

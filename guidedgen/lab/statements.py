@@ -45,7 +45,7 @@ def _relation(truth: Description, chosen: tuple[int, ...]) -> str | None:
 
 
 def statement(truth: Description, rng: random.Random) -> Description:
-    """Something true of a scene: half of the time what a caption says of it all, else what is so of one or two of its objects."""
+    """Something true of a scene: half of the time a caption of all of it, else a description of one or two of its objects."""
     if len(truth.things) <= 3 and rng.random() < 0.5:
         description = captions.parse(captions.caption(truth, rng))
         if description is not None and all(thing.colour or thing.shape for thing in description.things):
@@ -67,7 +67,7 @@ def falsify(description: Description, truth: Description, rng: random.Random) ->
     """The description made false of the scene in one point.
 
     Half of the time, where they are given, that is the relation or the background, which a network learns slowly where few are
-    false. Else `captions.corrupt` has the choice, or a thing gets an attribute of another object.
+    false. Else `captions.corrupt` chooses, or a thing gets an attribute of another object.
     """
     values = {"relation": RELATIONS, "background": tuple(BACKGROUNDS)}
     if (names := [name for name in values if getattr(description, name)]) and rng.random() < 0.5:

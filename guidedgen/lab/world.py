@@ -2,7 +2,7 @@
 
 A scene shows one to three objects on a plain background. Every object has a colour, a shape, a texture and a size; two
 objects stand in one of four relations. Some shapes and some attribute combinations are kept from the generator's training
-data (`Split.GENERATOR`) and shown to the companions (`Split.WORLD`): they are what vocabulary expansion has to reach.
+data (`Split.GENERATOR`) and shown to the other networks (`Split.WORLD`): they are the targets of vocabulary expansion.
 """
 
 from __future__ import annotations
