@@ -28,13 +28,14 @@ Scenes of one to three objects, 64 x 64 px, drawn by `guidedgen.lab.world` and `
 | unseen | objects of the 8 combinations alone | no network in training: the family "unseen" of the exam |
 
 Figures below are on scenes from random streams that training does not use. `clip-guide` may guide; `clip-judge`, of another
-architecture and other initial weights, only judges. The aesthetic head is trained on noisy ratings of `taste`. `clip-preference`
-is `clip-guide`, trained further as PickScore is: on choices between two pictures by a simulated rater, who looks mostly for what
-the prompt asks for and a little for `taste` (`guidedgen.lab.preference`), with half of the contrastive loss added to it. `blip2` and
-`vqa` are BLIP-2's Q-Former and BLIP's question answering on transformers' classes (`guidedgen.lab.referees`), trained on true and
-false statements about scenes (`guidedgen.lab.statements`); they share no weights with each other or with any other network, so
-that each may judge what another one has guided. `blip2`, under which pictures are optimised directly, is at the end trained against
-adversarial pictures ("hardened", `guidedgen.lab.hardening`): before, it accepted noise. `vqa` is not.
+architecture and other initial weights, only judges. The aesthetic head is trained on noisy ratings of `taste`.
+`clip-preference` is `clip-guide`, trained further as PickScore is: on choices between two pictures by a simulated rater, who
+looks mostly for what the prompt asks for and a little for `taste` (`guidedgen.lab.preference`), with half of the contrastive
+loss added to it. `blip2` and `vqa` are BLIP-2's Q-Former and BLIP's question answering on transformers' classes
+(`guidedgen.lab.referees`), trained on true and false statements about scenes (`guidedgen.lab.statements`); they share no
+weights with each other or with any other network, so that each may judge what another one has guided. `blip2`, under which
+pictures are optimised directly, is at the end trained against adversarial pictures ("hardened", `guidedgen.lab.hardening`):
+before, it accepted noise. `vqa` is not.
 
 ## Networks and training
 
