@@ -647,7 +647,7 @@ def test_a_word_that_two_files_bring_is_refused(
 ) -> None:
     first = write(tmp_path / "a", {one: rand(2, 16)}, name="a.safetensors")
     second = write(tmp_path / ("a" if together else "b"), {two: rand(1, 16)}, name="b.safetensors")
-    refused(source, str(first) if together else [str(first), str(second)], "has brought already")
+    refused(source, str(first) if together else [str(first), str(second)], "has added already")
     tried("refused")
 
 
