@@ -15,6 +15,7 @@ from guidedgen.basics.augment import Augmentations
 from guidedgen.basics.errors import BadValue, UsageError
 from guidedgen.basics.noise import Noise
 from guidedgen.basics.tasks import Task
+from guidedgen.cli import command_line
 from guidedgen.gradients.adjoint import Adjoint
 from guidedgen.gradients.checkpoint import Checkpoint
 from guidedgen.gradients.reversible import Reversible
@@ -34,6 +35,7 @@ from guidedgen.methods.universal import Universal
 from guidedgen.models.stable_diffusion_3 import StableDiffusion3
 from guidedgen.process.formulas import from_velocity
 from guidedgen.process.schedulers import Flow
+from guidedgen.runs import composition, config, experiment, preparation
 
 PROMPTS = ("a cat", "two dogs, red")
 LENGTH = 12
@@ -325,3 +327,52 @@ def test_velocities_say_what_latents_are_made_of() -> None:
         prediction = from_velocity(point.alpha * x_0 + point.sigma * eps, eps - x_0, point)
         torch.testing.assert_close(prediction.x_0, x_0, rtol=0, atol=1e-12)
         torch.testing.assert_close(prediction.eps, eps, rtol=0, atol=1e-12)
+
+
+# As commands
+
+
+NAMES = sorted(path.stem for path in (config.CONF / "method").glob("*.yaml"))
+
+
+def given(folder: Path, tmp_path: Path, *more: str) -> list[str]:
+    small = [
+        "model=sd3_medium",
+        f"model.path={folder}",
+        "zoo=lab",
+        "metrics=lab",
+        "device=cpu",
+        "dataset=prompt",
+        "dataset.prompt=a cat",
+    ]
+    return [*small, "tracker=none", f"outputs={tmp_path}", *more]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_alone_is_a_command(folder: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    own = ["dataset=lab_pictures", "dataset.limit=1", "model.truncate_prompts=true", "~dataset.prompt"] if name == "sdedit" else []
+    overrides = given(folder, tmp_path, f"method={name}")
+    if own:
+        overrides = [override for override in overrides if not override.startswith("dataset")] + own[:3]
+    if name == "adjoint_tuning":
+        with pytest.raises(SystemExit) as left:
+            command_line.preflight(overrides, preparation.prepare)
+        assert left.value.code == 2 and "learns for Stable Diffusion 1 and 2 alone" in capsys.readouterr().err
+        return
+    command_line.preflight(overrides, preparation.prepare)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["method=base"], ["method=code", "method.num_particles=2"], ["method=doodl", "method.num_updates=1", "method.num_crops=0"]],
+)
+def test_a_run_on_it(folder: Path, tmp_path: Path, options: list[str]) -> None:
+    cfg = composition.composed(given(folder, tmp_path, *options, "scheduler.num_steps=4", "metrics=none"))
+    job = preparation.prepare(cfg)
+    experiment.run(job)
+    assert job.folder.done and len(job.folder.records()) == 1 and not job.folder.failures()
+    again = preparation.prepare(
+        composition.composed(given(folder, tmp_path, *options, "scheduler.num_steps=4", "metrics=none", "model.t5=false"))
+    )
+    assert again.folder.path != job.folder.path  # T5 decides a sample
+    assert any("text_encoder_3" in name for name in job.contents["model"])
