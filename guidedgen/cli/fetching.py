@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from guidedgen.basics.errors import UsageError
 from guidedgen.cli import command_line
 from guidedgen.datasets import downloads
+from guidedgen.models import families
 from guidedgen.runs import composition, config, targets
 from guidedgen.zoo import hub
 from guidedgen.zoo.needed import DOWNLOADS, OPEN_CLIP, PROCESSOR, Kept, Needed, Part, Survey, fetch_url, network
@@ -223,9 +224,7 @@ def _of_place(name: str) -> Needed:
     else:
         raise UsageError(f"{name}: not on this machine and the hub is offline (HF_HUB_OFFLINE)")
     if "model_index.json" in files:
-        from guidedgen.models.stable_diffusion import StableDiffusion
-
-        return StableDiffusion.reads(path=name)[0]
+        return families.reads(files, name)[0]
     if place is not None and list(files) == [place.folder.rpartition("/")[2]]:
         above = dataclasses.replace(place, folder=place.folder.rpartition("/")[0])
         return Needed(name=str(above), key="fetch", weights=(tuple(files),))

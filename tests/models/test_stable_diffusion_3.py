@@ -32,6 +32,8 @@ from guidedgen.methods.freedom import FreeDom
 from guidedgen.methods.mpgd import Mpgd
 from guidedgen.methods.problem import Problem
 from guidedgen.methods.universal import Universal
+from guidedgen.models import families
+from guidedgen.models.stable_diffusion import StableDiffusion
 from guidedgen.models.stable_diffusion_3 import StableDiffusion3
 from guidedgen.process.formulas import from_velocity
 from guidedgen.process.schedulers import Flow
@@ -240,8 +242,6 @@ def test_a_folder_without_t5_says_how_to_do_without(folder: Path, tmp_path: Path
 
 
 def test_other_pipelines_are_refused(folder: Path, folders: dict[str, Path], tried: Callable[..., None]) -> None:
-    from guidedgen.models.stable_diffusion import StableDiffusion
-
     with pytest.raises(UsageError, match="a StableDiffusionPipeline .* is not supported; supported: Stable Diffusion 3"):
         model(folders["epsilon"])
     with pytest.raises(UsageError, match="a StableDiffusion3Pipeline .* is not supported; supported: Stable Diffusion 1"):
@@ -376,3 +376,48 @@ def test_a_run_on_it(folder: Path, tmp_path: Path, options: list[str]) -> None:
     )
     assert again.folder.path != job.folder.path  # T5 decides a sample
     assert any("text_encoder_3" in name for name in job.contents["model"])
+
+
+# By what the folder says
+
+
+def test_the_family_is_known_by_the_folder(
+    folder: Path, folders: dict[str, Path], tmp_path: Path, tried: Callable[..., None]
+) -> None:
+    for path, kind, scale in ((folder, StableDiffusion3, 7.0), (folders["epsilon"], StableDiffusion, 7.5)):
+        cfg = composition.composed(
+            [
+                "model=diffusers",
+                f"model.path={path}",
+                "zoo=lab",
+                "metrics=none",
+                "device=cpu",
+                f"outputs={tmp_path}",
+                "model.truncate_prompts=true",
+            ]
+        )
+        job = preparation.prepare(cfg)
+        assert type(job.model) is kind and job.model.guidance_scale == scale
+        tried("used")
+    without = Path(shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("text_encoder_3", "tokenizer_3")))
+    file = without / "model_index.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}))
+    assert families.any_model(path=str(without), name="x", guidance_scale=2.0).guidance_scale == 2.0
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"_class_name": "FluxPipeline"}))
+    with pytest.raises(UsageError, match="a FluxPipeline .* supported: StableDiffusionPipeline, StableDiffusion3Pipeline"):
+        families.any_model(path=str(without), name="x")
+    for content in ("[1]", "{", ""):
+        file.write_text(content)
+        with pytest.raises(UsageError, match=r"model_index\.json"):
+            families.any_model(path=str(without), name="x")
+    with pytest.raises(BadValue, match="path"):
+        families.any_model(path="", name="x")
+    tried("refused", 5)
+
+
+def test_a_folder_s_files_are_known_by_its_family(folder: Path, folders: dict[str, Path]) -> None:
+    assert {"text_encoder_3/config.json"} <= set(families.reads([path.name for path in folder.iterdir()], str(folder))[0].required)
+    assert (
+        "unet/config.json"
+        in families.reads([path.name for path in folders["epsilon"].iterdir()], str(folders["epsilon"]))[0].required
+    )
