@@ -201,7 +201,8 @@ def _everything() -> list[Part]:
     found: list[Reader] = []
     for model in config.groups([config.CONF])["model"]:
         cfg = composition.checked_options([f"model={model}", "zoo=hub", "reward=aesthetic_v1"])
-        found += of_config(cfg, ("model", "zoo", "reward"))
+        if not OmegaConf.is_missing(cfg.model, "path"):  # that of model=diffusers is the user's to give
+            found += of_config(cfg, ("model", "zoo", "reward"))
     return distinct(found)
 
 
