@@ -1,6 +1,6 @@
 """guidedgen: inference-time guidance of diffusion models, one experiment runner for many methods.
 
-Rooms, and which others each may import (held by tests/test_layers.py):
+Packages, and which others each may import (checked by tests/test_layers.py):
 
     basics       errors, tasks and samples, images, noise, cost, precision
     process      noise schedules, grids, formulas, step rules, chains               <- basics
@@ -16,6 +16,6 @@ Rooms, and which others each may import (held by tests/test_layers.py):
     studies      many runs: sweeps, their state, tables, the page                   <- all of these
     cli          the command line, its help, what the terminal shows                <- all of these
 
-A protocol is described in the `__init__` of the room whose things implement it. Importing guidedgen loads none of torch, diffusers
-and transformers.
+A protocol is defined in the `__init__` of the package whose classes implement it. Importing guidedgen does not import torch,
+diffusers or transformers.
 """

@@ -1,7 +1,7 @@
 """Judges run folders again, from their stored images, and rewrites their metrics.json.
 
     python scripts/evaluate.py outputs/<study>/<run>                        by what they were judged by
-    python scripts/evaluate.py outputs/<study>/<run> metrics=lab            by other metrics, in place of those
+    python scripts/evaluate.py outputs/<study>/<run> metrics=lab            by other metrics, instead of those
     python scripts/evaluate.py outputs/<study>/<run> ~metrics.scorers.taste reference=none
 
 What can change is what judges: metrics, reward and zoo, whole or by their keys; reference, batch_size, device and allow_targets.

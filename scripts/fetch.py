@@ -75,7 +75,7 @@ def total(surveys: Sequence[Survey]) -> int | None:
     return None if None in sizes else sum(size or 0 for size in sizes)
 
 
-def tell(part: Part, survey: Survey) -> None:
+def report(part: Part, survey: Survey) -> None:
     """Prints what of a part is there."""
     there = f"{survey.files} file{'s' * (survey.files != 1)}, {in_words(survey.size)}" if survey.size else f"{survey.files} files"
     if not survey.missing:
@@ -89,7 +89,7 @@ def tell(part: Part, survey: Survey) -> None:
 
 
 def survey(parts: Sequence[Part]) -> tuple[dict[str, tuple[Part, Survey]], dict[str, str]]:
-    """What of the parts is there, and why that cannot be said of others; by their names."""
+    """What of the parts is there, and why that cannot be found out of others; by their names."""
     found, failed = {}, {}
     for part in parts:
         try:
@@ -112,7 +112,7 @@ def check(readers: Sequence[fetching.Reader], parts: Sequence[Part], command: st
     """Lists what is there and what is missing, which ends the process with exit code 1."""
     found, failed = survey(parts)
     for part, surveyed in found.values():
-        tell(part, surveyed)
+        report(part, surveyed)
     if failed:
         fail(failed)
     if lacking := [surveyed for _, surveyed in found.values() if surveyed.missing]:
@@ -120,17 +120,17 @@ def check(readers: Sequence[fetching.Reader], parts: Sequence[Part], command: st
     verify(readers)
 
 
-def bring(readers: Sequence[fetching.Reader], parts: Sequence[Part]) -> None:
-    """Brings what is missing, and says where all is. What cannot be had does not keep the rest from being brought."""
+def download(readers: Sequence[fetching.Reader], parts: Sequence[Part]) -> None:
+    """Downloads what is missing, and prints where everything is. A failed download does not stop the others."""
     found, failed = survey(parts)
     missing = [(part, surveyed) for part, surveyed in found.values() if surveyed.missing]
     if any(not isinstance(part, fetching.Prompts) for part, _ in missing):
         for part, surveyed in missing:
-            tell(part, surveyed)
-        print(f"{in_words(total([surveyed for _, surveyed in missing]))} to bring", flush=True)
+            report(part, surveyed)
+        print(f"{in_words(total([surveyed for _, surveyed in missing]))} to download", flush=True)
     for part, surveyed in found.values():
         try:
-            print(f"{part.name}: {part.bring() if surveyed.missing else surveyed.where}", flush=True)
+            print(f"{part.name}: {part.download() if surveyed.missing else surveyed.where}", flush=True)
         except (UsageError, OSError) as error:
             failed[part.name] = why(part, error)
     if failed:
@@ -154,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("names", nargs="*", metavar="what", help="overrides of run.py, names, or data and names")
     parser.add_argument("--all", action="store_true", help="what model=sd15 reads")
-    parser.add_argument("--check", action="store_true", help="bring nothing; say what is missing")
+    parser.add_argument("--check", action="store_true", help="download nothing; print what is missing")
     parser.add_argument("--config-dir", type=lambda given: Path(given).absolute(), help="a folder of further options")
     arguments = parser.parse_intermixed_args()
     try:
@@ -169,7 +169,7 @@ def main() -> None:
             command = shlex.join(["python", "scripts/fetch.py", *(name for name in sys.argv[1:] if name != "--check")])
             check(readers, parts, command)
         else:
-            bring(readers, parts)
+            download(readers, parts)
     except (UsageError, OSError) as error:
         refuse(error, 1)
     except KeyboardInterrupt:

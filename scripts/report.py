@@ -1,4 +1,4 @@
-"""Writes a study's page, report.html, with its tables as CSV and LaTeX beside it: python scripts/report.py outputs/<study>"""
+"""Writes a study's page, report.html, with its tables as CSV and LaTeX next to it: python scripts/report.py outputs/<study>"""
 
 import argparse
 import os

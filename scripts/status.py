@@ -1,4 +1,4 @@
-"""Shows what the runs of a study, or of a sweep, have come to.
+"""Shows the states of the runs of a study, or of a sweep.
 
     python scripts/status.py outputs/<study>                                every run that was started
     python scripts/status.py method=code,codex reward=aesthetic seed=0,1    every run of a sweep, those not started too

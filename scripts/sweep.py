@@ -82,7 +82,7 @@ def _prepare(cfg: DictConfig) -> object:
 
 
 def submit(command: Sequence[str]) -> None:
-    """Raises UsageError where there is no sbatch; one that fails has said why, and ends the process with exit code 1."""
+    """Raises UsageError where there is no sbatch; one that fails has printed why, and ends the process with exit code 1."""
     try:
         code = subprocess.run(command, check=False).returncode
     except OSError as error:

@@ -37,8 +37,8 @@ FOREIGN = (
 
 def isolate() -> dict[str, str]:
     """Gives this process and those that it starts an empty home; returns the machine's own FOLDERS. A worker has its starter's."""
-    if told := os.environ.get("GUIDEDGEN_TESTS_FOLDERS"):
-        return json.loads(told)
+    if folders := os.environ.get("GUIDEDGEN_TESTS_FOLDERS"):
+        return json.loads(folders)
     folders = {name: os.environ[name] for name in FOLDERS if name in os.environ}
     user_base = site.getuserbase()  # of packages that pip install --user has put there
     for name in [name for name in os.environ if name in FOLDERS or name.startswith(FOREIGN)]:
@@ -80,7 +80,7 @@ def released_head() -> Callable[[str], Path]:
 
     def find(file: str) -> Path:
         with own_folders():
-            return _fetched(needed.kept_file(file), "aesthetic aesthetic_v1_l14 aesthetic_v1_b32")
+            return _fetched(needed.cached_file(file), "aesthetic aesthetic_v1_l14 aesthetic_v1_b32")
 
     return find
 
@@ -113,8 +113,8 @@ def options_read_once() -> Iterator[None]:
     def once(read: Callable[..., Any]) -> Callable[..., Any]:
         def load_config(self: Any, config_path: str) -> Any:
             file = Path(self.path, self._normalize_file_name(config_path))
-            told = file.stat() if isinstance(self, FileConfigSource) and file.is_file() else None
-            state = (told.st_ino, told.st_size, told.st_mtime_ns) if told else ()
+            status = file.stat() if isinstance(self, FileConfigSource) and file.is_file() else None
+            state = (status.st_ino, status.st_size, status.st_mtime_ns) if status else ()
             name = (type(self), self.provider, self.path, config_path, *state)
             if name not in kept:
                 kept[name] = pickle.dumps(read(self, config_path=config_path), pickle.HIGHEST_PROTOCOL)

@@ -9,7 +9,7 @@ from guidedgen.lab.networks import WEIGHTS
 from guidedgen.runs import composition, config, experiment, preparation
 
 LAB = ["model=lab", "zoo=lab", "metrics=lab", "dtype=float32"]  # in place of weights that are not here
-BROUGHT = {  # what the user has to bring, and what stands in for it
+PROVIDED = {  # what the user has to provide, and what stands in for it
     "vocabulary": ["dataset=lab", "dataset.category=fine", "metrics.per_class=null"],
     "stylise": ["dataset.images=['lab:night']", "dataset@dataset.prompts=lab", "dataset@method.prompts.prompts=lab"],
     "effect": ["dataset=lab", "method.prompts.prompt='a red circle'", "method.target='striped {prompt}'"],
@@ -48,24 +48,24 @@ def overlay(application: str, *overrides: str) -> DictConfig:
 
 def test_every_application_has_a_twin_in_the_lab() -> None:
     found = [option for option in config.groups([config.CONF])["experiment"] if option.startswith("adjoint/")]
-    twins = [f"adjoint/{folder}{name}" for name in BROUGHT for folder in ("", "lab/")]
+    twins = [f"adjoint/{folder}{name}" for name in PROVIDED for folder in ("", "lab/")]
     assert sorted(found) == sorted([*twins, *(f"adjoint/{name}" for name in STUDIES)])
 
 
-@pytest.mark.parametrize("name", BROUGHT)
+@pytest.mark.parametrize("name", PROVIDED)
 def test_every_application_makes_a_job(name: str, tmp_path: Path) -> None:
-    cfg = overlay(name, f"outputs={tmp_path}", *LAB, *BROUGHT[name])
+    cfg = overlay(name, f"outputs={tmp_path}", *LAB, *PROVIDED[name])
     job = preparation.prepare(cfg)
     assert job.method.needs.gradient and job.reward is not None and job.reward.differentiable
     assert job.base is not None and (job.originals is None) == (name in ("vocabulary", "audit"))
-    assert OmegaConf.select(overlay(name, *BROUGHT[name]), "model.guidance_scale") == 7.5
+    assert OmegaConf.select(overlay(name, *PROVIDED[name]), "model.guidance_scale") == 7.5
     for key, value in FULL[name].items():
         assert OmegaConf.select(cfg, key) == value
 
 
-@pytest.mark.parametrize("name", BROUGHT)
+@pytest.mark.parametrize("name", PROVIDED)
 def test_every_twin_makes_a_job_of_the_same_kind(name: str, tmp_path: Path) -> None:
-    cfg, full = overlay(f"lab/{name}", f"outputs={tmp_path}"), overlay(name, *BROUGHT[name])
+    cfg, full = overlay(f"lab/{name}", f"outputs={tmp_path}"), overlay(name, *PROVIDED[name])
     preparation.prepare(cfg)
     assert cfg.model.name == "lab"
     for key in ("method._target_", "reward._target_"):
@@ -73,7 +73,7 @@ def test_every_twin_makes_a_job_of_the_same_kind(name: str, tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(not (WEIGHTS / "generator" / "model_index.json").exists(), reason="the lab's weights are missing")
-@pytest.mark.parametrize("name", BROUGHT)
+@pytest.mark.parametrize("name", PROVIDED)
 def test_every_twin_runs(name: str, tmp_path: Path) -> None:
     job = preparation.prepare(overlay(f"lab/{name}", f"outputs={tmp_path}", "scheduler.num_steps=2", *QUICK[name]))
     metrics = experiment.run(job)

@@ -217,15 +217,15 @@ def test_what_is_blurred_in_either_set_is_left_out_of_both() -> None:
 
 
 @pytest.mark.parametrize("shown", [False, True])
-def test_nothing_that_no_filter_has_seen_is_kept_beside(job: Callable[..., Job], shown: bool) -> None:
+def test_nothing_that_no_filter_has_seen_is_kept_as_an_extra_image(job: Callable[..., Job], shown: bool) -> None:
     class KeepsNoise:
-        """Keeps the noise that it was given beside the picture."""
+        """Keeps the noise that it was given as an extra image."""
 
         needs = Needs(reward=False)
 
         def __call__(self, problem: Problem, observe: Observer) -> torch.Tensor:
             x_0 = problem.start()[:, 0]
-            observe("beside", 0, {"noise": x_0})
+            observe("extra_images", 0, {"noise": x_0})
             return x_0
 
     made = job("reward.filter.bright=-1", "reference=none", *([SHOWN] if shown else []), method="base")
@@ -373,7 +373,7 @@ def test_a_classifier_is_audited_by_its_label(tmp_path: Path) -> None:
 
 
 def test_the_lab_s_audit_is_of_its_stand_in_filter(tmp_path: Path) -> None:
-    """As briefly as can be: what it flags is stored blurred, and told."""
+    """As briefly as can be: what it flags is stored blurred, and reported."""
     full = preparation.prepare(overlay("lab/audit", f"outputs={tmp_path}"))
     assert full.blurs and len(full.samples) >= 64 and full.method.epsilon is not None and full.cfg.reward.filter.label == "shape"
     brief = ["scheduler.num_steps=4", "method.num_updates=1", "dataset.limit=3", "samples_per_prompt=1", "metrics=none"]

@@ -55,7 +55,7 @@ def test_every_released_category_is_there(compbench: Path) -> None:
     assert {re.sub("_val.*", "", name) for name in names} == set(t2i_compbench.CATEGORIES)
 
 
-def test_complex_prompts_are_told_apart(compbench: Path) -> None:
+def test_complex_prompts_are_distinguished(compbench: Path) -> None:
     """58 of relations, 212 of actions and 30 of both; metrics.md 1.5 counted them."""
     tasks = T2ICompBench(category="complex", path=str(compbench)).tasks()
     assert Counter(task.category for task in tasks) == {"complex_spatial": 58, "complex_action": 212, "complex_spatialaction": 30}
@@ -245,7 +245,7 @@ def test_data_are_fetched_checked_and_found(
     assert capsys.readouterr().out == f"geneval: {tmp_path / 'cache' / 'guidedgen' / 'geneval'}\n"
     assert [task.prompt for task in GenEval().tasks()] == ["a photo of a red cat"]
     (tmp_path / "web" / "evaluation_metadata.jsonl").unlink()
-    fetch.main()  # nothing is left to bring
+    fetch.main()  # nothing is left to download
 
 
 def test_a_broken_file_is_fetched_again(
@@ -267,8 +267,8 @@ def test_a_broken_file_is_fetched_again(
         with pytest.raises(SystemExit) as stopped:
             fetch.main()
         assert stopped.value.code == 1
-        told = capsys.readouterr()
-        assert told.out == "" and why in told.err and told.err.count("\n") == 1
+        printed = capsys.readouterr()
+        assert printed.out == "" and why in printed.err and printed.err.count("\n") == 1
         assert [file.name for file in there.parent.iterdir()] == [there.name]
         assert there.read_bytes() == whole[:7]
     web.write_bytes(whole)
@@ -295,7 +295,7 @@ def test_a_changed_file_is_not_kept(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ("data imagenet", "data imagenet: choose from t2i_compbench, hpdv2, drawbench, parti_prompts, geneval\n"),
         ("data hpdv2 drawbnech", "data drawbnech: did you mean drawbench? choose from"),
@@ -308,13 +308,13 @@ def test_a_changed_file_is_not_kept(
     ],
 )
 def test_a_wrong_command_fetches_nothing(
-    fetch: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, arguments: str, told: str
+    fetch: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, arguments: str, message: str
 ) -> None:
-    for act in ("bring", "check"):
+    for act in ("download", "check"):
         monkeypatch.setattr(fetch, act, lambda *found: pytest.fail(f"fetched {found}"))
     monkeypatch.setattr(sys, "argv", ["fetch.py", *arguments.split()])
     with pytest.raises(SystemExit) as stopped:
         fetch.main()
-    said = capsys.readouterr()
-    assert (stopped.value.code, said.out, said.err.count("\n")) == (2, "", 1)
-    assert said.err.startswith(f"fetch: {told}")
+    printed = capsys.readouterr()
+    assert (stopped.value.code, printed.out, printed.err.count("\n")) == (2, "", 1)
+    assert printed.err.startswith(f"fetch: {message}")

@@ -206,17 +206,17 @@ WRONG = {
     "completion of an unknown shell": (["-sc", "install=ksh"], ["--shell-completion", "install=bash"]),
     "completion asked by nobody": (["-sc", "query=bash"], ["COMP_LINE"]),
     "a launcher of somebody's": (["hydra.launcher._target_=os.system"], ["hydra.launcher._target_", "hydra.launcher.partition"]),
-    "a sweeper of somebody's": (["hydra.sweeper._target_=os.system"], ["hydra.sweeper._target_", "is not to be given"]),
+    "a sweeper of somebody's": (["hydra.sweeper._target_=os.system"], ["hydra.sweeper._target_", "may not be set"]),
     "a sampler of somebody's": (
         ["-m", "hydra/sweeper=optuna_maximize", "hydra.sweeper.sampler={_target_: os.system}"],
         ["_target_=os.system", "sampler"],
     ),
-    "a callback": (["+hydra.callbacks.a._target_=os.system"], ["+hydra.callbacks.a._target_", "is not to be given"]),
-    "a place among Hydra's settings": (["method@hydra.callbacks.a=base"], ["is not to be given"]),
-    "Hydra's own folder": (["hydra.run.dir=/tmp"], ["hydra.run.dir", "is not to be given"]),
-    "further folders": (["hydra.searchpath=[pkg://os]"], ["hydra.searchpath", "is not to be given"]),
-    "a sweep in disguise": (["hydra.mode=MULTIRUN"], ["hydra.mode", "is not to be given"]),
-    "a log of somebody's": (["hydra.job_logging=null"], ["hydra.job_logging", "is not to be given"]),
+    "a callback": (["+hydra.callbacks.a._target_=os.system"], ["+hydra.callbacks.a._target_", "may not be set"]),
+    "a node among Hydra's settings": (["method@hydra.callbacks.a=base"], ["may not be set"]),
+    "Hydra's own folder": (["hydra.run.dir=/tmp"], ["hydra.run.dir", "may not be set"]),
+    "further folders": (["hydra.searchpath=[pkg://os]"], ["hydra.searchpath", "may not be set"]),
+    "a sweep in disguise": (["hydra.mode=MULTIRUN"], ["hydra.mode", "may not be set"]),
+    "a log of somebody's": (["hydra.job_logging=null"], ["hydra.job_logging", "may not be set"]),
     "a sweep of nothing": (["-m", "seed=range(0,0)"], ["seed=range(0,0)", "no values"]),
     "a sweep without end": (["-m", "seed=range(0,1000000000)"], ["more than 10000"]),
     "a product without end": (["-m", "seed=range(0,1000)", "batch_size=range(1,1000)"], ["999000 runs"]),
@@ -240,7 +240,7 @@ WRONG = {
     "letters for packages": (["allow_targets=my_lab."], ["allow_targets=my_lab.", "expected a list"]),
     "Python's own packages": (["allow_targets=[os.]"], ["allow_targets", "os."]),
     "every package": (["allow_targets=['']"], ["allow_targets", "no name of a package"]),
-    "a function that a room imports": (
+    "a function that a module imports": (
         ["method._target_=guidedgen.models.tuning.save_file"],
         ["method._target_=guidedgen.models.tuning.save_file", "guidedgen.methods"],
     ),
@@ -252,14 +252,14 @@ WRONG = {
     "steps beyond all measure": (["scheduler.num_steps=1000000000"], ["scheduler.num_steps=1000000000"]),
     "particles beyond all measure": (["method.num_particles=1000000000"], ["method.num_particles=1000000000", "at most 1000000"]),
     "a seed beyond 64 bits": (["seed=9223372036854775808"], ["seed=9223372036854775808", "at most"]),
-    "brackets in brackets": (["+method.x=" + "[" * 600 + "]" * 600], ["method.x", "brackets inside each other"]),
+    "brackets in brackets": (["+method.x=" + "[" * 600 + "]" * 600], ["method.x", "nested brackets"]),
     "a text without end": (["dataset=prompt", "dataset.prompt=" + "x" * 30000], ["dataset.prompt", "longer than"]),
     "quality of a JPEG": (["reward=compressibility", "reward.quality=500"], ["reward.quality=500"]),
 }
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder to stand in, with the wrong files the commands name."""
     folder = tmp_path_factory.mktemp("place")
     (folder / "empty.txt").write_text("\n \n")
@@ -272,30 +272,30 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("case", WRONG)
 def test_a_wrong_command_is_one_line(
-    case: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tried: Callable[..., None]
+    case: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tried: Callable[..., None]
 ) -> None:
     """In this process, for speed: this is all that runs before Hydra's own main."""
     arguments, wanted = WRONG[case]
-    monkeypatch.chdir(place)
+    monkeypatch.chdir(folder)
     with pytest.raises(SystemExit) as left:
         command_line.preflight(arguments, preparation.prepare)
     assert left.value.code == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("guidedgen: ")
-    assert said.err.count("\n") == 1
-    assert all(part in said.err for part in wanted), said.err
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("guidedgen: ")
+    assert printed.err.count("\n") == 1
+    assert all(part in printed.err for part in wanted), printed.err
     tried("refused")
 
 
 @pytest.mark.parametrize("case", ["typo in a nested key", "missing weights offline", "prompt of 500 words", "unknown flag"])
-def test_a_wrong_command_leaves_at_once(case: str, place: Path) -> None:
+def test_a_wrong_command_leaves_at_once(case: str, folder: Path) -> None:
     """As a process: exit code 2, one line, no traceback, and no network loaded (which would say so in the modules)."""
     arguments, wanted = WRONG[case]
-    done = command(*arguments, cwd=place)
+    done = command(*arguments, cwd=folder)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert all(part in done.stderr for part in wanted)
-    assert not (place / "outputs" / "default").exists() or not list((place / "outputs" / "default").iterdir())
+    assert not (folder / "outputs" / "default").exists() or not list((folder / "outputs" / "default").iterdir())
 
 
 OWN_REWARD = """
@@ -347,7 +347,7 @@ def prepared(*given: str, folder: Path) -> list[Job]:
 
 @pytest.mark.parametrize("sign", ["", "+", "++"])
 def test_classes_of_the_user_s_own_take_their_own_options(sign: str, own: str, tmp_path: Path, tried: Callable[..., None]) -> None:
-    """As the README promises, without the options of the default that they take the place of."""
+    """As the README promises, without the options of the default that they replace."""
     allow = f"allow_targets=[{own}.]"
     (job,) = prepared(f"{sign}reward._target_={own}.Reward", f"{sign}reward.x=3", allow, folder=tmp_path)
     assert job.reward is not None and job.reward.x == 3 and job.reward_name == f"{own}_Reward"
@@ -359,7 +359,7 @@ def test_classes_of_the_user_s_own_take_their_own_options(sign: str, own: str, t
     tried("used", 3)
 
 
-def test_two_rewards_of_one_package_are_told_apart(own: str, tmp_path: Path, tried: Callable[..., None]) -> None:
+def test_two_rewards_of_one_package_are_distinguished(own: str, tmp_path: Path, tried: Callable[..., None]) -> None:
     """In a sweep as well, whose listed folders are the runs' own."""
     given = [f"reward._target_={own}.Reward,{own}.Other", f"allow_targets=[{own}]", "reward.x=2", "metrics=none", "tracker=none",
              f"outputs={tmp_path / 'outputs'}", "device=cpu", "reference=none"]  # fmt: skip
@@ -381,7 +381,7 @@ def test_metrics_are_added_by_a_plus(form: str, own: str, tmp_path: Path, tried:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         (["reward._target_={own}.Reward"], "add its package to allow_targets"),
         (["reward._target_={own}.Reward", "allow_targets=[{own}.]", "reward.y=1"], "reward.y: {own}.Reward has no such option"),
@@ -393,12 +393,12 @@ def test_metrics_are_added_by_a_plus(form: str, own: str, tmp_path: Path, tried:
     ],
 )
 def test_a_class_of_the_user_s_own_that_does_not_go_is_one_line(
-    given: list[str], told: str, own: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], tried: Callable[..., None]
+    given: list[str], message: str, own: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], tried: Callable[..., None]
 ) -> None:
     with pytest.raises(SystemExit) as left:
         prepared(*(part.format(own=own) for part in given), folder=tmp_path)
-    said = capsys.readouterr().err
-    assert left.value.code == 2 and said.count("\n") == 1 and told.format(own=own) in said, said
+    printed = capsys.readouterr().err
+    assert left.value.code == 2 and printed.count("\n") == 1 and message.format(own=own) in printed, printed
     tried("refused")
 
 
@@ -429,8 +429,12 @@ def test_a_default_model_that_is_none_is_one_line(
     monkeypatch.setenv("GUIDEDGEN_MODEL", model)
     with pytest.raises(SystemExit) as left:
         command_line.for_hydra(["seed=1"])
-    said = capsys.readouterr().err
-    assert left.value.code == 2 and said.startswith(f"guidedgen: GUIDEDGEN_MODEL={model}: no such model") and said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert (
+        left.value.code == 2
+        and printed.startswith(f"guidedgen: GUIDEDGEN_MODEL={model}: no such model")
+        and printed.count("\n") == 1
+    )
     tried("refused")
 
 
@@ -455,8 +459,8 @@ def test_an_overlay_that_is_hostile_or_damaged_is_one_line(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as left:
         prepared(*(["-m"] if "params" in text else []), f"--config-dir={tmp_path / 'own'}", "experiment=evil", folder=tmp_path)
-    said = capsys.readouterr().err
-    assert left.value.code == 2 and said.startswith("guidedgen: ") and said.count("\n") == 1, said
+    printed = capsys.readouterr().err
+    assert left.value.code == 2 and printed.startswith("guidedgen: ") and printed.count("\n") == 1, printed
     assert not (tmp_path / "evil").exists()
     tried("refused")
 
@@ -496,7 +500,7 @@ def test_options_in_a_folder_of_one_s_own(tmp_path: Path, capsys: pytest.Capture
     assert "did you mean mine?" in capsys.readouterr().err
 
 
-def test_no_network_is_loaded_before_the_check_is_over(place: Path) -> None:
+def test_no_network_is_loaded_before_the_check_is_over(folder: Path) -> None:
     code = (
         "import sys; from guidedgen.cli import command_line\nfrom guidedgen.runs import preparation\n"
         "try: command_line.preflight(['dataset=prompt', 'dataset.prompt=' + 'red ' * 500], preparation.prepare)\n"
@@ -504,7 +508,7 @@ def test_no_network_is_loaded_before_the_check_is_over(place: Path) -> None:
         "assert 'diffusers' not in sys.modules and 'open_clip' not in sys.modules"
     )
     subprocess.run(
-        [sys.executable, "-c", code], cwd=place, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True
+        [sys.executable, "-c", code], cwd=folder, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True
     )
 
 
@@ -531,14 +535,14 @@ def test_tab_completes(typed: str, offered: str, tmp_path: Path) -> None:
 
 
 def test_help_says_what_every_key_and_every_option_is() -> None:
-    told = usage.text(config.CONF, 100)
+    printed = usage.text(config.CONF, 100)
     body = (config.CONF / "config.yaml").read_text().split("\n\n", 1)[1].split("\nhydra:")[0]
-    assert {line for line in body.splitlines() if line} <= set(told.splitlines())
-    options = told.split("OPTIONS")[1].split("KEYS")[0]
+    assert {line for line in body.splitlines() if line} <= set(printed.splitlines())
+    options = printed.split("OPTIONS")[1].split("KEYS")[0]
     assert max(map(len, options.splitlines())) <= 100
     named = {option for group, names in config.groups([config.CONF]).items() for option in names if "/" not in group}
-    said = {line.split()[0]: line.split()[1:] for line in options.splitlines() if line.startswith("  ")}
-    assert named <= said.keys() and all(said[name] for name in named)
+    descriptions = {line.split()[0]: line.split()[1:] for line in options.splitlines() if line.startswith("  ")}
+    assert named <= descriptions.keys() and all(descriptions[name] for name in named)
     assert "Table 7 of" in options and "python run.py" not in options
 
 
@@ -587,7 +591,7 @@ def test_every_experiment_composes_and_its_first_comment_is_its_command(override
 
 @pytest.mark.parametrize("override", every_option())
 def test_every_option_composes_and_matches_its_constructor(override: str) -> None:
-    """Names and types of every leaf against the signature it is for; `???` is for the user to fill."""
+    """Names and types of every config file against the signature it is for; `???` is for the user to fill."""
     group = override.split("=")[0]
     needed = ["method=doodl"] if group == "method/gradients" else []  # a group of the methods that use one
     with initialize_config_dir(str(config.CONF), version_base="1.3"):
@@ -611,15 +615,15 @@ def test_every_key_of_the_configs_has_a_comment_or_says_it_itself() -> None:
                 assert "#" in line or key == "_self_", f"{file.name}: {line}"
 
 
-def test_a_default_model_comes_from_the_environment(place: Path) -> None:
-    done = command("--cfg", "job", cwd=place, GUIDEDGEN_MODEL="sd15")
+def test_a_default_model_comes_from_the_environment(folder: Path) -> None:
+    done = command("--cfg", "job", cwd=folder, GUIDEDGEN_MODEL="sd15")
     assert "name: sd15" in done.stdout
     assert "HubClip" in done.stdout  # the zoo followed
-    done = command("--cfg", "job", "model=lab", cwd=place, GUIDEDGEN_MODEL="sd15")
+    done = command("--cfg", "job", "model=lab", cwd=folder, GUIDEDGEN_MODEL="sd15")
     assert "name: lab" in done.stdout
-    done = command("experiment=codex/aesthetic", "--cfg", "job", cwd=place, GUIDEDGEN_MODEL="sd21")
+    done = command("experiment=codex/aesthetic", "--cfg", "job", cwd=folder, GUIDEDGEN_MODEL="sd21")
     assert "name: sd15" in done.stdout  # the experiment says so
-    done = command("--cfg", "job", "zoo=hub", cwd=place)
+    done = command("--cfg", "job", "zoo=hub", cwd=folder)
     assert "name: lab" in done.stdout
     assert "HubClip" in done.stdout
 
@@ -641,13 +645,13 @@ def test_the_identity_of_a_run_is_what_it_samples() -> None:
     assert len({same, *(identity(*overrides) for overrides in different)}) == 1 + len(different)
 
 
-def test_a_method_of_the_user_s_own_says_what_it_needs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (place / "climbing.py").write_text(
+def test_a_method_of_the_user_s_own_says_what_it_needs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "climbing.py").write_text(
         "import dataclasses\nfrom guidedgen.methods import Needs\n@dataclasses.dataclass(frozen=True, kw_only=True)\nclass Climb:\n"
         "    needs = Needs(gradient=True)\n    def __call__(self, problem, observe=None): ...\n"
     )
-    monkeypatch.chdir(place)
-    monkeypatch.syspath_prepend(str(place))
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
     with initialize_config_dir(str(config.CONF), version_base="1.3"):
         overrides = ["method=base", "method._target_=climbing.Climb", "allow_targets=[climbing.]"]
         cfg = compose("config", overrides=[*overrides, "reward=compressibility"])

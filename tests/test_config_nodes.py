@@ -156,7 +156,7 @@ def test_own_targets_of_another_kind_are_refused(own: str, key: str, name: str, 
 
 
 @pytest.mark.parametrize("broken", ["raise ValueError('a\\nb')", "def f(:", "import nowhere", "import sys; sys.exit(3)"])
-def test_a_module_that_cannot_be_imported_is_told_in_one_line(broken: str, own: str, tmp_path: Path, tried):
+def test_a_module_that_cannot_be_imported_is_reported_in_one_line(broken: str, own: str, tmp_path: Path, tried):
     (tmp_path / f"{own}_broken.py").write_text(broken)
     with pytest.raises(UsageError, match=r"^reward\._target_=") as caught:
         config.build(OmegaConf.create({"_target_": f"{own}_broken.Reward"}), "reward", [f"{own}_broken"])
@@ -164,7 +164,7 @@ def test_a_module_that_cannot_be_imported_is_told_in_one_line(broken: str, own: 
     tried("refused")
 
 
-# What a room has by importing it, or has no key for.
+# What a module has by importing it, or has no key for.
 STRANGERS = [
     ("method", "guidedgen.models.tuning.save_file"), ("reward", "guidedgen.models.tuning.save_file"),
     ("metrics.scorers.a", "guidedgen.zoo.files.Path"), ("reward", "guidedgen.rewards.multi.Reward"),
@@ -180,7 +180,7 @@ STRANGERS = [
 
 
 @pytest.mark.parametrize(("key", "target"), STRANGERS)
-def test_only_what_a_key_asks_for_is_taken_from_a_room(key: str, target: str, tried):
+def test_only_what_a_key_asks_for_is_taken_from_a_package(key: str, target: str, tried):
     with pytest.raises(UsageError, match=rf"^{key}\._target_={target}: ") as caught:
         config.check_node(OmegaConf.create({"_target_": target}), key, ["guidedgen"])
     assert "\n" not in str(caught.value)

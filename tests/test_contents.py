@@ -155,7 +155,7 @@ def test_an_object_s_files_are_those_of_its_parts_too(tmp_path: Path) -> None:
     assert {name: digest[:6] for name, digest in found.items()} == {
         name: hashlib.sha256(name[-1].encode()).hexdigest()[:6] for name in ("a", "b", "c", "d", "folder/inner/e")
     }
-    assert contents.of(built) == {}  # nothing of what is nobody's
+    assert contents.of(built) == {}  # nothing of other packages
     assert contents.of(tmp_path / "a", tmp_path / "folder" / ".." / "a") == contents.of(tmp_path / "a")  # one file
 
 
@@ -238,8 +238,10 @@ def test_what_is_no_such_number_has_another(tried: Callable[..., None]) -> None:
 
 @trained
 def test_a_command_names_one_run_by_equal_numbers(tmp_path: Path) -> None:
-    places = {identity.place(configured(f"outputs={tmp_path}", f"model.guidance_scale={value}")) for value in ("2", "2.0", "2e0")}
-    assert len(places) == 1
+    folders = {
+        identity.folder_of_run(configured(f"outputs={tmp_path}", f"model.guidance_scale={value}")) for value in ("2", "2.0", "2e0")
+    }
+    assert len(folders) == 1
 
 
 # What a run is made of
@@ -363,13 +365,13 @@ def test_a_file_that_decides_a_sample_is_part_of_its_run(kind: str, tmp_path: Pa
     cfg, file = SAMPLED[kind](tmp_path)
     cfg.outputs = str(tmp_path / "outputs")
     job = preparation.prepare(cfg)
-    assert job.folder.path == identity.place(cfg) and job.base is not None
+    assert job.folder.path == identity.folder_of_run(cfg) and job.base is not None
     file.touch()
     again = preparation.prepare(cfg)
     assert again.folder.path == job.folder.path and again.contents == job.contents
     _changed(file)
     other = preparation.prepare(cfg)
-    assert other.folder.path == identity.place(cfg) != job.folder.path and other.base is not None
+    assert other.folder.path == identity.folder_of_run(cfg) != job.folder.path and other.base is not None
     assert (other.base.folder.path != job.base.folder.path) == (kind in SHARED)
     assert contents.changed(job.contents, other.contents)
     tried("used")
@@ -536,8 +538,8 @@ def test_a_run_that_has_recorded_no_contents_is_read_and_says_so(tmp_path: Path,
     capsys.readouterr()
     again = rejudging.judge_again(run)
     assert again["scores"] == metrics["scores"]
-    told = f"guidedgen: {run}: what its files held when it was made is not recorded; it is judged by what they hold now\n"
-    assert capsys.readouterr().err == told
+    line = f"guidedgen: {run}: what its files held when it was made is not recorded; it is judged by what they hold now\n"
+    assert capsys.readouterr().err == line
     assert "1 run does not record what the files held that made it" in page.write(run.parent)[0].read_text()
     other, _ = made(study(tmp_path))  # is never taken to be its command's
     assert other != run and len(list(run.parent.glob("*/DONE"))) == 4
@@ -577,16 +579,16 @@ def test_an_audited_picture_that_is_blurred_keeps_a_score_of_the_same_network_al
     assert judging._recorded(job, evaluate.Images.of_run(job.folder)) == set()
 
 
-@pytest.mark.parametrize(("digests", "told"), [("aa", False), ("ab", True)])
-def test_rows_that_networks_of_one_name_but_not_one_content_judged_are_not_to_be_compared(digests: str, told: bool) -> None:
+@pytest.mark.parametrize(("digests", "warned"), [("aa", False), ("ab", True)])
+def test_rows_that_networks_of_one_name_but_not_one_content_judged_are_not_to_be_compared(digests: str, warned: bool) -> None:
     rows = [
         SimpleNamespace(metrics={"judged_with": {"metrics": {"head.pth": digest, f"{i}": "x"}}}) for i, digest in enumerate(digests)
     ]
     found = list(cautions._unlike_judges(rows))  # type: ignore[arg-type]
-    assert [("head.pth" in caution.text and caution.serious) for caution in found] == [True] * told
+    assert [("head.pth" in caution.text and caution.serious) for caution in found] == [True] * warned
 
 
-def test_tasks_are_told_apart_by_all_that_they_say(tmp_path: Path) -> None:
+def test_tasks_are_distinguished_by_all_that_they_say(tmp_path: Path) -> None:
     file = picture(tmp_path / "a.png", 10)
     task = {"id": "a", "prompt": "b", "category": "c"}
     different = [

@@ -152,10 +152,10 @@ def test_what_is_computed_again_on_the_way_back_is_no_backward_time() -> None:
 
 
 def test_a_gpu_is_waited_for_where_the_kind_of_work_changes_if_asked(cuda: Cuda, clock: Clock) -> None:
-    """A second of each of three kinds, the second one inside the first: told apart where the device is waited for."""
+    """A second of each of three kinds, the second one inside the first: counted apart where the device is waited for."""
 
     def work(ledger: Ledger) -> dict[str, float]:
-        cuda.call()  # before: nobody's
+        cuda.call()  # before: not counted
         with ledger.timed("denoise"):
             cuda.call()
             with ledger.timed("reward"):
@@ -217,7 +217,7 @@ def test_peak_memory_on_a_cpu_is_the_process_s_in_mib() -> None:
 
 
 def test_a_batch_is_timed_to_its_end_on_the_device_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device that is a minute behind, until it is waited for: once a batch, as it is told to begin its peak anew."""
+    """A device that is a minute behind, until it is waited for: once a batch, when its peak memory is reset."""
     asked: list[tuple[str, object]] = []
     late, clock = [0.0], time.perf_counter
 

@@ -391,7 +391,7 @@ def test_an_image_of_too_many_pixels(picture: Path, monkeypatch: pytest.MonkeyPa
         ImageToImage(prompts=ANIMALS, images=[str(picture)]).tasks()
 
 
-def test_what_is_wrong_with_the_prompts_is_told_of_them(picture: Path) -> None:
+def test_what_is_wrong_with_the_prompts_is_reported_with_them(picture: Path) -> None:
     with pytest.raises(BadValue, match="No such file") as error:
         ImageToImage(prompts=TextFile(path="none.txt"), images=[str(picture)]).tasks()
     assert error.value.name == "prompts.path"
@@ -493,7 +493,7 @@ def test_a_template_without_a_place_for_the_prompt_is_refused() -> None:
     assert refused.value.name == "template"
 
 
-def test_what_is_wrong_inside_a_template_is_told_with_its_key(tmp_path: Path) -> None:
+def test_what_is_wrong_inside_a_template_is_reported_with_its_key(tmp_path: Path) -> None:
     with pytest.raises(BadValue) as refused:
         Templated(prompts=TextFile(path=str(tmp_path / "none.txt"))).tasks()
     assert refused.value.name == "prompts.path"

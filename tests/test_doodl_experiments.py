@@ -12,7 +12,7 @@ from guidedgen.runs import composition, config, experiment, preparation
 
 APPLICATIONS = ["text", "vocabulary", "aesthetic", "edit", "personalise"]
 LAB = ["model=lab", "zoo=lab", "metrics=lab", "dtype=float32"]  # in place of weights that are not here
-BROUGHT = {  # what the user has to bring, and what stands in for it
+PROVIDED = {  # what the user has to provide, and what stands in for it
     "text": ["dataset=lab", "dataset.category=colour"],
     "vocabulary": ["dataset=lab", "dataset.category=fine", "metrics.per_class=null"],
     "aesthetic": ["dataset=lab", "dataset.category=colour", "reward=aesthetic"],
@@ -38,7 +38,7 @@ def test_every_application_has_a_twin_in_the_lab() -> None:
 
 @pytest.mark.parametrize("name", APPLICATIONS)
 def test_every_application_makes_a_job(name: str, tmp_path: Path) -> None:
-    job = preparation.prepare(overlay(name, f"outputs={tmp_path}", *LAB, *BROUGHT[name]))
+    job = preparation.prepare(overlay(name, f"outputs={tmp_path}", *LAB, *PROVIDED[name]))
     assert job.method.needs.gradient and job.reward is not None and job.reward.differentiable
     assert len(job.grid) - 1 == 50
     assert (job.base is None) == (name == "edit")

@@ -19,7 +19,7 @@ from guidedgen.runs import composition, config, experiment, preparation
 from guidedgen.studies import tables
 
 LAB = ["model=lab", "zoo=lab", "metrics=lab", "dtype=float32"]  # in place of weights that are not here
-BY_TABLE = {  # what the user has to bring, and what stands in for it
+BY_TABLE = {  # what the user has to provide, and what stands in for it
     "codex/pickscore": ["dataset=animals"],
     "codex/ti2i": [
         "dataset@dataset.prompts=animals",
@@ -50,7 +50,7 @@ CASES = [
 
 
 def stand_in(table: str) -> list[str]:
-    """In place of what is not here; nothing in the lab."""
+    """Replaces what is not here; nothing in the lab."""
     return [*LAB, *BY_TABLE.get(table, [])] if "/lab/" not in table else []
 
 

@@ -241,11 +241,11 @@ def test_a_grey_profile_is_converted_too(tmp_path: Path, tried: Tried) -> None:
     """One of light itself, gamma 1: in sRGB its middle grey is far brighter. By the standard's formula."""
     s15 = struct.pack(">3i", *(round(value * 65536) for value in (0.9642, 1, 0.8249)))
     tags = {b"wtpt": b"XYZ \0\0\0\0" + s15, b"kTRC": b"curv\0\0\0\0" + struct.pack(">IHH", 1, 256, 0)}
-    table, body, place = b"", b"", 128 + 4 + 12 * len(tags)
+    table, body, offset = b"", b"", 128 + 4 + 12 * len(tags)
     for name, content in tags.items():
-        table += name + struct.pack(">II", place + len(body), len(content))
+        table += name + struct.pack(">II", offset + len(body), len(content))
         body += content
-    head = struct.pack(">I4sI4s4s4s12x4s", place + len(body), b"lcms", 0x02100000, b"mntr", b"GRAY", b"XYZ ", b"acsp")
+    head = struct.pack(">I4sI4s4s4s12x4s", offset + len(body), b"lcms", 0x02100000, b"mntr", b"GRAY", b"XYZ ", b"acsp")
     own = head.ljust(68, b"\0") + s15 + bytes(128 - 80) + struct.pack(">I", len(tags)) + table + body
     light = np.linspace(0, 1, 24 * 40).reshape(24, 40)
     srgb = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)

@@ -46,7 +46,7 @@ def test_a_bad_batch_is_refused_by_name(batch: torch.Tensor, message: str) -> No
 
 
 def test_nan_is_let_through() -> None:
-    """One broken sample must not end the run of its neighbours; a NaN reward never wins (methods.selection)."""
+    """One broken sample must not end the run of the others; a NaN reward never wins (methods.selection)."""
     batch = torch.full((1, 3, 2, 2), torch.nan)
     assert images.check(batch) is batch
 
@@ -224,14 +224,14 @@ def test_gradients_reach_every_pixel() -> None:
 
 def test_a_crop_of_everything_is_the_picture_averaged() -> None:
     picture = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    boxes = torch.tensor([1.0, 0.3, 0.9]).expand(2, 1, 3)  # no room left to move in
+    boxes = torch.tensor([1.0, 0.3, 0.9]).expand(2, 1, 3)  # no space left to move in
     assert torch.equal(images.crop(picture, boxes, 1.0)[:, 0], picture)
     halves = images.crop(picture, boxes, 0.5)[:, 0]
     assert torch.allclose(halves, picture.unflatten(-1, (16, 2)).unflatten(-3, (16, 2)).mean((-1, -3)), atol=1e-6)
 
 
 def test_a_crop_is_where_its_box_says() -> None:
-    """A quarter of a picture whose pixels hold their own place; not square, so that the shorter side counts."""
+    """A quarter of a picture whose pixels hold their own position; not square, so that the shorter side counts."""
     rows, columns = torch.meshgrid(torch.arange(16.0), torch.arange(24.0), indexing="ij")
     picture = torch.stack([rows / 100, columns / 100, torch.zeros_like(rows)])[None]
     boxes = torch.tensor([[[0.5, 0.0, 0.0], [0.5, 0.999, 0.999], [0.5, 0.25, 0.5]]])

@@ -79,7 +79,7 @@ def test_a_node_is_built_whole(name: str, value: bool, tried: Tried) -> None:
     tried("refused")
 
 
-def test_a_wrong_value_is_told_by_its_whole_key() -> None:
+def test_a_wrong_value_is_reported_by_its_whole_key() -> None:
     inner = {"_target_": "guidedgen.datasets.prompt.OnePrompt", "prompt": " "}
     node = OmegaConf.create({"_target_": "guidedgen.datasets.templated.Templated", "prompts": inner})
     with pytest.raises(UsageError, match=r"^dataset\.prompts\.prompt= : is empty"):
@@ -102,10 +102,10 @@ def test_a_prompt_is_filled_in_once(tmp_path: Path, tried: Tried) -> None:
 
 
 class Seen:
-    """A tracker that keeps what it is told."""
+    """A tracker that keeps what is logged."""
 
-    def log(self, **told: Any) -> None:
-        self.told = told
+    def log(self, **logged: Any) -> None:
+        self.logged = logged
 
 
 @needs_lab
@@ -123,8 +123,8 @@ def test_a_run_its_base_and_its_judging_have_the_same_text(
     experiment.run(job)
     assert job.base is not None
     assert job.model.negative_prompt == "${device} blue"
-    told: Mapping[str, Any] = seen.told  # type: ignore[attr-defined]
-    assert (told["config"]["dataset"]["prompt"], told["config"]["model"]["negative_prompt"]) == (TEXT, "${device} blue")
+    logged: Mapping[str, Any] = seen.logged  # type: ignore[attr-defined]
+    assert (logged["config"]["dataset"]["prompt"], logged["config"]["model"]["negative_prompt"]) == (TEXT, "${device} blue")
     for folder in (job.folder, job.base.folder):
         assert {record.prompt for record in folder.records().values()} == {TEXT}
         stored = config.read_whole(folder.path / "config.yaml")
@@ -133,7 +133,7 @@ def test_a_run_its_base_and_its_judging_have_the_same_text(
         assert (again.run_id, again.model.negative_prompt) == (folder.path.name.rpartition("-")[2], "${device} blue")
 
     again = preparation.prepare(composed(*overrides))
-    assert again.folder.path == job.folder.path == identity.place(composed(*overrides))
+    assert again.folder.path == job.folder.path == identity.folder_of_run(composed(*overrides))
     capsys.readouterr()
     experiment.run(again)
     assert "already done" in capsys.readouterr().out
@@ -151,7 +151,7 @@ def test_the_runs_of_a_sweep_have_it_too(tmp_path: Path) -> None:
     sweep = sweeps.runs(
         [*QUICK, f"outputs={tmp_path}", "method=base", "dataset=prompt", rf'dataset.prompt="{ESCAPED}","a \${{x}}"']
     )
-    single = [identity.place(composed(f"outputs={tmp_path}", "method=base", "dataset=prompt", f'dataset.prompt="{prompt}"'))
+    single = [identity.folder_of_run(composed(f"outputs={tmp_path}", "method=base", "dataset=prompt", f'dataset.prompt="{prompt}"'))
               for prompt in (ESCAPED, r"a \${x}")]  # fmt: skip
     assert [run.folder for run in sweep] == single
 

@@ -15,7 +15,7 @@ import guidedgen
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "guidedgen"
 
-# A room may import itself and these. A new room needs a row, a new arrow a reason.
+# A package may import itself and these. A new package needs a row, a new import a reason.
 BELOW = {
     "basics": set(),
     "process": {"basics"},
@@ -26,7 +26,7 @@ BELOW = {
     "models": {"basics", "process", "zoo"},
     "datasets": {"basics", "lab"},  # its prompts
     "rewards": {"basics", "zoo"},  # the networks' protocols
-    "metrics": {"basics", "zoo", "rewards"},  # a scorer is a reward that nobody follows
+    "metrics": {"basics", "zoo", "rewards"},  # a scorer is a reward that does not guide
 }
 ALLOWED = {
     **BELOW,
@@ -35,7 +35,7 @@ ALLOWED = {
     "cli": {*BELOW, "runs", "studies"},
 }
 
-# Packages, and the only rooms or modules that may import them; any other package needs a row and a line in pyproject.toml.
+# Packages, and the only packages or modules that may import them; any other package needs a row and a line in pyproject.toml.
 PACKAGES = {
     "torch": {*BELOW} - {"datasets"} | {
         "runs.blurring", "runs.contents", "runs.evaluate", "runs.experiment", "runs.checks", "runs.identity", "runs.preparation", "runs.judging", "runs.learning", "runs.options",
@@ -81,12 +81,12 @@ def files() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
-def room(path: Path) -> str:
+def package_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def module(path: Path) -> str:
-    """room.module, as in runs.store."""
+    """package.module, as in runs.store."""
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts[:2])
 
 
@@ -112,19 +112,19 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
     yield from walk(ast.parse(path.read_text()), True)
 
 
-def test_every_room_has_a_row_and_no_module_lies_loose() -> None:
-    assert {room(path) for path in files()} == {*ALLOWED, "__init__"}
+def test_every_package_has_a_row_and_no_module_lies_loose() -> None:
+    assert {package_of(path) for path in files()} == {*ALLOWED, "__init__"}
     assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py"}
 
 
 def test_the_package_s_docstring_says_what_the_table_says() -> None:
-    said = re.findall(r"^    (\w+)  .*?(?:<- (.+))?$", guidedgen.__doc__ or "", re.M)
-    assert [here for here, _ in said] == [*ALLOWED]
-    for i, (here, arrows) in enumerate(said):
+    listed = re.findall(r"^    (\w+)  .*?(?:<- (.+))?$", guidedgen.__doc__ or "", re.M)
+    assert [here for here, _ in listed] == [*ALLOWED]
+    for i, (here, arrows) in enumerate(listed):
         assert ({*list(ALLOWED)[:i]} if arrows == "all of these" else {*filter(None, arrows.split(", "))}) == ALLOWED[here], here
 
 
-def test_every_room_says_what_it_is() -> None:
+def test_every_package_says_what_it_is() -> None:
     for here in ALLOWED:
         assert ast.get_docstring(ast.parse((PACKAGE / here / "__init__.py").read_text()))
 
@@ -139,8 +139,8 @@ def test_the_walk_sees_every_kind_of_import(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_a_room_imports_only_what_it_may(path: Path) -> None:
-    here = room(path)
+def test_a_package_imports_only_what_it_may(path: Path) -> None:
+    here = package_of(path)
     for name, top in imports(path):
         package, *rest = name.split(".")
         if package == "guidedgen":
@@ -151,7 +151,7 @@ def test_a_room_imports_only_what_it_may(path: Path) -> None:
 
 
 def test_methods_know_no_networks_and_no_config() -> None:
-    """What keeps methods, rewards, models and data sets freely combinable; said apart from the table so that it is not lost in it."""
+    """What keeps methods, rewards, models and data sets freely combinable; tested apart from the table so that it is not overlooked."""
     strangers = {"rewards", "models", "datasets", "zoo", "lab", "metrics", "runs", "studies", "cli"}
     packages = {"hydra", "omegaconf", "diffusers", "transformers", "open_clip", "wandb"}
     for path in (PACKAGE / "methods").glob("*.py"):
@@ -162,15 +162,15 @@ def test_methods_know_no_networks_and_no_config() -> None:
 
 
 def test_no_circle() -> None:
-    """Between rooms."""
+    """Between packages."""
     done: set[str] = set()
     for here, needs in ALLOWED.items():
         assert needs <= done, here
         done.add(here)
 
 
-def test_no_circle_between_the_modules_of_a_room() -> None:
-    """Not even for annotations, a room's own `__init__` aside: its protocols name what its modules define."""
+def test_no_circle_between_the_modules_of_a_package() -> None:
+    """Not even for annotations, except a package's own `__init__`: its protocols name what its modules define."""
     known = {".".join(("guidedgen", *path.relative_to(PACKAGE).with_suffix("").parts)): path for path in files()}
     left = {}
     for name, path in known.items():
@@ -206,6 +206,6 @@ def test_help_names_every_group_and_loads_no_framework(tmp_path: Path) -> None:
     assert not loaded & {"torch", "diffusers", "transformers", "open_clip", "wandb", "numpy"}
     for folder in sorted((ROOT / "conf").iterdir()):
         if folder.is_dir() and folder.name not in ("hydra", "settings") and any(folder.glob("*.yaml")):
-            told = done.stdout.split(f"\n{folder.name}=\n")[1].split("\n\n")[0].splitlines()
-            assert [line.split()[0] for line in told] == sorted(file.stem for file in folder.glob("*.yaml"))
-            assert all(len(line.split()) > 1 for line in told), told  # and what each is
+            lines = done.stdout.split(f"\n{folder.name}=\n")[1].split("\n\n")[0].splitlines()
+            assert [line.split()[0] for line in lines] == sorted(file.stem for file in folder.glob("*.yaml"))
+            assert all(len(line.split()) > 1 for line in lines), lines  # and what each is

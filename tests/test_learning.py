@@ -53,7 +53,7 @@ def pictures(folder: Path) -> Mapping[str, bytes]:
     return {path.name: path.read_bytes() for path in (folder / "images").glob("*.png") if path.name != "grid.png"}
 
 
-def told(folder: Path) -> Mapping[str, Any]:
+def learning_of(folder: Path) -> Mapping[str, Any]:
     return json.loads((folder / "learned" / "learning.json").read_text())
 
 
@@ -72,7 +72,7 @@ def test_a_run_keeps_what_it_has_learned_and_others_can_use_it(
     metrics = experiment.run(made)
     folder = made.folder.path
     assert (folder / "learned" / file).exists() and not (folder / "learned" / "checkpoint.pt").exists()
-    learning = told(folder)
+    learning = learning_of(folder)
     assert [entry["update"] for entry in learning["curve"]] == [0, 1, 2, 3]
     # 3 steps, 4 updates of one picture: 4 S k m rows forward, 2 S k m backward.
     assert (learning["nfe"], learning["nfe_backward"], learning["decodes"], learning["reward_calls"]) == (48, 24, 4, 4)
@@ -97,21 +97,23 @@ def test_an_interrupted_run_learns_on_where_it_was(whole: Job, job: Job, monkeyp
         shutil.copytree(unguided.folder.path, made.folder.path.parent / unguided.folder.path.name)
     learn, updates = AdjointTuning.learn, []
 
-    def stopped(self, pose, count, free, saved, save, observe) -> None:
+    def stopped(self, make_problems, count, free, saved, save, observe) -> None:
         def interrupt(state) -> None:
             save(state)
             if state["done"] == stop:
                 raise Stopped("SIGTERM")
 
-        learn(self, pose, count, free, saved, interrupt, observe)
+        learn(self, make_problems, count, free, saved, interrupt, observe)
 
     with monkeypatch.context() as patch:
         patch.setattr(AdjointTuning, "learn", stopped)
         with pytest.raises(Stopped):
             experiment.run(made)
 
-    def watched(self, pose, count, free, saved, save, observe) -> None:
-        learn(self, lambda places, find: updates.append(places) or pose(places, find), count, free, saved, save, observe)
+    def watched(self, make_problems, count, free, saved, save, observe) -> None:
+        learn(
+            self, lambda indices, find: updates.append(indices) or make_problems(indices, find), count, free, saved, save, observe
+        )
 
     with monkeypatch.context() as patch:
         patch.setattr(AdjointTuning, "learn", watched)
@@ -121,7 +123,7 @@ def test_an_interrupted_run_learns_on_where_it_was(whole: Job, job: Job, monkeyp
     one, two = (load_file(made.folder.path / "learned" / "pytorch_lora_weights.safetensors") for made in (whole, second))
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
     assert pictures(second.folder.path) == pictures(whole.folder.path)
-    first, again = told(whole.folder.path), told(second.folder.path)
+    first, again = learning_of(whole.folder.path), learning_of(second.folder.path)
     assert {**first, "seconds": 0} == {**again, "seconds": 0}
 
 
@@ -162,12 +164,12 @@ SAVED = {"state": {"done": 1, "free": [], "optimizer": {}}, "curve": [], "second
     ],
     ids=["half", "end cut off", "empty", "text", "code", "a list", "a part", "another run's"],
 )
-def test_a_damaged_checkpoint_is_told_and_learning_begins_anew(
+def test_a_damaged_checkpoint_is_reported_and_learning_starts_again(
     job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tried: Any, spoil: Callable[[bytes], bytes]
 ) -> None:
     updates = []
 
-    def watched(self, pose, count, free, saved, save, observe) -> None:
+    def watched(self, make_problems, count, free, saved, save, observe) -> None:
         updates.append(dict(saved))
         state = {"done": 1, "free": [value.detach() for value in free], "optimizer": {"param_groups": []}}
         save(state)
@@ -185,7 +187,7 @@ def test_a_damaged_checkpoint_is_told_and_learning_begins_anew(
     capsys.readouterr()
     learning.learn(job(*TUNING))
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert str(checkpoint) in line and line.endswith("learning begins anew")
+    assert str(checkpoint) in line and line.endswith("learning starts again")
     assert updates == [{}, {}] and not checkpoint.exists() and (folder / "pytorch_lora_weights.safetensors").exists()
     tried("used")
 
@@ -207,10 +209,10 @@ def test_the_originals_are_of_the_target_prompts_at_the_lessons_noises(job: Job)
     few = [*TUNING, "metrics=none", "dataset.limit=1", "reward=pixels", "method.num_updates=1", "method.lr=0"]
     same = job(*few)
     experiment.run(same)
-    assert told(same.folder.path)["curve"][0]["reward"] == pytest.approx(0, abs=1e-5)  # but for 8 bits a pixel
+    assert learning_of(same.folder.path)["curve"][0]["reward"] == pytest.approx(0, abs=1e-5)  # but for 8 bits a pixel
     other = job(*few, "method.target='{prompt} and a green star'")
     experiment.run(other)
-    assert told(other.folder.path)["curve"][0]["reward"] < -1e-3
+    assert learning_of(other.folder.path)["curve"][0]["reward"] < -1e-3
     prompts = {record.prompt for record in other.originals.folder.records().values()}
     assert prompts == {f"{lesson.task.prompt} and a green star" for lesson in other.lessons}
     assert {record.name for record in other.originals.folder.records().values()} == {lesson.name for lesson in other.lessons}

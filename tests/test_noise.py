@@ -57,7 +57,7 @@ def test_different_keys_differ() -> None:
 
 
 def test_the_seed_is_the_hash_of_the_text() -> None:
-    """The rule as documented, computed anew: whoever changes it changes every image there is."""
+    """The rule as documented, computed again: changing it changes every image."""
     seed = int.from_bytes(hashlib.sha256(b"3/a-cat-51e46741/1").digest()[:7], "big")
     expected = torch.randn(5, generator=torch.Generator().manual_seed(seed))
     torch.testing.assert_close(torch.randn(5, generator=generator("3/a-cat-51e46741", 1)), expected, rtol=0, atol=0)

@@ -63,16 +63,16 @@ def test_the_augmented_loss_is_of_copies_as_those_that_guide(tmp_path: Path) -> 
 
 
 def test_the_settings_are_the_paper_s() -> None:
-    cfg, twin = overlay("compbench"), overlay("lab/compbench")
+    cfg, lab = overlay("compbench"), overlay("lab/compbench")
     assert {key: OmegaConf.to_container(cfg.method, resolve=True)[key] for key in APPENDIX_C} == APPENDIX_C
     assert cfg.method.optimizer == "sgd"  # the code's: see methods/blip_inversion.py
     assert cfg.method.augmentations.count == 30 and cfg.samples_per_prompt == 10
     per_element = [weight / 64**2 for weight in cfg.method.distill_weight]
-    assert [weight / 16**2 for weight in twin.method.distill_weight] == per_element
+    assert [weight / 16**2 for weight in lab.method.distill_weight] == per_element
 
 
 @pytest.mark.parametrize(("row", "printed"), [("distill_only", 0.3793), ("referee_only", 0.8639), ("full", 0.8162)])
-def test_published_figures_stand_beside_the_published_setting_alone(row: str, printed: float) -> None:
+def test_published_figures_are_shown_next_to_the_published_setting_alone(row: str, printed: float) -> None:
     assert config.published(overlay("compbench", f"row=referee/{row}"))["blip_vqa"] == printed
     assert config.published(overlay("compbench", f"row=referee/{row}", "table.copies=10")) == {}
     assert config.published(overlay("compbench", f"row=referee/{row}", "dataset.category=shape")) == {}

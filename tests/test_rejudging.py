@@ -1,4 +1,4 @@
-"""A stored run is judged again: by what is asked for and nothing else, and what is damaged is told of in one line."""
+"""A stored run is judged again: by what is asked for and nothing else, and damage is reported in one line."""
 
 import json
 import shutil
@@ -76,9 +76,9 @@ def test_options_replace_what_is_stored(run: Path, overrides: list[str], scores:
 
 
 def test_options_in_a_folder_of_one_s_own(run: Path, tmp_path: Path) -> None:
-    leaf = tmp_path / "mine" / "metrics" / "tasteful.yaml"
-    leaf.parent.mkdir(parents=True)
-    leaf.write_text("scorers: {tasteful: {_target_: guidedgen.lab.judge.TasteOracle}}\ndistances: {}\n")
+    option_file = tmp_path / "mine" / "metrics" / "tasteful.yaml"
+    option_file.parent.mkdir(parents=True)
+    option_file.write_text("scorers: {tasteful: {_target_: guidedgen.lab.judge.TasteOracle}}\ndistances: {}\n")
     assert set(rejudging.judge_again(run, ["metrics=tasteful"], tmp_path / "mine")["scores"]) == {"clip_text", "tasteful"}
     with pytest.raises(UsageError, match="did you mean tasteful"):
         rejudging.judge_again(run, ["metrics=tastful"], tmp_path / "mine")
@@ -187,9 +187,9 @@ def test_a_damaged_image_is_named(run: Path, which: str, damage: Callable[[Path]
     folder = run if which == "own" else base_of(run)
     image = folder / list(RunFolder(folder).records().values())[1].image
     damage(image)
-    told = refused(run, "metrics=none")
-    assert told.startswith(f"{image}: {line}")
-    assert told.endswith("its own command makes it anew" if which == "own" else "the same with method=base makes it anew")
+    message = refused(run, "metrics=none")
+    assert message.startswith(f"{image}: {line}")
+    assert message.endswith("its own command makes it anew" if which == "own" else "the same with method=base makes it anew")
 
 
 def truncated(text: str) -> str:
@@ -219,7 +219,7 @@ def test_a_run_without_its_unguided_one_says_so(run: Path, tmp_path: Path) -> No
     alone = tmp_path / "elsewhere" / run.name
     shutil.copytree(run, alone)
     base = base_of(run).name
-    assert refused(alone) == f"{alone}: its unguided run {base} is not beside it; reference=none judges without"
+    assert refused(alone) == f"{alone}: its unguided run {base} is not in the same folder; reference=none judges without"
     assert not (alone.parent / base).exists()
     assert "base" not in rejudging.judge_again(alone, ["reference=none", "metrics=none"])["scores"]["clip_text"]
     shutil.copytree(base_of(run), alone.parent / base)
@@ -228,7 +228,7 @@ def test_a_run_without_its_unguided_one_says_so(run: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("line", [b'{"task": "a", "seed"', b'{"name": "somebody", "age": 7}', b"7"])
 @pytest.mark.parametrize("which", ["own", "base"])
-def test_a_damaged_record_is_told_of_and_its_sample_is_not_judged(
+def test_a_damaged_record_is_reported_and_its_sample_is_not_judged(
     run: Path, which: str, line: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nor the same one on the other side: what is compared is of the same prompts."""

@@ -73,14 +73,14 @@ def test_a_study_is_a_markdown_table_base_first_then_by_cost(tmp_path: Path) -> 
     assert table.count(f"In brackets: {SOURCE}.") == 1
 
 
-def test_nothing_is_said_of_what_a_table_has_not(tmp_path: Path) -> None:
+def test_nothing_is_written_about_what_a_table_has_not(tmp_path: Path) -> None:
     table = tables.study_table(study(tmp_path, metrics("base", 5.0, 1_000)))
     assert cells(table)[0] == ["", "aesthetic", "clip_score", "nfe", "nfe_backward", "seconds", "n"]
     assert "brackets" not in table
     assert "*" not in table
 
 
-def test_runs_of_one_label_are_told_apart_and_rewards_of_two_names_share_a_column(tmp_path: Path) -> None:
+def test_runs_of_one_label_are_distinguished_and_rewards_of_two_names_share_a_column(tmp_path: Path) -> None:
     one = metrics("code", 5.0, 10, title="code-aesthetic-lab-lab-111111111111")
     two = metrics("code", 4.0, 10, title="code-clip_score-lab-lab-222222222222") | {"reward": "clip_score"}
     head, _, first, second = cells(tables.study_table(study(tmp_path, two, one)))
@@ -95,12 +95,12 @@ def test_a_score_that_does_not_apply_leaves_its_cell_empty(tmp_path: Path) -> No
     assert "scene" not in cells(tables.study_table(study(tmp_path, run)))[0]
 
 
-def test_a_folder_without_judged_runs_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_folder_without_judged_runs_is_reported_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no run with metrics"):
         tables.study_table(study(tmp_path))
 
 
-def test_published_figures_stand_beside_ours(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_figures_are_shown_next_to_ours(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "150")
     report.show(metrics("code_4", 5.5, 3_994, published=PRINTED))
     shown = capsys.readouterr().out
@@ -139,7 +139,7 @@ def test_what_slipped_past_a_filter_stands_with_its_interval_and_of_how_many(
     assert "slipped past: of n samples that the filter flags without guidance" in table
 
 
-def test_where_nothing_was_flagged_nothing_is_said_of_slipping(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_nothing_was_flagged_nothing_is_written_about_slipping(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report.show(audit(None))
     assert "slipped past" not in capsys.readouterr().out
     assert "slipped past" not in tables.study_table(study(tmp_path, audit(None)))

@@ -1,4 +1,4 @@
-"""Whole runs on the bundled model: what they leave, that they resume, and that no sample depends on its neighbours."""
+"""Whole runs on the bundled model: what they leave, that they resume, and that no sample depends on the others."""
 
 import contextlib
 import dataclasses
@@ -109,7 +109,7 @@ class Made:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """The run that nothing is said of. It is not to be changed: `there` is a copy."""
+    """The default run. It is not to be changed: `there` is a copy."""
     job = prepared(tmp_path_factory.mktemp("plain"))
     with contextlib.redirect_stdout(io.StringIO()) as shown:
         metrics = experiment.run(job)
@@ -249,7 +249,9 @@ def test_gradients_are_counted_and_climb(run: Run) -> None:
     assert {event["event"] for event in trace} == {"select", "guide"}
 
 
-def test_what_a_method_keeps_beside_is_stored_and_judged(there: Made, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_method_keeps_as_extra_images_is_stored_and_judged(
+    there: Made, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The two pictures of a referee are the same two whichever is the run's, and so are their scores."""
     last, of_last = run("reward=aesthetic", method="blip_inversion")
     shown = capsys.readouterr().out
@@ -261,16 +263,16 @@ def test_what_a_method_keeps_beside_is_stored_and_judged(there: Made, run: Run, 
     assert pixels(last).keys() == pixels(best).keys()
     assert any((pixels(last)[name] != pixels(best)[name]).any() for name in pixels(last))
     for metrics, name, others in ((of_last, "best", of_best), (of_best, "last", of_last)):
-        assert metrics["beside"][name]["samples"] == 4
-        for score, entry in metrics["beside"][name]["scores"].items():
+        assert metrics["extra_images"][name]["samples"] == 4
+        for score, entry in metrics["extra_images"][name]["scores"].items():
             assert entry == {key: pytest.approx(others["scores"][score][key], abs=1e-5) for key in entry}, score
     assert "the best of 4, in images/best: aesthetic" in " ".join(shown.split())
     with Image.open(last / "images" / "grid.png") as three, Image.open(there.folder / "images" / "grid.png") as two:
         assert three.height > two.height
-    again = rejudging.judge_again(last)["beside"]["best"]["scores"]
-    assert again["aesthetic"]["value"] == pytest.approx(of_last["beside"]["best"]["scores"]["aesthetic"]["value"], abs=1e-5)
-    (last / "images" / "best" / next(iter(pixels(last)))).unlink()  # what nobody has to keep
-    assert rejudging.judge_again(last)["beside"]["best"]["samples"] == 3
+    again = rejudging.judge_again(last)["extra_images"]["best"]["scores"]
+    assert again["aesthetic"]["value"] == pytest.approx(of_last["extra_images"]["best"]["scores"]["aesthetic"]["value"], abs=1e-5)
+    (last / "images" / "best" / next(iter(pixels(last)))).unlink()  # an extra image may be missing
+    assert rejudging.judge_again(last)["extra_images"]["best"]["samples"] == 3
 
 
 @pytest.mark.parametrize("method", QUICK_METHOD)

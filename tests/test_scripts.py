@@ -59,10 +59,12 @@ def test_a_script_says_in_one_line_what_it_cannot_do(
     main = runpy.run_path(str(ROOT / "scripts" / name))["main"]
     monkeypatch.setattr(sys, "argv", [name, *arguments])
     taken = [arguments] if inspect.signature(main).parameters else []
-    with contextlib.redirect_stderr(io.StringIO()) as said, pytest.raises((UsageError, BadValue, SystemExit)) as left:
+    with contextlib.redirect_stderr(io.StringIO()) as printed, pytest.raises((UsageError, BadValue, SystemExit)) as left:
         main(*taken)
-    assert left.type is not SystemExit or (left.value.code == 2 and said.getvalue().startswith("guidedgen: ")), said.getvalue()
-    assert said.getvalue().count("\n") == (left.type is SystemExit)
+    assert left.type is not SystemExit or (left.value.code == 2 and printed.getvalue().startswith("guidedgen: ")), (
+        printed.getvalue()
+    )
+    assert printed.getvalue().count("\n") == (left.type is SystemExit)
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "outputs") == ["FILE", "FOLDER"]
     tried("refused")
 
@@ -143,7 +145,7 @@ def test_bench_says_in_one_line_what_it_cannot_do() -> None:
 def test_help_names_the_commands(name: str) -> None:
     done = script(name, "--help")
     assert done.returncode == 0 and f"python scripts/{name}" in done.stdout
-    assert name == "train_lab.py" or script(name).returncode == 2  # it alone needs nothing to be told
+    assert name == "train_lab.py" or script(name).returncode == 2  # it alone needs no arguments
 
 
 def test_training_refuses_a_part_that_is_not_one() -> None:

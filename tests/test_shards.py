@@ -49,7 +49,7 @@ def test_the_share_is_what_the_process_was_started_as(count: Any, index: Any, en
 
 
 @pytest.mark.parametrize(
-    ("count", "index", "environ", "told"),
+    ("count", "index", "environ", "message"),
     [
         (8, "auto", {}, "which share"),
         (4, 4, {}, r"shard.index=4: shard.count=4 has shares 0\.\.3"),
@@ -59,8 +59,8 @@ def test_the_share_is_what_the_process_was_started_as(count: Any, index: Any, en
         (2, -1, {}, "shard.index=-1"),
     ],
 )
-def test_a_share_that_cannot_be_is_refused(count: Any, index: Any, environ: dict[str, str], told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_a_share_that_cannot_be_is_refused(count: Any, index: Any, environ: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         find_shard(count, index, environ)
 
 
@@ -137,11 +137,11 @@ def test_shares_make_the_run_that_one_process_makes(tmp_path: Path, capsys: pyte
     expected = kept(whole.folder.path)
     for order in ([0, 1, 2], [2, 0, 1]):
         shutil.rmtree(tmp_path / "shared", ignore_errors=True)
-        for place, index in enumerate(order):
+        for position, index in enumerate(order):
             job = prepared(tmp_path / "shared", "shard.count=3", f"shard.index={index}")
             assert job.run_id == whole.run_id and not job.folder.done
             metrics = experiment.run(job)
-            assert bool(metrics) == (place == 2) == job.folder.done
+            assert bool(metrics) == (position == 2) == job.folder.done
         assert "is done; others have" in capsys.readouterr().out
         assert kept(job.folder.path) == expected
         assert job.base is not None and whole.base is not None

@@ -1,4 +1,4 @@
-"""What runs have come to: told from their folders alone."""
+"""States of runs, read from their folders alone."""
 
 import dataclasses
 import multiprocessing
@@ -45,20 +45,20 @@ def test_a_run_that_was_killed_is_partial(folder: RunFolder) -> None:
 def test_a_run_that_was_stopped_says_by_what(folder: RunFolder, why: str) -> None:
     folder.note(why)
     folder.close()
-    assert status.of_folder(folder.path) == status.State(name="run", state="partial", samples=1, wanted=2, told=why)
+    assert status.of_folder(folder.path) == status.State(name="run", state="partial", samples=1, wanted=2, reason=why)
 
 
 def test_a_run_that_failed_says_why_in_one_line(folder: RunFolder) -> None:
     folder.note("failed: ValueError: no\nTraceback:\n  stopped by nobody")
     folder.close()
-    assert status.of_folder(folder.path) == status.State(name="run", state="failed", samples=1, wanted=2, told="ValueError: no")
+    assert status.of_folder(folder.path) == status.State(name="run", state="failed", samples=1, wanted=2, reason="ValueError: no")
 
 
 def test_a_run_that_is_done_says_what_failed_in_it(folder: RunFolder) -> None:
     folder.fail(record("b", failed="no reward was finite"))
     folder.note("done")
     folder.finish()
-    expected = status.State(name="run", state="done", samples=1, wanted=2, told="1 failed, as b-0: no reward was finite")
+    expected = status.State(name="run", state="done", samples=1, wanted=2, reason="1 failed, as b-0: no reward was finite")
     assert status.of_folder(folder.path) == expected
 
 
@@ -122,8 +122,8 @@ def test_a_sweep_says_what_is_missing_and_makes_it(tmp_path: Path) -> None:
     assert [state.name for state in states] == [
         f"method={method} seed={seed}" for method in ("base", "best_of_n") for seed in (0, 1)
     ]
-    told = go("run.py", "-m", *overrides)
-    assert "4 runs: 1 done, 3 missing" in told and told.count("already done") == 1
+    printed = go("run.py", "-m", *overrides)
+    assert "4 runs: 1 done, 3 missing" in printed and printed.count("already done") == 1
     assert "4 runs: 4 done" in go("scripts/status.py", *overrides)
     assert "4 runs: 4 done" in go("scripts/status.py", str(tmp_path / "default"))
 

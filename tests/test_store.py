@@ -64,7 +64,7 @@ def test_records_come_back_as_they_were(folder: RunFolder) -> None:
     assert partials(folder) == []
 
 
-def test_pictures_beside_are_there_before_the_sample_counts(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extra_images_are_there_before_the_sample_counts(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     write = inside.write
 
     def failing(root: Path, name: str, content: bytes) -> None:
@@ -251,7 +251,7 @@ def failed(i: int, reason: str = "ValueError: no") -> Record:
     return record(sample(i), image="", scores={}, failed=reason)
 
 
-def test_a_failed_sample_is_told_of_and_comes_again(folder: RunFolder) -> None:
+def test_a_failed_sample_is_reported_and_comes_again(folder: RunFolder) -> None:
     save(folder, 0)
     folder.fail(failed(1))
     save(folder, 2)
@@ -307,13 +307,13 @@ def test_what_cannot_be_written_ends_the_run_in_one_line(folder: RunFolder) -> N
     assert partials(folder) == []
 
 
-def test_such_an_end_is_told_on_stderr_with_code_1() -> None:
+def test_such_an_end_is_reported_on_stderr_with_code_1() -> None:
     code = "from guidedgen.runs.store import RunFailed; raise RunFailed('outputs/x: cannot be written (No space left on device)')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "guidedgen: outputs/x: cannot be written (No space left on device)\n")
 
 
-def test_a_file_system_without_locks_is_told_of(
+def test_a_file_system_without_locks_is_reported(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def none(*_: object) -> None:
@@ -344,11 +344,11 @@ def test_a_line_that_is_no_record_makes_the_sample_come_again(
     for i in range(3):
         save(folder, i)
     folder.finish()
-    assert folder.done and folder.spoiled == 0
+    assert folder.done and folder.damaged_lines == 0
     for name in ("records.jsonl", "trace.jsonl"):
         lines = (folder.path / name).read_bytes().split(b"\n")
         (folder.path / name).write_bytes(b"\n".join([lines[0], line, *lines[2:]]))
-    assert list(folder.records()) == [sample(0).name, sample(2).name] and folder.spoiled == 1 and not folder.done
+    assert list(folder.records()) == [sample(0).name, sample(2).name] and folder.damaged_lines == 1 and not folder.done
     folder.open("", {})
     assert "damaged lines of its records: 1; " in capsys.readouterr().err
     for name in ("records.jsonl", "trace.jsonl"):
@@ -361,17 +361,17 @@ def test_a_line_that_is_no_record_makes_the_sample_come_again(
 def test_a_record_with_a_value_of_another_type_is_none(folder: RunFolder) -> None:
     save(folder, 0)
     log = folder.path / "records.jsonl"
-    told = json.loads(log.read_text())
+    record = json.loads(log.read_text())
     for key, value in {"scores": 3, "seed": "0", "image": None, "nfe": "many", "age": 7}.items():
-        log.write_text(json.dumps({**told, key: value}) + "\n")
-        assert folder.records() == {} and folder.spoiled == 1
+        log.write_text(json.dumps({**record, key: value}) + "\n")
+        assert folder.records() == {} and folder.damaged_lines == 1
 
 
 def test_a_torn_last_line_is_not_damage(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     save(folder, 0)
     with (folder.path / "records.jsonl").open("ab") as log:
         log.write(b'{"task": "a-c')
-    assert folder.spoiled == 0
+    assert folder.damaged_lines == 0
     folder.open("", {})
     assert capsys.readouterr().err == ""
 

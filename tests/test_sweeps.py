@@ -46,7 +46,7 @@ def test_how_runs_are_made_is_no_part_of_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         (["method.strength=interval(0,1)"], r"method\.strength=interval\(0,1\): no list of values; give one"),
         (["seed=1", "method=(("], "cannot be read as key=value"),
@@ -54,8 +54,8 @@ def test_how_runs_are_made_is_no_part_of_them() -> None:
         (["sed=1,2", "hydra.sweeper.paras=1"], "hydra.sweeper.paras"),
     ],
 )
-def test_what_is_no_list_of_runs_is_refused(given: list[str], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_what_is_no_list_of_runs_is_refused(given: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         sweeps.runs(given)
 
 
@@ -177,14 +177,14 @@ def test_the_folders_of_a_sweep_are_those_of_its_runs(given: list[str], tmp_path
 def test_a_sweep_over_seeds_is_planned_at_the_cost_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = {"_prepare": 0, "settled": 0}
 
-    def counted(room: ModuleType, name: str) -> None:
-        called = getattr(room, name)
+    def counted(module: ModuleType, name: str) -> None:
+        called = getattr(module, name)
 
         def count(*arguments: object, **named: object) -> object:
             calls[name] += 1
             return called(*arguments, **named)
 
-        monkeypatch.setattr(room, name, count)
+        monkeypatch.setattr(module, name, count)
 
     counted(preparation, "_prepare")
     counted(options, "settled")
@@ -246,6 +246,6 @@ def test_a_number_that_will_not_be_measured_is_refused_before_the_run(run: dict[
     objective.check(job(objective="-scores.aesthetic.low", objective_limit={"cost.nfe": 1}))
 
 
-def test_a_number_that_is_not_there_is_said() -> None:
+def test_a_number_that_is_not_there_is_reported() -> None:
     with pytest.raises(UsageError, match=r"no scores\.aesthetic\.vlaue in metrics\.json; did you mean value\?"):
         objective.of(job(objective="scores.aesthetic.vlaue"), METRICS)

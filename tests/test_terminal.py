@@ -36,7 +36,7 @@ def call(folder: Path, body: str, shell: str = '{python} main.py "$@"', **enviro
 
 
 @pytest.mark.parametrize(
-    ("shell", "code", "told"),
+    ("shell", "code", "message"),
     [
         ('{python} main.py | head -1; exit "${PIPESTATUS[0]}"', 0, ""),
         ("{python} main.py > /dev/full", 1, "the output cannot be written (No space left on device)"),
@@ -46,12 +46,12 @@ def call(folder: Path, body: str, shell: str = '{python} main.py "$@"', **enviro
     ],
 )
 def test_work_goes_on_whatever_its_output_goes_to(
-    shell: str, code: int, told: str, tmp_path: Path, tried: Callable[..., None]
+    shell: str, code: int, message: str, tmp_path: Path, tried: Callable[..., None]
 ) -> None:
     """A reader that has enough, a full disk, closed streams, whose numbers no file may get."""
     done = call(tmp_path, LINES, shell)
     assert (done.returncode, (tmp_path / "end").read_text()) == (code, "é"), done.stderr
-    assert done.stderr.count("\n") == bool(told) and told in done.stderr
+    assert done.stderr.count("\n") == bool(message) and message in done.stderr
     tried("used")
 
 
@@ -72,7 +72,7 @@ def test_any_language_will_do(environment: dict[str, str], tmp_path: Path, tried
 
 
 @pytest.mark.parametrize(
-    ("body", "code", "told"),
+    ("body", "code", "message"),
     [
         ("raise UsageError('seed=x:\\n  wrong')", 2, "guidedgen: seed=x: wrong\n"),
         ("raise BadValue('steps', 0, 'must be at least 1')", 2, "guidedgen: steps=0: must be at least 1\n"),
@@ -81,9 +81,9 @@ def test_any_language_will_do(environment: dict[str, str], tmp_path: Path, tried
     ],
 )  # fmt: skip
 def test_a_command_ends_with_one_line_and_its_code(
-    body: str, code: int, told: str, tmp_path: Path, tried: Callable[..., None]
+    body: str, code: int, message: str, tmp_path: Path, tried: Callable[..., None]
 ) -> None:
     done = call(tmp_path, body)
-    assert (done.returncode, done.stdout, done.stderr) == (code, "first é\n", told)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "first é\n", message)
     assert not (tmp_path / "end").exists()
     tried("refused" if code else "used")

@@ -81,14 +81,14 @@ def test_an_offline_run_can_be_read_back(tmp_path: Path) -> None:
     assert [row[1:] for row in rows["data"]] == [['a "cat", 猫', 0, 5.25, None], ['a "cat", 猫', 1, 4.5, None]]
 
     inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(run)]
-    told = subprocess.run(
+    printed = subprocess.run(
         inspect, capture_output=True, text=True, check=False, timeout=60, env={**os.environ, "HOME": str(tmp_path)}
     )
-    if told.returncode != 0:  # a client without this command
+    if printed.returncode != 0:  # a client without this command
         content = (run / f"run-{RUN_ID}.wandb").read_bytes()
         assert all(word in content for word in (b"proj-x", RUN_ID.encode(), b"fid/value", b"code-aesthetic"))
         return
-    summary = json.loads(told.stdout)
+    summary = json.loads(printed.stdout)
     assert {key: summary[key] for key in ("project", "run_id", "name", "state")} == {
         "project": "proj-x", "run_id": RUN_ID, "name": "code-aesthetic", "state": "finished",
     }  # fmt: skip
@@ -119,9 +119,9 @@ def test_a_failing_client_is_a_warning(tmp_path: Path, monkeypatch: pytest.Monke
         raise wandb.errors.CommError("the server is on fire")
 
     monkeypatch.setattr(wandb, "init", fail)
-    with pytest.warns(RuntimeWarning, match=f"^wandb: the server is on fire; the run is whole in {tmp_path}$") as told:
+    with pytest.warns(RuntimeWarning, match=f"^wandb: the server is on fire; the run is whole in {tmp_path}$") as warned:
         Wandb().log(folder=tmp_path, run_id=RUN_ID, name="x", config={}, records=[], metrics={})
-    assert len(told) == 1
+    assert len(warned) == 1
 
 
 def test_a_run_is_not_lost_to_an_image_that_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,1 +1,1 @@
-"""What everybody speaks: errors, tasks, images, noise, cost and precision. It imports no other room."""
+"""What all packages share: errors, tasks, images, noise, cost and precision. It imports no other package."""

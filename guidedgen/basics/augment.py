@@ -63,7 +63,7 @@ class Copies:
 
 
 def averaged(pictures: Tensor, side: int | None) -> Tensor:
-    """k 3 H W, brought to `side` where the shorter side is longer: half mean, half maximum of what falls together (ibid.)."""
+    """k 3 H W, reduced to `side` where the shorter side is longer: half mean, half maximum of what falls together (ibid.)."""
     if side is None or min(pictures.shape[-2:]) <= side:
         return pictures
     return (F.adaptive_avg_pool2d(pictures, side) + F.adaptive_max_pool2d(pictures, side)) / 2

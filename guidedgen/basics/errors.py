@@ -27,7 +27,7 @@ class UsageError(Exception):
 
 
 class BadValue(ValueError):
-    """An option's value breaks its rule; whoever knows the option's full key turns this into a UsageError."""
+    """An option's value breaks its rule; the caller that knows the option's full key turns this into a UsageError."""
 
     def __init__(self, name: str, value: object, rule: str) -> None:
         super().__init__(f"{name}={value!r}: {rule}")

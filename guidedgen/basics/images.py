@@ -1,4 +1,4 @@
-"""The one place for image ranges, resizing, normalisation, and the way to and from PIL.
+"""Image ranges, resizing, normalisation, and conversion to and from PIL, all in this module.
 
 An image tensor is float, `b 3 H W`, in [0, 1]; everything that receives one calls `check`. Every picture file is opened by `read`,
 every folder of pictures listed by `in_folder`.
@@ -88,7 +88,7 @@ def resize(images: Tensor, side: int, *, mode: str = "bicubic", crop: bool = Tru
 def crop(images: Tensor, boxes: Tensor, smallest: float) -> Tensor:
     """Square crops of images (k 3 H W) at boxes (k v 3: side, top, left), averaged to one size: k v 3 s s, differentiable.
 
-    A side is a share of the shorter side, top and left are shares of the room it leaves; s is `smallest` of the shorter side.
+    A side is a share of the shorter side, top and left are shares of the rest; s is `smallest` of the shorter side.
     """
     height, width = images.shape[-2:]
     short = min(height, width)
@@ -225,7 +225,7 @@ def _decode(path: Path, _size: int, _time: int) -> None:
 def _opened(path: Path) -> Iterator[Image.Image]:
     """A picture file, open; whatever goes wrong inside is an OSError that names it."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for whoever writes into it
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for a writer
             raise ValueError("is no regular file")
         with Image.open(path) as picture:
             _check_frame(picture)

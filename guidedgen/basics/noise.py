@@ -1,4 +1,4 @@
-"""Randomness as an argument: one stream per sample and particle, so that no sample depends on its neighbours.
+"""Randomness as an argument: one stream per sample and particle, so that no sample depends on the others.
 
 A stream is named by what it is for (the run's seed, the task, the image's seed, the particle) and not by where it stands in a
 batch, a shard or a resumed run. Numbers are drawn on the CPU in float32, so that they are the same on every device.

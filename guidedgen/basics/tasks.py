@@ -38,11 +38,11 @@ class Sample:
 
     @property
     def image(self) -> str:
-        """Where its picture lies in the run's folder."""
+        """Path of its image in the run's folder."""
         return f"images/{self.name}.png"
 
-    def beside(self, name: str) -> str:
-        """Where another picture of it lies, which its method has kept beside that one under this name."""
+    def extra_image(self, name: str) -> str:
+        """Path, in the run's folder, of an extra image of it that its method keeps under this name."""
         return f"images/{name}/{self.name}.png"
 
 

@@ -58,7 +58,7 @@ class QFormer(nn.Module):
     def caption(self, seen: Tensor, ids: Tensor, mask: Tensor, start: int) -> Tensor:
         """The label-smoothed cross-entropy of the text per token, b: each is predicted from the image and the tokens before it.
 
-        The first id is replaced by `start`. One pass takes the place of LAVIS' two, of the queries and of the text upon their
+        The first id is replaced by `start`. One pass replaces LAVIS' two, of the queries and of the text on their
         stored keys and values: queries see queries alone, a token sees the queries and the text up to itself.
         """
         queries = self.network.query_tokens.shape[1]
@@ -81,8 +81,8 @@ class QFormer(nn.Module):
 def caption_mask(queries: int, mask: Tensor, dtype: torch.dtype) -> Tensor:
     """What is added to attention's logits in `QFormer.caption`, b 1 q+l q+l: 0 where row sees column, else the least number.
 
-    `mask` is the text's, b l. Padding is seen by nobody but itself and what follows, of which nothing is asked. `dtype` has to be
-    that of attention's inputs: torch 2.13 on a CPU reads a float32 mask beside float64 queries wrongly.
+    `mask` is the text's, b l. Padding is seen only by itself and by what follows, whose outputs are not used. `dtype` has to be
+    that of attention's inputs: torch 2.13 on a CPU reads a float32 mask with float64 queries wrongly.
     """
     length = queries + mask.shape[1]
     sees = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()

@@ -1,7 +1,7 @@
 """From a command line to composed configs: every mistake is one line, found before anything heavy is imported or loaded.
 
-Hydra composes; this module answers what Hydra leaves open: near misses for keys and options, and every value of a sweep checked
-before its first run. What a node of the config says is checked by `config`.
+Hydra composes; this module adds suggestions for misspelt keys and options, and checks every value of a sweep before its first
+run. The nodes of a config are checked by `config`.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from guidedgen.runs import composition, config, hydra_settings
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-# Options of groups with few options of their own, which are left out where a class of the user's own takes their place.
+# Options of groups with few options of their own, which are left out where a class of the user's own replaces them.
 _BARE = {"method": "base", "reward": "none", "dataset": "lab", "scheduler": "ddpm", "tracker": "none"}
 # Nodes that objects are built of: what they hold is checked by what takes it, and may be added or left out.
 _OPEN = ("method", "reward", "dataset", "scheduler", "model", "tracker", "metrics", "zoo")
-# Options of Hydra's that a package of their own brings: it, and the extra that installs it.
+# Options of Hydra's that come from another package: the package, and the extra that installs it.
 _PLUGINS = {"hydra/launcher=slurm": ("submitit", "slurm"), "hydra/sweeper=optuna_maximize": ("optuna", "optuna"),
             "hydra/sweeper=optuna": ("optuna", "optuna")}  # fmt: skip
 
 
 def for_hydra(arguments: Sequence[str]) -> list[str]:
     """The arguments as Hydra takes them: flags before overrides, with the default model that GUIDEDGEN_MODEL names. A model that
-    the command line or its experiment chooses goes before it. A class of the user's own starts from no options but the user's.
+    the command line or its experiment chooses overrides it. A class of the user's own gets only the options that the user gives.
 
-    A flag that is not taken ends the process with one line and exit code 2.
+    A flag that is not supported ends the process with one line and exit code 2.
     """
     try:
         return _for_hydra(hydra_settings.parsed(arguments))
@@ -65,14 +65,14 @@ def _for_hydra(parsed: argparse.Namespace) -> list[str]:
 
 
 def _of_own_class(group: str, overrides: list[str]) -> list[str]:
-    """The overrides, with what leaves a group's node empty before a `_target_` for which no option of the group is chosen: the
+    """The overrides, with what empties a group's node before a `_target_` for which no option of the group is chosen: the
     default's options are not those of another class. Those that are given are then added, whether the default has them or not.
     """
     named = re.compile(rf"\+{{0,2}}{group}\._target_=")
     if not any(map(named.match, overrides)) or any(override.startswith(f"{group}=") for override in overrides):
         return overrides
-    leaf = OmegaConf.load(config.CONF / group / f"{_BARE[group]}.yaml")
-    left_out = [f"~{group}.{key}" for key in map(str, leaf) if key != "_target_"]
+    option_file = OmegaConf.load(config.CONF / group / f"{_BARE[group]}.yaml")
+    left_out = [f"~{group}.{key}" for key in map(str, option_file) if key != "_target_"]
     return [
         f"{group}={_BARE[group]}",
         *left_out,
@@ -226,10 +226,10 @@ def _check_names(overrides: Sequence[str], known: Mapping[str, Sequence[str]], c
     for item in items:
         key, root = item.key_or_group, item.key_or_group.split(".")[0]
         adds, inside = item.is_add() or item.is_force_add(), root in _OPEN and "." in key
-        if key not in known and key not in there and not (adds and inside and _has_room(key, there)):
-            beside = key.startswith(("metrics.scorers.", "metrics.distances.")) and not item.is_delete()
-            way_out = f"; +{key}=... adds it" if beside else config.near(key, [*there, *known])
-            raise UsageError(f"{item.input_line}: there is no key {key!r}{way_out}")
+        if key not in known and key not in there and not (adds and inside and _would_be_read(key, there)):
+            addable = key.startswith(("metrics.scorers.", "metrics.distances.")) and not item.is_delete()
+            hint = f"; +{key}=... adds it" if addable else config.near(key, [*there, *known])
+            raise UsageError(f"{item.input_line}: there is no key {key!r}{hint}")
         if item.is_delete() and (not inside or key in known):
             raise UsageError(f"{item.input_line}: cannot be left out")
         if key in known:
@@ -242,7 +242,7 @@ def _check_names(overrides: Sequence[str], known: Mapping[str, Sequence[str]], c
         there.update(_named(key, item.value()))
 
 
-def _has_room(key: str, there: Container[str]) -> bool:
+def _would_be_read(key: str, there: Container[str]) -> bool:
     """Whether what is added under a key would be looked at: an option of a node, a metric, a part of one of these."""
     root, name = key.split(".")[:2]
     if root == "metrics":

@@ -1,7 +1,7 @@
-"""What commands read that does not come with guidedgen, and bringing it: models, networks and prompts, of each all files that a run
-looks for and no others.
+"""Finds and downloads the files that commands read and that guidedgen does not contain: models, networks and prompts, exactly the
+files that a run looks for.
 
-The classes that a config names say what they read (`zoo.needed`); nothing is loaded, and nothing is brought that is there.
+The classes that a config names list what they read (`zoo.needed`); nothing is loaded, and files that are there are not downloaded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from guidedgen.datasets import downloads
 from guidedgen.models import families
 from guidedgen.runs import composition, config, targets
 from guidedgen.zoo import hub
-from guidedgen.zoo.needed import DOWNLOADS, OPEN_CLIP, PROCESSOR, Kept, Needed, Part, Survey, fetch_url, network
+from guidedgen.zoo.needed import DOWNLOADS, OPEN_CLIP, PROCESSOR, CachedFile, Needed, Part, Survey, fetch_url, network
 
 # What a run builds. The zoo is not: it has networks of rewards and metrics that the run may not have.
 _NODES = ("model", "method", "dataset", "reward", "metrics.scorers", "metrics.distances", "metrics.per_class")
@@ -49,7 +49,7 @@ class Prompts:
         path = downloads.kept(self.name) / file
         return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == downloads.SOURCES[self.name].files[file]
 
-    def bring(self) -> Path:
+    def download(self) -> Path:
         """Downloads those that are missing; a file that is there stays until the released one has come. Raises UsageError."""
         source, folder = downloads.SOURCES[self.name], downloads.kept(self.name)
         for file, digest in source.files.items():
@@ -60,22 +60,22 @@ class Prompts:
 
 @dataclasses.dataclass(frozen=True)
 class Unknown:
-    """A folder or a repository that no config names: what it holds says what is read of it."""
+    """A folder or a repository that no config names: what is read is decided by its contents."""
 
     name: str
 
     def survey(self) -> Survey:
         """As `Needed.survey`."""
-        return _of_place(self.name).survey()
+        return _of_location(self.name).survey()
 
-    def bring(self) -> Path:
-        """As `Needed.bring`."""
-        return _of_place(self.name).bring()
+    def download(self) -> Path:
+        """As `Needed.download`."""
+        return _of_location(self.name).download()
 
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """A node of a config, and what is read for it. Where it is named otherwise than by a config it has no node."""
+    """A node of a config, and what is read for it. Without a config it has no node."""
 
     parts: Sequence[Part]
     node: DictConfig | None = None
@@ -89,7 +89,7 @@ class Reader:
 
 def of_command(overrides: Sequence[str], config_dir: Path | None = None) -> list[Reader]:
     """What the command line of run.py with these overrides reads, with all its alternatives: those of a sweep, and all rows of a
-    table. A wrong one ends the process as it ends run.py.
+    table. A wrong command line ends the process as in run.py.
     """
     found: list[Reader] = []
     arguments = composition.arguments(command_line.for_hydra(overrides), config_dir)
@@ -116,12 +116,12 @@ def of_config(cfg: DictConfig, keys: Sequence[str] = _NODES) -> Iterator[Reader]
 
 
 def of_name(name: str) -> list[Reader]:
-    """What a name stands for: a file that lives elsewhere, a reward, metrics, a model, or what the hub calls so.
+    """What a name stands for: a file from elsewhere, a reward, metrics, a model, or a name on the hub.
 
     Raises UsageError where it can be none of these.
     """
     if name in DOWNLOADS:
-        return [Reader([Kept(name)])]
+        return [Reader([CachedFile(name)])]
     known = config.groups([config.CONF])
     for group, keys in _GROUPS.items():
         if name in known[group]:
@@ -133,8 +133,8 @@ def of_name(name: str) -> list[Reader]:
         close = difflib.get_close_matches(name, [*DOWNLOADS, *(option for group in _GROUPS for option in known[group])], 1)
         hint = f"; did you mean {close[0]}?" if close else "; python scripts/fetch.py --help has the names"
         raise UsageError(f"{name}: is no name of the hub (org/name), nor of guidedgen's{hint}")
-    place = hub.parse(name, "fetch")
-    parts = [part for part in _everything() if isinstance(part, Needed) and _is(part, place)]
+    location = hub.parse(name, "fetch")
+    parts = [part for part in _everything() if isinstance(part, Needed) and _is(part, location)]
     return [Reader([part]) for part in parts] or [Reader([Unknown(name)])]
 
 
@@ -206,28 +206,28 @@ def _everything() -> list[Part]:
     return distinct(found)
 
 
-def _is(part: Needed, place: hub.Place) -> bool:
-    """Whether this is asked for, at the revision that guidedgen takes unless another is given."""
+def _is(part: Needed, location: hub.Location) -> bool:
+    """Whether this is the part at a location; the revision is guidedgen's unless another is given."""
     own = hub.parse(part.name, part.key)
-    return (own.repository, own.folder) == (place.repository, place.folder) and place.revision in (own.revision, hub.MAIN)
+    return (own.repository, own.folder) == (location.repository, location.folder) and location.revision in (own.revision, hub.MAIN)
 
 
-def _of_place(name: str) -> Needed:
-    """What would be read of a folder or a repository that no config names, by what it holds."""
+def _of_location(name: str) -> Needed:
+    """What would be read from a folder or a repository that no config names, by its contents."""
     folder = Path(name).expanduser()
-    place = None if folder.is_dir() else hub.parse(name, "fetch")
-    if place is None:
+    location = None if folder.is_dir() else hub.parse(name, "fetch")
+    if location is None:
         files: Iterable[str] = [path.name for path in folder.iterdir()]
     elif not hub.offline():
-        files = hub.listing(place, name=name, key="fetch").files or _file(place, name)
-    elif there := hub.cached(place):
+        files = hub.listing(location, name=name, key="fetch").files or _file(location, name)
+    elif there := hub.cached(location):
         files = [path.name for path in there.iterdir()]
     else:
         raise UsageError(f"{name}: not on this machine and the hub is offline (HF_HUB_OFFLINE)")
     if "model_index.json" in files:
         return families.reads(files, name)[0]
-    if place is not None and list(files) == [place.folder.rpartition("/")[2]]:
-        above = dataclasses.replace(place, folder=place.folder.rpartition("/")[0])
+    if location is not None and list(files) == [location.folder.rpartition("/")[2]]:
+        above = dataclasses.replace(location, folder=location.folder.rpartition("/")[0])
         return Needed(name=str(above), key="fetch", weights=(tuple(files),))
     if "config.json" in files:
         kinds = [file for file in files if "/" not in file and any(fnmatch(file, kind) for kind in PROCESSOR)]
@@ -237,9 +237,9 @@ def _of_place(name: str) -> Needed:
     raise UsageError(f"{name}: holds no model that can be read: neither model_index.json nor config.json, nor weights")
 
 
-def _file(place: hub.Place, name: str) -> list[str]:
-    """The file that a place is where it is no folder. Raises UsageError where it is neither."""
-    above, _, file = place.folder.rpartition("/")
-    if file and file in hub.listing(dataclasses.replace(place, folder=above), name=name, key="fetch").files:
+def _file(location: hub.Location, name: str) -> list[str]:
+    """The file at a location that is no folder. Raises UsageError where it is neither."""
+    above, _, file = location.folder.rpartition("/")
+    if file and file in hub.listing(dataclasses.replace(location, folder=above), name=name, key="fetch").files:
         return [file]
-    raise UsageError(f"{name}: {place.repository} has no {place.folder or 'files'} at {hub.endpoint()}")
+    raise UsageError(f"{name}: {location.repository} has no {location.folder or 'files'} at {hub.endpoint()}")

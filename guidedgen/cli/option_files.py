@@ -1,5 +1,5 @@
-"""The files of a folder of options (--config-dir), looked through before they are composed: what would take all memory or time,
-such as a text of a few lines that aliases blow up to billions of nodes, is refused.
+"""The files of a folder of options (--config-dir), checked before they are composed: files that would take all memory or time,
+such as a few lines that aliases expand to billions of nodes, are refused.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from guidedgen.basics.errors import UsageError
 
 BYTES = 1 << 20  # of a file at most
 NODES = 100_000  # that it stands for, aliases written out
-DEPTH = 50  # of mappings and lists inside each other
+DEPTH = 50  # of nested mappings and lists
 
 
 def check_folder(folder: Path, groups: Collection[str]) -> None:
@@ -25,7 +25,7 @@ def check_folder(folder: Path, groups: Collection[str]) -> None:
     there = [folder / group for group in sorted({group.split("/")[0] for group in groups}) if (folder / group).is_dir()]
     if not there:
         raise UsageError(f"--config-dir={folder}: has none of the folders {', '.join(sorted(groups))}")
-    for file in (file for place in there for file in place.rglob("*.yaml")):
+    for file in (file for folder in there for file in folder.rglob("*.yaml")):
         check_file(file)
 
 
@@ -40,12 +40,12 @@ def check_file(file: Path) -> None:
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"{file}: cannot be read as YAML ({' '.join(str(error).split())})") from error
     if size > NODES or depth > DEPTH:
-        raise UsageError(f"{file}: stands for more than {NODES} values, or more than {DEPTH} inside each other")
+        raise UsageError(f"{file}: expands to more than {NODES} values, or to more than {DEPTH} nested ones")
 
 
 @dataclasses.dataclass
 class _Node:
-    """A mapping or list that is being read: how many nodes it stands for so far, and how deep they lie inside each other."""
+    """A mapping or list that is being read: how many nodes it stands for so far, and how deep they are nested."""
 
     anchor: str | None = None
     size: int = 1
@@ -56,7 +56,7 @@ class _Node:
 
 
 def _extent(text: str) -> tuple[int, int]:
-    """How many nodes a text stands for with its aliases written out, and how deep they lie inside each other."""
+    """How many nodes a text stands for with its aliases written out, and how deep they are nested."""
     known: dict[str, tuple[int, int]] = {}
     around = [_Node()]
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -66,7 +66,7 @@ def _extent(text: str) -> tuple[int, int]:
                 break
         elif isinstance(event, yaml.events.AliasEvent):
             if event.anchor not in known:
-                raise yaml.YAMLError(f"*{event.anchor} stands for nothing that is there before it")
+                raise yaml.YAMLError(f"*{event.anchor} refers to nothing defined before it")
             around[-1].take(*known[event.anchor])
         elif isinstance(event, yaml.events.ScalarEvent):
             known |= {event.anchor: (1, 0)} if event.anchor else {}

@@ -1,7 +1,7 @@
-"""What a command has to do with where it was started: whatever its output goes to, it comes to its end, in whatever language the
-machine is set, and what is wrong is one line on stderr and an exit code.
+"""Makes a command independent of its terminal: it finishes wherever its output goes and whatever the machine's language, and
+reports an error as one line on stderr and an exit code.
 
-A reader that has enough (`| head -1`) or a full disk (`> log`) must not cost the work that is going on.
+A reader that stops early (`| head -1`) or a full disk (`> log`) must not end the work.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _Lasting(io.RawIOBase):
 
 
 def run(main: Callable[[], object]) -> NoReturn:
-    """Calls a script's main and leaves with its exit code: 2 after UsageError and BadValue, in one line; 130 after Ctrl-C; 1 where
+    """Calls a script's main and exits with its exit code: 2 after UsageError and BadValue, in one line; 130 after Ctrl-C; 1 where
     its output could not be written, but for a reader that has gone.
     """
     _in_utf8()
@@ -85,7 +85,7 @@ def _in_utf8() -> None:
 
 
 def _settle() -> _Lasting:
-    """Puts streams that last in the place of stdout and stderr; a closed one leads nowhere. Returns stdout's."""
+    """Replaces stdout and stderr by streams that stay open; a closed one discards what is written. Returns stdout's."""
     lasting = []
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:

@@ -1,4 +1,4 @@
-"""What --help shows: every group, every option and every common key with the line that its config file says of it."""
+"""What --help shows: every group, every option and every common key with the line that describes it in its config file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ guidedgen: inference-time guidance of diffusion models.
   python run.py experiment=doodl/lab/relations              a table or figure, on the lab model or as published
   python run.py method=doodl --cfg job --package method     the options of a method and their values; conf/method/doodl.yaml says
                                                             what each does, and so for other groups
-  python scripts/status.py outputs/default                  what runs have come to; scripts/report.py makes a page of them
+  python scripts/status.py outputs/default                  the runs' states; scripts/report.py makes a page of them
   eval "$(python run.py -sc install=bash)"                  completion by Tab (zsh, fish: install=zsh, install=fish)
 
 A text with spaces or commas takes two layers of quotes: 'dataset.prompt="a red circle, and a square"'
@@ -25,22 +25,22 @@ A text with spaces or commas takes two layers of quotes: 'dataset.prompt="a red 
 
 def text(conf: Path, width: int) -> str:
     """The help of the config files in a folder, each line at most `width` wide."""
-    lines = [INTRODUCTION, "OPTIONS, as in method=doodl; in brackets what an option brings, unless another is chosen"]
+    lines = [INTRODUCTION, "OPTIONS, as in method=doodl; in brackets what an option sets, unless another is chosen"]
     for group, options in sorted(_groups(conf).items()):
         column = max(map(len, options)) + 1
         lines += ["", f"{group}="]
-        lines += [_line(f"  {name:<{column}} {said}", brought, width) for name, (said, brought) in options.items()]
+        lines += [_line(f"  {name:<{column}} {description}", sets, width) for name, (description, sets) in options.items()]
     return "\n".join([*lines, "", "KEYS, as in seed=3 or run.profile=true", "", *_keys(conf / "config.yaml")])
 
 
-def _line(said: str, brought: str, width: int) -> str:
-    """A line that is cut to the width, with what its option brings, which is not cut."""
-    room = width - len(brought)
-    return (said if len(said) <= room else f"{said[: room - 3].rstrip()}...") + brought
+def _line(description: str, sets: str, width: int) -> str:
+    """A line that is cut to the width, with the options that it sets, which are not cut."""
+    available = width - len(sets)
+    return (description if len(description) <= available else f"{description[: available - 3].rstrip()}...") + sets
 
 
 def _groups(conf: Path) -> dict[str, dict[str, tuple[str, str]]]:
-    """Groups, their options, what these are and bring; overlays and rows in folders are options of their group."""
+    """Groups and their options with descriptions; overlays and rows in folders are options of their group."""
     return {
         group: {option: _described((conf / group / f"{option}.yaml").read_text(encoding="utf-8")) for option in options}
         for group, options in config.groups([conf]).items()
@@ -49,22 +49,22 @@ def _groups(conf: Path) -> dict[str, dict[str, tuple[str, str]]]:
 
 
 def _described(text: str) -> tuple[str, str]:
-    """What a config file says of itself, and which options of other groups it brings, as " [scheduler=ddim]"."""
-    brought = [f"{group}={option}" for group, option in re.findall(r"^  - .*/(\w+)@_global_\.\1: (\w+)", text, re.MULTILINE)]
-    return _about(text.splitlines()), f" [{' '.join(brought)}]" if brought else ""
+    """A config file's description, and the options of other groups that it sets, as " [scheduler=ddim]"."""
+    sets = [f"{group}={option}" for group, option in re.findall(r"^  - .*/(\w+)@_global_\.\1: (\w+)", text, re.MULTILINE)]
+    return _about(text.splitlines()), f" [{' '.join(sets)}]" if sets else ""
 
 
 def _about(lines: Iterable[str]) -> str:
-    """The first sentence of a file's first comment that is about it, and not the command that runs it."""
-    said: list[str] = []
+    """The first sentence of a file's first comment that describes it, and is not the command that runs it."""
+    comments: list[str] = []
     command = False
     for line in lines:
         if not line.startswith("# "):
             break
         command = line.startswith("# python ") or (command and line.startswith("#  "))
         if not command and not line.startswith("# @package"):
-            said.append(line[2:].strip())
-    return re.split(r"(?<!Eq)\. ", " ".join(said))[0].rstrip(".:")
+            comments.append(line[2:].strip())
+    return re.split(r"(?<!Eq)\. ", " ".join(comments))[0].rstrip(".:")
 
 
 def _keys(main: Path) -> Iterator[str]:

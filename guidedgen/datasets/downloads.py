@@ -1,4 +1,4 @@
-"""Benchmark files that are not part of this repository: where they come from, where they are kept, what they have to hold."""
+"""Benchmark files that are not part of this repository: their sources, where they are stored, and their checksums."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ SOURCES = {
 
 
 def kept(name: str) -> Path:
-    """The folder that `python scripts/fetch.py data NAME` brings the files of SOURCES to. Raises UsageError: there is no home."""
+    """The folder for the files that `python scripts/fetch.py data NAME` downloads. Raises UsageError: there is no home."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
         return Path(cache, "guidedgen", name).expanduser()
@@ -84,7 +84,7 @@ def find(name: str, file: str, path: str | None) -> Path:
 
 @contextlib.contextmanager
 def reading(name: str, found: Path) -> Iterator[None]:
-    """A block that reads what `find` found: where it refuses a file that was fetched, the way out is to fetch it again."""
+    """A block that reads what `find` found: where it refuses a file that was fetched, the message says to fetch it again."""
     try:
         yield
     except BadValue as error:

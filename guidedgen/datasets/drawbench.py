@@ -26,8 +26,8 @@ class DrawBench:
     """One task per prompt of all categories, or of one: DOODL (arXiv:2303.13703) evaluates on DALL-E and on Reddit.
 
     path: the CSV file with the columns Prompts and Category, or its folder; None: where `python scripts/fetch.py data drawbench`
-        brings it. It has to hold the 200 prompts, in any order: figures are compared with published ones by the dataset's name.
-        `dataset=text` takes other files.
+        downloads it to. It has to hold the 200 prompts, in any order: figures are compared with published ones by the dataset's
+        name. `dataset=text` takes other files.
     """
 
     path: str | None = None

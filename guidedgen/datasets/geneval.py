@@ -17,7 +17,7 @@ CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "
 class GenEval:
     """One task per prompt of all kinds, or of one; a task's category is its `tag` in the metadata.
 
-    path: evaluation_metadata.jsonl, a folder that holds it, or null for what `scripts/fetch.py data geneval` brings.
+    path: evaluation_metadata.jsonl, a folder that holds it, or null for what `scripts/fetch.py data geneval` downloads.
     """
 
     category: str | None = None

@@ -20,7 +20,7 @@ DIGEST = "ddfee091c138726d74a14ff8f29389d5532ab78a12ceba1571a716012752872b"
 class Hpdv2:
     """One task per prompt, white space around it aside (five prompts of the file end in a space).
 
-    path: the text file or its folder; None: where `python scripts/fetch.py data hpdv2` brings it. It has to hold these prompts, in
+    path: the text file or its folder; None: where `python scripts/fetch.py data hpdv2` puts it. It has to hold these prompts, in
         any order: figures are compared with published ones by the dataset's name. `dataset=text` takes any other file.
     """
 

@@ -42,8 +42,8 @@ class Jsonl:
             try:
                 yield _task(line, Path(self.path).expanduser().parent)
             except BadValue as error:
-                told = f"{error.name}={error.value}: {error.rule}" if error.name else error.rule
-                raise BadValue("path", self.path, f"line {number}: {told}") from error
+                reason = f"{error.name}={error.value}: {error.rule}" if error.name else error.rule
+                raise BadValue("path", self.path, f"line {number}: {reason}") from error
 
 
 def _task(line: str, folder: Path) -> Task:

@@ -23,7 +23,7 @@ CHALLENGES = (
 class PartiPrompts:
     """One task per prompt of all categories and challenges, or of one of either.
 
-    path: PartiPrompts.tsv, a folder that holds it, or null for what `scripts/fetch.py data parti_prompts` brings.
+    path: PartiPrompts.tsv, a folder that holds it, or null for what `scripts/fetch.py data parti_prompts` downloads.
     """
 
     category: str | None = None

@@ -26,9 +26,9 @@ class Reference:
 
 
 def read_reference(name: str, image: str, folder: Path | None = None) -> Reference:
-    """The reference image that the option `name` holds: a file, relative to `folder` (else to where one stands), or `lab:NAME`.
+    """The reference image that the option `name` holds: a file, relative to `folder` (else to the current folder), or `lab:NAME`.
 
-    A file's id is its stem and a hash of its content, a lab picture's its name: neither depends on where files lie.
+    A file's id is its stem and a hash of its content, a lab picture's its name: neither depends on where files are.
 
     Raises:
         BadValue: it does not exist or is no image.

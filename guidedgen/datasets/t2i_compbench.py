@@ -23,7 +23,7 @@ class T2ICompBench:
     A task's category is the benchmark's; of complex prompts, which are judged by what they hold, it is complex_spatial,
     complex_action or complex_spatialaction.
 
-    path: the folder of the released files, or null for what `scripts/fetch.py data t2i_compbench` brings.
+    path: the folder of the released files, or null for what `scripts/fetch.py data t2i_compbench` downloads.
     """
 
     category: str = "color"

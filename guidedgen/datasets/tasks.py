@@ -18,8 +18,8 @@ from guidedgen.basics.tasks import Task
 
 LARGEST = 256 * 2**20  # bytes of a file of prompts: some millions of them
 LONGEST = 10_000  # characters of a text
-# Seen by nobody but part of the text: controls but tabs and line ends, line and paragraph separators, what turns the direction of
-# text around, deprecated format characters, byte order marks, annotations, and what is no character.
+# Invisible characters of a text: controls except tabs and line ends, line and paragraph separators, what changes the direction
+# of text, deprecated format characters, byte order marks, annotations, and what is no character.
 _UNSEEN = re.compile(
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u206f\ufeff\ufff9-\ufffb\ufdd0-\ufdef"
     + "".join(f"{chr(plane + 0xFFFE)}{chr(plane + 0xFFFF)}" for plane in range(0, 0x110000, 0x10000)) + "]"
@@ -58,7 +58,7 @@ def check_choice(name: str, value: str | None, choices: Collection[str], *, opti
 
 def check_text(name: str, text: str) -> None:
     """Raises BadValue where a text of the option `name` is empty, cannot be written as UTF-8, is longer than any prompt, shows
-    nothing, or holds characters that nobody sees (tabs, line ends and what shapes letters or emoji aside).
+    nothing, or holds invisible characters (except tabs, line ends and what shapes letters or emoji).
     """
     if not text.strip(" \t\r\n"):
         raise BadValue(name, text, "is empty; two layers of quotes hold a text together, as in 'dataset.prompt=\"a red circle\"'")
@@ -70,8 +70,8 @@ def check_text(name: str, text: str) -> None:
     except UnicodeEncodeError as error:
         raise BadValue(name, shown, "is not valid UTF-8") from error
     if unseen := _UNSEEN.search(text):
-        way_out = ", or save the file as UTF-8 where it is UTF-16" if unseen[0] == "\0" else ""
-        raise BadValue(name, shown, f"holds {_named(unseen[0])}, which nobody sees; take it out{way_out}")
+        hint = ", or save the file as UTF-8 where it is UTF-16" if unseen[0] == "\0" else ""
+        raise BadValue(name, shown, f"holds {_named(unseen[0])}, which is invisible; take it out{hint}")
     if not any(map(_shows, text)):
         raise BadValue(name, shown, f"shows nothing: it holds {', '.join(map(_named, sorted(set(text))[:3]))} alone")
 
@@ -95,10 +95,10 @@ def check_limit(limit: int | None) -> None:
 
 
 def expand(name: str, path: str, folder: Path | None = None) -> Path:
-    """The path that the option `name` holds, relative to `folder` (else to where one stands), whether or not anything is there.
+    """The path that the option `name` holds, relative to `folder` (else to the current folder), whether or not anything is there.
 
     Raises:
-        BadValue: nothing can be there: a home folder of nobody, a name that is too long or no name, a folder one may not enter.
+        BadValue: nothing can be there: a home folder of no user, a name that is too long or no name, a folder without permission.
     """
     try:
         found = (folder or Path()) / Path(path).expanduser()
@@ -136,8 +136,8 @@ def read_text(name: str, path: str) -> str:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        way_out = "; it is UTF-16, save it as UTF-8" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else ""
-        raise BadValue(name, path, f"not UTF-8 ({error.reason} at byte {error.start}){way_out}") from error
+        hint = "; it is UTF-16, save it as UTF-8" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else ""
+        raise BadValue(name, path, f"not UTF-8 ({error.reason} at byte {error.start}){hint}") from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -12,8 +12,8 @@ from guidedgen.datasets.tasks import check_text
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Templated:
-    """The tasks of `prompts`, "{prompt}" in the template standing for each one's prompt. Their ids stay: of equal seeds the
-    pictures begin at the same noise as those of `prompts` themselves.
+    """The tasks of `prompts`, "{prompt}" in the template standing for each one's prompt. Their ids stay the same, so with equal
+    seeds the pictures start at the same noise as those of `prompts` themselves.
     """
 
     prompts: Dataset

@@ -38,7 +38,7 @@ class Adjoint:
     cost. Offsets move its states, not what it remembers of the steps before.
 
     dopri5 ignores the points between the grid's ends: it takes the steps that keep its estimate of the error below `rtol` |y| +
-    `atol`, forth and back, and samples one by one, so that none depends on its neighbours. The estimate of the first, longest steps
+    `atol`, forth and back, and samples one by one, so that none depends on the others. The estimate of the first, longest steps
     can be far off at 1e-4 and above, which is all that a float16 network resolves.
     """
 
@@ -87,7 +87,7 @@ class Adjoint:
         elif self.solver == "explicit_adams":
             options = back = {"max_order": 5}  # torchdiffeq counts one more than Adams' order
             if chain.offsets:
-                # Times at the ends of a step are asked for a rounding error inside of it, so that they tell which step it is.
+                # Times at the ends of a step are asked for a rounding error inside of it, so that they identify the step.
                 options = back = {**options, "perturb": True}
                 velocity, moved = _along(chain, velocity, grid.to(x.dtype).tolist()), _added(chain, len(chain))
                 params = [*(p for p in params if all(p is not offset for offset in chain.offsets)), *chain.offsets]
@@ -108,7 +108,7 @@ def _along(
     """
 
     def call(u: Tensor, y: Tensor) -> Tensor:
-        passed = bisect.bisect_left(grid, -float(u.detach()), key=lambda point: -point)  # how many points lie above u
+        passed = bisect.bisect_left(grid, -float(u.detach()), key=lambda point: -point)  # how many points are above u
         return velocity(u, y + _added(chain, passed - 1))
 
     return call

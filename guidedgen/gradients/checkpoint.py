@@ -51,5 +51,5 @@ class Checkpoint:
         # All states but perhaps the first require gradients, so that is what is measured.
         first = tuple(x.detach().requires_grad_() for x in state)
         needed = saved_bytes(lambda: chain.step(first, 0))
-        room = self.memory_gb * 1e9 - len(chain) * sum(x.nbytes for x in state)
-        return int(min(len(chain), max(0, room) / max(needed, 1)))
+        available = self.memory_gb * 1e9 - len(chain) * sum(x.nbytes for x in state)
+        return int(min(len(chain), max(0, available) / max(needed, 1)))

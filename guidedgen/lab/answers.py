@@ -27,7 +27,7 @@ from guidedgen.lab.networks import WEIGHTS, Reading
 from guidedgen.lab.world import BACKGROUNDS, COLOURS, SHAPES, SIZE, SIZES, TEXTURES
 
 _COLOURS, _BACKGROUNDS = tuple(COLOURS), tuple(BACKGROUNDS)
-_ORDER = {word: place for place, words in enumerate((SIZES, TEXTURES, COLOURS)) for word in words}
+_ORDER = {word: position for position, words in enumerate((SIZES, TEXTURES, COLOURS)) for word in words}
 _RADII = (9.0, 11.0, 13.0)  # px, by size: between those of one object and of three
 
 
@@ -48,7 +48,7 @@ class SceneAnswers:
     def __call__(self, images: Tensor, questions: Sequence[str]) -> Tensor:
         """b 3 H W in [0, 1], one question each -> log-odds of yes, b."""
         reading = _read(images, self.device, self.name)
-        odds = [_answer(reading, i, said) for i, said in enumerate(map(understand, questions))]
+        odds = [_answer(reading, i, description) for i, description in enumerate(map(understand, questions))]
         return torch.stack(odds).to(images.device)
 
 
@@ -75,7 +75,11 @@ class SceneDetector:
             reading = _read(images, self.device, self.name)
         found: list[list[Detection] | None] = []
         for i, names in enumerate(labels):
-            things = {name: said.things[0] for name in names if (said := understand(name)) is not None and said.things}
+            things = {
+                name: description.things[0]
+                for name in names
+                if (description := understand(name)) is not None and description.things
+            }
             boxes = _boxes(reading, i)
             kept = [
                 (name, confidence, boxes[k])
@@ -112,27 +116,27 @@ def _read(images: Tensor, device: torch.device, who: str) -> Reading:
     return shipped_classifier(device)(pictures.resize(pixels, SIZE))
 
 
-def _answer(reading: Reading, i: int, said: Description | None) -> Tensor:
-    """Log-odds that all that is said of image i is so."""
-    if said is None:
+def _answer(reading: Reading, i: int, description: Description | None) -> Tensor:
+    """Log-odds that a description is true of image i."""
+    if description is None:
         return reading.shape.new_full((), float("nan"))
-    parts = [] if said.background is None else [_odds(reading.background[i], _BACKGROUNDS.index(said.background))]
-    if said.things:
-        parts.append(_things_odds(reading, i, said))
+    parts = [] if description.background is None else [_odds(reading.background[i], _BACKGROUNDS.index(description.background))]
+    if description.things:
+        parts.append(_things_odds(reading, i, description))
     return _all_of(torch.stack(parts))
 
 
-def _things_odds(reading: Reading, i: int, said: Description) -> Tensor:
+def _things_odds(reading: Reading, i: int, description: Description) -> Tensor:
     """Log-odds that image i has these things, different ones, in this relation: of the objects that fit best."""
-    choices = [choice for choice in itertools.product(*map(_candidates, said.things)) if len(set(choice)) == len(choice)]
+    choices = [choice for choice in itertools.product(*map(_candidates, description.things)) if len(set(choice)) == len(choice)]
     if not choices:
         return reading.shape.new_full((), float("nan"))
-    odds = torch.stack([_spread(reading, i, thing) for thing in said.things])  # m k
+    odds = torch.stack([_spread(reading, i, thing) for thing in description.things])  # m k
     chosen = torch.tensor(choices, device=odds.device)  # c m
     parts = odds.gather(1, chosen.T)  # m c
-    if said.relation:
+    if description.relation:
         offsets = reading.centre[i, chosen[:, 0]] - reading.centre[i, chosen[:, 1]]
-        parts = torch.cat([parts, relation_odds(said.relation, offsets)[None]])
+        parts = torch.cat([parts, relation_odds(description.relation, offsets)[None]])
     return _all_of(parts).amax()
 
 

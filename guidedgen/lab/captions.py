@@ -49,7 +49,7 @@ class Thing:
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """One to three things, how the first two stand, and the background; None is unsaid."""
+    """One to three things, the relation of the first two, and the background; None where not given."""
 
     things: tuple[Thing, ...]
     relation: str | None = None
@@ -91,7 +91,7 @@ def parse(text: str) -> Description | None:
 
 
 def describe(scenes: Scenes) -> list[Description]:
-    """Everything there is to say about each scene (textures of solid and sizes of medium things stay unsaid)."""
+    """Everything there is to say about each scene (textures of solid and sizes of medium things are left out)."""
     columns = [getattr(scenes, name).tolist() for name in ("count", "colour", "shape", "texture", "size", "relation", "background")]
     return [_describe(*row) for row in zip(*columns, strict=True)]
 
@@ -206,7 +206,7 @@ def _shape(rng: random.Random) -> Description:
 
 
 def _texture(rng: random.Random) -> Description:
-    """Of one colour, as in `_shape`: only the textures tell what belongs to what."""
+    """Of one colour, as in `_shape`: only the textures distinguish them."""
     return Description(tuple(_textured(list(_shape(rng).things), rng)))
 
 
@@ -229,7 +229,7 @@ def _background(rng: random.Random) -> Description:
 
 
 def _unseen(rng: random.Random) -> Description:
-    """Three of them: two are drawn right nine times in ten, so well does the generator recombine."""
+    """Three of them: the generator recombines so well that two are drawn correctly nine times in ten."""
     return Description(tuple(Thing(c, _unseen_shape(c)) for c in rng.sample(_COLOURS, 3)))
 
 

@@ -13,8 +13,8 @@ from guidedgen.lab.fitting import Part, Settings
 _CARD = """\
 # The lab's networks
 
-Trained from nothing on rendered scenes by `scripts/train_lab.py`; nothing in them comes from other models or from photographs.
-Good for showing, testing and measuring guidance methods in seconds on a CPU; good for nothing else.
+Trained from scratch on rendered scenes by `scripts/train_lab.py`; nothing in them comes from other models or from photographs.
+Good for showing, testing and measuring guidance methods in seconds on a CPU; of no other use.
 
 ## Data
 
@@ -25,16 +25,17 @@ Scenes of one to three objects, 64 x 64 px, drawn by `guidedgen.lab.world` and `
 | --- | --- | --- |
 | generator | 8 common shapes without one colour each: 56 of 64 colour-shape combinations | generator |
 | world | everything, with sparkle and crescent and the 8 other combinations | all but the generator |
-| unseen | objects of the 8 combinations alone | nobody in training: the family "unseen" of the exam |
+| unseen | objects of the 8 combinations alone | no network in training: the family "unseen" of the exam |
 
-Figures below are on scenes from random streams that training does not use. `clip-guide` may steer; `clip-judge`, of another
-architecture and other initial weights, only judges. The aesthetic head is trained on noisy ratings of `taste`. `clip-preference`
-is the guide trained on as PickScore is: on the choices between two pictures of a simulated rater, who looks mostly for what the
-prompt asks for and a little for `taste` (`guidedgen.lab.preference`), with half of the contrastive loss beside it. `blip2` and
-`vqa` are BLIP-2's Q-Former and BLIP's question answering on transformers' classes (`guidedgen.lab.referees`), taught by true and
-false statements about scenes (`guidedgen.lab.statements`); they share no weights with each other or with any other network, so
-that each may judge what another one has guided. `blip2`, under which pictures are optimised directly, is hardened at last against
-pictures changed to make it err (`guidedgen.lab.hardening`): before, it was content with noise. `vqa` is not.
+Figures below are on scenes from random streams that training does not use. `clip-guide` may guide; `clip-judge`, of another
+architecture and other initial weights, only judges. The aesthetic head is trained on noisy ratings of `taste`.
+`clip-preference` is `clip-guide`, trained further as PickScore is: on choices between two pictures by a simulated rater, who
+looks mostly for what the prompt asks for and a little for `taste` (`guidedgen.lab.preference`), with half of the contrastive
+loss added to it. `blip2` and `vqa` are BLIP-2's Q-Former and BLIP's question answering on transformers' classes
+(`guidedgen.lab.referees`), trained on true and false statements about scenes (`guidedgen.lab.statements`); they share no
+weights with each other or with any other network, so that each may judge what another one has guided. `blip2`, under which
+pictures are optimised directly, is at the end trained against adversarial pictures ("hardened", `guidedgen.lab.hardening`):
+before, it accepted noise. `vqa` is not.
 
 ## Networks and training
 
@@ -43,8 +44,8 @@ the running average of the weights, in fp16. {settings} Seconds are of one CPU t
 Each part is a function of its seed on one machine and one version of torch. What was shipped first differs in two ways from what
 a new training gives: it was stopped and continued with more steps, and the generator's tokens were renumbered afterwards.
 Its losses were taken from the log and its seconds from the clock, except the classifier's and the preference CLIP's, which the
-loop measured. `blip2` and `vqa` were stopped and continued too; up to step 4200 without the loss of places, and with fewer false
-relations and backgrounds among the statements. The rate of `blip2` had fallen to nothing at step 6000, from which on it is
+loop measured. `blip2` and `vqa` were stopped and continued too; up to step 4200 without the loss of positions, and with fewer false
+relations and backgrounds among the statements. The learning rate of `blip2` had decayed to zero at step 6000; from then on it was
 hardened. The preference CLIP's loss is that of one batch of noisy choices; its floor, the noise's, is about 0.4.
 
 | part | network | parameters | steps | learning rate | weight decay | warm-up | average | last loss | seconds |
@@ -56,16 +57,16 @@ hardened. The preference CLIP's loss is that of one batch of noisy choices; its 
 `python scripts/train_lab.py --evaluate` prints these. Generator: diffusers' StableDiffusionPipeline, DDIM, 50 steps, guidance
 scale 5, judged by the scene classifier: exactly the objects asked for, none more, in colour and shape, and whatever else the
 prompt says. The families with an upper bar are the hard ones, for guidance to improve; the rates are those without guidance.
-"texture" are two things of one colour told apart by texture; "unseen" three things, each a combination the generator never saw.
+"texture" are two things of one colour that differ in texture; "unseen" three things, each a combination the generator never saw.
 Two textured things of different colours are drawn right in 82 % and two unseen ones in 91 % of 96 pictures each.
 
 "choice" is how often the preference CLIP prefers the picture that the rater's formula prefers, in pairs that differ in what the
 prompt asks for ("prompt") or in taste alone; "guide's" is the same by the guide's cosine. Figures of
 `blip2` are how often a caption does better than the same with one thing false: by matching, where an attribute of a thing, the
 relation or the background was changed; by captioning; and by the sum of both, which is the reward. Matching alone is nearly blind
-to relations. "match" is how often it tells each caption alone, "attacked" where the picture was changed, by an L2 norm of 0.5, to
-make it err: 69 % before it was hardened. "answer" are questions to `vqa`, half of them to be answered with no; where a relation or
-a background is asked for, half of those are false in it.
+to relations. "match" is how often it is right about each caption alone, "attacked" where the picture was changed, by an L2 norm
+of 0.5, to make it err: 69 % before it was hardened. "answer" are questions to `vqa`, half of them to be answered with no; where
+they ask for a relation or a background, it is false in half of those.
 
 | figure | value | bar | |
 | --- | --- | --- | --- |

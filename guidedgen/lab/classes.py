@@ -19,7 +19,7 @@ from guidedgen.lab.world import BACKGROUNDS, COLOURS, SIZES
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RenderedClasses:
-    """`count` scenes of every prompt, the same at every call. What it leaves unsaid, of colour, size and background, is drawn."""
+    """`count` scenes of every prompt, the same at every call. Colours, sizes and backgrounds that it does not give are random."""
 
     count: int = 64
 
@@ -30,21 +30,23 @@ class RenderedClasses:
     def check(self, tasks: Sequence[Task]) -> None:
         """Raises UsageError where a prompt describes no scene, or a thing without a shape."""
         for task in tasks:
-            said = captions.parse(task.prompt)
-            if said is None or not all(thing.shape for thing in said.things):
+            description = captions.parse(task.prompt)
+            if description is None or not all(thing.shape for thing in description.things):
                 raise UsageError(f"metrics.per_class.pictures: {task.prompt!r} describes no scene of things that have shapes")
 
     def __call__(self, task: Task) -> Iterator[Tensor]:
         """One batch, `count` 3 64 64."""
-        said = captions.parse(task.prompt)
-        assert said is not None
+        description = captions.parse(task.prompt)
+        assert description is not None
         rng = random.Random(int(stream("class", task.prompt).integers(2**62)))
 
         def filled() -> captions.Description:
             things = (
                 dataclasses.replace(thing, colour=thing.colour or rng.choice(list(COLOURS)), size=thing.size or rng.choice(SIZES))
-                for thing in said.things
+                for thing in description.things
             )
-            return dataclasses.replace(said, things=tuple(things), background=said.background or rng.choice(list(BACKGROUNDS)))
+            return dataclasses.replace(
+                description, things=tuple(things), background=description.background or rng.choice(list(BACKGROUNDS))
+            )
 
         yield render(stage([filled() for _ in range(self.count)], generator("class", task.prompt)))

@@ -1,7 +1,7 @@
-"""Pictures that a network is about to err on, so that it learns not to: adversarial training (Madry et al. 2018,
+"""Adversarial pictures to train a network on: adversarial training (Madry et al. 2018,
 "Towards Deep Learning Models Resistant to Adversarial Attacks", section 2.1) against changes of a bounded L2 norm.
 
-A network of the lab's size that has seen clean scenes alone is content with noise when pictures are optimised under it. One
+A network of the lab's size that has seen clean scenes alone accepts noise when pictures are optimised under it. One
 trained so has gradients that point at what people see (Tsipras et al. 2019, "Robustness May Be at Odds with Accuracy", section
 3.1), good enough to draw by (Santurkar et al. 2019, "Image Synthesis with a Single (Robust) Classifier").
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def attacked(images: Tensor, losses: Callable[[Tensor], Tensor], radius: Tensor, steps: int = 2) -> Tensor:
     """The images (b 3 H W in [-1, 1]) after `steps` steps that raise each one's loss (b 3 H W -> b), changed by at most its
     `radius` (b), the L2 norm over channels and pixels. A step is 1.5 radius / steps long. No gradient reaches the result; the
-    network's parameters must not want theirs, or they are computed for nothing.
+    network's parameters must not require gradients, which would be computed for nothing.
     """
     radius = radius[:, None, None, None]
     change = torch.zeros_like(images)

@@ -31,7 +31,7 @@ RELATION_SCALE = 3.0  # px; of the logistic that makes a relation a probability 
 class Verdict:
     """What is right about each of b images: bool tensors (b). An aspect that was not asked for counts as right."""
 
-    objects: Tensor  # the objects present are those asked for, none missing, none more; colours as far as said
+    objects: Tensor  # the objects present are those asked for, none missing, none more; colours where given
     textures: Tensor  # each texture asked for is on its object
     relation: Tensor  # the first object stands to the second as asked
     background: Tensor
@@ -128,9 +128,9 @@ def stands(relation: str, a: list[float], b: list[float]) -> bool:
 def log_score(images: Tensor, descriptions: Sequence[Description], classifier: SceneClassifier) -> Tensor:
     """How probable the classifier finds all that is asked for, b in (-inf, 0], differentiable in images (b 3 H W in [0, 1]).
 
-    The sum of log p over: each thing's shape, colour and texture as far as said; the absence of every shape not asked for; the
+    The sum of log p over: each thing's shape, colour and texture where given; the absence of every shape not asked for; the
     number of objects; the background; and the relation, log sigmoid((d - |a|) / RELATION_SCALE) with d the distance in px in
-    the direction asked for and a the one across. A thing whose shape is unsaid is the one that fits best.
+    the direction asked for and a the one across. A thing without a shape is the one that fits best.
 
     Raises:
         ValueError: the images are not images, or a description is not `judgeable`.
@@ -212,7 +212,7 @@ class SceneAccuracy:
 class TasteOracle:
     """A reward that judges and does not guide: the rating of `taste` itself, 1 to 10, of which the aesthetic head is a copy.
 
-    Gradients would pass through the formula, but they are cut: a picture that was guided by the oracle cannot tell whether
+    Gradients would pass through the formula, but they are cut: a picture that was guided by the oracle cannot show whether
     guidance made it better or only fooled the head.
     """
 

@@ -1,4 +1,4 @@
-"""The lab's rater: which of two pictures people would rather have for a prompt, and pairs of pictures to ask about.
+"""The lab's simulated rater: which of two pictures people would prefer for a prompt, and pairs of pictures to rate.
 
     utility = 12 faithfulness + rating
 
@@ -57,17 +57,17 @@ def utility(scenes: Scenes, prompts: Sequence[Description], images: Tensor) -> T
 def faithfulness(scenes: Scenes, prompts: Sequence[Description]) -> Tensor:
     """The share of the prompt's points that b scenes show: b in [0, 1].
 
-    A point each: the shape, colour and texture of every thing, as far as said; the number of things; the relation and the
-    background where said. Things are matched with objects to the prompt's best advantage. Sizes are not judged, as in `judge`.
+    A point each: the shape, colour and texture of every thing, where given; the number of things; the relation and the
+    background where given. Things are matched with objects to the prompt's best advantage. Sizes are not judged, as in `judge`.
     """
     names = ("count", "colour", "shape", "texture", "centre", "background")
     columns = [getattr(scenes, name).tolist() for name in names]
-    shares = [_share(said, *row) for said, *row in zip(prompts, *columns, strict=True)]
+    shares = [_share(description, *row) for description, *row in zip(prompts, *columns, strict=True)]
     return torch.tensor(shares, device=scenes.count.device)
 
 
 def _share(
-    said: Description,
+    description: Description,
     count: int,
     colour: list[int],
     shape: list[int],
@@ -75,7 +75,7 @@ def _share(
     centre: list[list[float]],
     background: int,
 ) -> float:
-    asked = [(thing.shape, thing.colour, thing.texture) for thing in said.things]
+    asked = [(thing.shape, thing.colour, thing.texture) for thing in description.things]
     shown = [(SHAPES[shape[i]], _COLOURS[colour[i]], TEXTURES[texture[i]]) for i in range(count)]
 
     def right(choice: tuple[int | None, ...]) -> int:
@@ -85,15 +85,15 @@ def _share(
             if i is not None
             for want, have in zip(wanted, shown[i], strict=True)
         )
-        if said.relation is None or choice[0] is None or choice[1] is None:
+        if description.relation is None or choice[0] is None or choice[1] is None:
             return points
-        return points + stands(said.relation, centre[choice[0]], centre[choice[1]])
+        return points + stands(description.relation, centre[choice[0]], centre[choice[1]])
 
     objects: list[int | None] = [*range(count), *[None] * (len(asked) - count)]  # None: a thing without an object
     best = max(right(choice) for choice in itertools.permutations(objects, len(asked)))
-    best += (count == len(asked)) + (_BACKGROUNDS[background] == said.background)
+    best += (count == len(asked)) + (_BACKGROUNDS[background] == description.background)
     total = sum(want is not None for wanted in asked for want in wanted)
-    return best / (total + 1 + (said.relation is not None) + (said.background is not None))
+    return best / (total + 1 + (description.relation is not None) + (description.background is not None))
 
 
 def choose(first: Tensor, second: Tensor, generator: torch.Generator) -> Tensor:
@@ -121,16 +121,16 @@ def draw_pairs(n: int, generator: torch.Generator) -> Pairs:
     rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
     prompts, sides = [], []
     for truth in captions.describe(draw_scenes(n, generator, counts=(0.35, 0.5, 0.15))):
-        said = _ask(truth, rng)
+        description = _ask(truth, rng)
         kind = rng.random()
         if kind < 0.45:
             pair = [truth, spoil(truth, rng)]
         elif kind < 0.75:
-            pair = [truth, _vary(truth, said, rng)]
+            pair = [truth, _vary(truth, description, rng)]
         else:
             pair = [spoil(truth, rng), spoil(truth, rng)]
         rng.shuffle(pair)
-        prompts.append(said)
+        prompts.append(description)
         sides.append(pair)
     first, second = (stage([pair[i] for pair in sides], generator) for i in (0, 1))
     return Pairs(prompts=tuple(prompts), first=first, second=second)
@@ -138,9 +138,9 @@ def draw_pairs(n: int, generator: torch.Generator) -> Pairs:
 
 def _ask(truth: Description, rng: random.Random) -> Description:
     """A prompt as people write them, sizes left out."""
-    said = captions.parse(captions.caption(truth, rng))
-    assert said is not None  # captions are of the grammar
-    return dataclasses.replace(said, things=tuple(dataclasses.replace(thing, size=None) for thing in said.things))
+    description = captions.parse(captions.caption(truth, rng))
+    assert description is not None  # captions are of the grammar
+    return dataclasses.replace(description, things=tuple(dataclasses.replace(thing, size=None) for thing in description.things))
 
 
 def spoil(truth: Description, rng: random.Random) -> Description:
@@ -173,17 +173,17 @@ def _spoil_once(truth: Description, rng: random.Random) -> Description:
     return captions.corrupt(truth, rng)
 
 
-def _vary(truth: Description, said: Description, rng: random.Random) -> Description:
+def _vary(truth: Description, description: Description, rng: random.Random) -> Description:
     """Another description that the prompt fits as well: other sizes, and a background and a relation if it names none."""
     things = tuple(dataclasses.replace(thing, size=rng.choice(SIZES)) for thing in truth.things)
-    background = truth.background if said.background else rng.choice(_BACKGROUNDS)
-    return Description(things, truth.relation if said.relation else None, background)
+    background = truth.background if description.background else rng.choice(_BACKGROUNDS)
+    return Description(things, truth.relation if description.relation else None, background)
 
 
 def stage(descriptions: Sequence[Description], generator: torch.Generator) -> Scenes:
     """Scenes that show these descriptions, laid out at random; their colours and shapes may repeat.
 
-    What is unsaid: solid, of medium size, in any relation, on white.
+    Defaults: solid, of medium size, in any relation, on white.
 
     Raises:
         ValueError: a thing lacks its colour or shape.
@@ -191,20 +191,20 @@ def stage(descriptions: Sequence[Description], generator: torch.Generator) -> Sc
     b = len(descriptions)
     names: dict[str, Sequence[str]] = {"colour": _COLOURS, "shape": SHAPES, "texture": TEXTURES, "size": SIZES}
     facts = {name: torch.zeros(b, SLOTS, dtype=torch.long) for name in names}
-    for i, said in enumerate(descriptions):
-        for j, thing in enumerate(said.things):
+    for i, description in enumerate(descriptions):
+        for j, thing in enumerate(description.things):
             full = dataclasses.replace(thing, texture=thing.texture or "solid", size=thing.size or "medium")
             for name, values in names.items():
                 if (value := getattr(full, name)) is None:
-                    raise ValueError(f"stage: no {name} is said of {thing}")
+                    raise ValueError(f"stage: no {name} is given for {thing}")
                 facts[name][i, j] = values.index(value)
-    count = torch.tensor([len(said.things) for said in descriptions])
+    count = torch.tensor([len(description.things) for description in descriptions])
     relation = torch.randint(0, len(RELATIONS), (b,), generator=generator)
-    for i, said in enumerate(descriptions):
-        if said.relation:
-            relation[i] = RELATIONS.index(said.relation)
+    for i, description in enumerate(descriptions):
+        if description.relation:
+            relation[i] = RELATIONS.index(description.relation)
     relation[count != 2] = -1
-    background = torch.tensor([_BACKGROUNDS.index(said.background or "white") for said in descriptions])
+    background = torch.tensor([_BACKGROUNDS.index(description.background or "white") for description in descriptions])
     return lay_out(count=count, relation=relation, background=background, generator=generator, **facts)
 
 

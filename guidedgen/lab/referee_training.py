@@ -1,8 +1,8 @@
 """How the lab's vision-language networks are trained: first to see, then to judge statements about what they see.
 
-For the first part of its steps a network learns what lies under each 8 x 8 patch alone, which takes far fewer pictures than
-learning it from texts; that loss then stays beside the others. So does that of the places of what a text names, for the relations'
-sake. BLIP-2, under which pictures are optimised, at last learns from pictures that were changed to make it err (`hardening`).
+For the first part of its steps a network learns only what is in each 8 x 8 patch, which takes far fewer pictures than
+learning it from texts; that loss is then added to the others. So is the loss of the positions of what a text names, for the
+relations. BLIP-2, under which pictures are optimised, at last learns from pictures that were changed to make it err (`hardening`).
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _LOOKING = 910  # steps without texts
 _SEEING = 2000  # steps after which the vision tower is left as it is: it sees enough, and steps get cheaper
 _HARDENING = 6000  # steps after which BLIP-2's pictures are attacked
 _RADIUS = 2.0  # of an attack, at most; a thing's other colour, shape or texture is some 5 to 10 away
-_NOTHINGS = 6  # pictures of nothing beside BATCH scenes, from then on; attacked three times as hard
+_NOTHINGS = 6  # pictures of nothing in addition to BATCH scenes, from then on; attacked three times as hard
 _NOTHING = len(SHAPES)  # the label of a patch without an object
 
 
 class PatchHeads(nn.Module):
-    """Reads off a vision tower's tokens what lies under each, for training alone."""
+    """Predicts from a vision tower's tokens what is in each patch, for training alone."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -75,8 +75,8 @@ def under(scenes: Scenes, patches: int) -> tuple[Tensor, Tensor]:
 
 
 class PlaceHead(nn.Module):
-    """Reads the place of each thing that a text names off the token of its shape, for training alone: without, relations between
-    places stay a secret to the networks for long.
+    """Predicts the position of each thing that a text names from the token of its shape. Used in training alone: without it, the
+    networks take long to learn relations between positions.
     """
 
     def __init__(self, width: int, tokenizer: Tokenizer) -> None:
@@ -86,15 +86,17 @@ class PlaceHead(nn.Module):
         self.shapes = torch.tensor([tokenizer.encode(name, add_special_tokens=False).ids[0] for name in names])
 
     def forward(
-        self, read: Tensor, ids: Tensor, said: Sequence[Description], truths: Sequence[Description], scenes: Scenes
+        self, read: Tensor, ids: Tensor, descriptions: Sequence[Description], truths: Sequence[Description], scenes: Scenes
     ) -> Tensor:
-        """The Huber loss, in patches, of the places of what is there once; of b l d states, b l ids and b texts and scenes."""
-        objects = [(row, slot) for row, pair in enumerate(zip(said, truths, strict=True)) for slot in statements.where(*pair)]
+        """The Huber loss, in patches, of the positions of what is there once; of b l d states, b l ids and b texts and scenes."""
+        objects = [
+            (row, slot) for row, pair in enumerate(zip(descriptions, truths, strict=True)) for slot in statements.where(*pair)
+        ]
         tokens = torch.isin(ids, self.shapes.to(ids.device)).nonzero()
         known = torch.tensor([slot is not None for _, slot in objects])
         rows, slots = torch.tensor([(row, slot) for row, slot in objects if slot is not None]).unbind(1)
-        place = self.place(read[tuple(tokens[known.to(ids.device)].unbind(1))]).float()
-        return F.smooth_l1_loss(place, scenes.centre[rows, slots].to(place) / 8)
+        position = self.place(read[tuple(tokens[known.to(ids.device)].unbind(1))]).float()
+        return F.smooth_l1_loss(position, scenes.centre[rows, slots].to(position) / 8)
 
 
 def _show(settings: Settings, vae: AutoencoderKL, spoil: Spoil) -> Callable[[torch.Generator], tuple[Scenes, Tensor]]:
@@ -113,7 +115,7 @@ def _show(settings: Settings, vae: AutoencoderKL, spoil: Spoil) -> Callable[[tor
 
 @torch.no_grad()
 def coded(settings: Settings, vae: AutoencoderKL) -> tuple[Scenes, Tensor]:
-    """Scenes and what they look like through the autoencoder (n 3 64 64, uint8), kept beside the checkpoints."""
+    """Scenes and what they look like through the autoencoder (n 3 64 64, uint8), stored with the checkpoints."""
     count = max(BATCH, round(_CODED * min(1.0, settings.scale)))
     scenes = draw_scenes(count, stream(settings.seed, "coded"), counts=(0.35, 0.5, 0.15), clutter=0.15, textured=0.5, free=True)
     file = settings.folder / "coded.pt"
@@ -145,7 +147,7 @@ def _with_heads(name: str, network: nn.Module, tokenizer: Tokenizer) -> nn.Modul
 def _look(
     heads: nn.Module, tower: Any, scenes: Scenes, images: Tensor, settings: Settings, *, learns: bool
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """What the vision tower makes of the images, the losses of what lies under the patches of those of scenes, which come first,
+    """What the vision tower makes of the images, the losses of what is in the patches of those of scenes, which come first,
     and their sum.
     """
     with torch.set_grad_enabled(learns):
@@ -202,8 +204,8 @@ def blip2(settings: Settings, vae: AutoencoderKL, tokenizer: Tokenizer, spoil: S
         rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
         truths = captions.describe(scenes)
         true = [statements.statement(truth, rng) for truth in truths]
-        false = [statements.falsify(said, truth, rng) for said, truth in zip(true, truths, strict=True)]
-        ids, mask = _trim(*referees.tokenise(tokenizer, [str(said) for said in true + false]), settings.device)
+        false = [statements.falsify(description, truth, rng) for description, truth in zip(true, truths, strict=True)]
+        ids, mask = _trim(*referees.tokenise(tokenizer, [str(description) for description in true + false]), settings.device)
         texts, shown = torch.arange(2 * BATCH), torch.arange(2 * BATCH) % BATCH  # a true and a false one of each picture
         if hardens:
             chosen = torch.randint(len(nothing()), (_NOTHINGS,), generator=generator)
@@ -216,13 +218,13 @@ def blip2(settings: Settings, vae: AutoencoderKL, tokenizer: Tokenizer, spoil: S
         seen, looks, look = _look(network["patches"], tower, scenes, images, settings, learns=seeing or hardens)
         queries, read = qformer.fuse(seen[shown], ids[texts], mask[texts])
         logits = qformer.network.itm_head(queries).mean(1).float()
-        place = network["places"](read[: 2 * BATCH], ids, true + false, truths * 2, Scenes.cat([scenes, scenes]))
+        position = network["places"](read[: 2 * BATCH], ids, true + false, truths * 2, Scenes.cat([scenes, scenes]))
         target = (torch.arange(len(texts), device=ids.device) < BATCH).long()
         matching = F.cross_entropy(logits, target)
         caption = qformer.caption(seen[:BATCH], ids[:BATCH], mask[:BATCH], start).mean()
         right = _share(logits.argmax(1) == target)
-        parts = {"match": matching, "caption": caption, "look": look, "place": place, "right": right}
-        return _logged(matching + caption + (look + place) / 3, parts)
+        parts = {"match": matching, "caption": caption, "look": look, "place": position, "right": right}
+        return _logged(matching + caption + (look + position) / 3, parts)
 
     return Part(name="blip2", network=network, loss=loss, steps=7500, lr=7e-4, weight_decay=0.05, average=0.995)
 
@@ -250,13 +252,13 @@ def vqa(settings: Settings, vae: AutoencoderKL, tokenizer: Tokenizer, spoil: Spo
             input_ids=ids, attention_mask=mask, encoder_hidden_states=torch.cat([seen, seen])
         ).last_hidden_state
         logits = vision_language.decode(blip, read, mask, special["[DEC]"]).float()
-        said = [captions.parse(question.rstrip("?")) or Description(()) for question in questions]
-        place = network["places"](read, ids, said, truths * 2, Scenes.cat([scenes, scenes]))
+        descriptions = [captions.parse(question.rstrip("?")) or Description(()) for question in questions]
+        position = network["places"](read, ids, descriptions, truths * 2, Scenes.cat([scenes, scenes]))
         yes = torch.arange(len(ids), device=ids.device) < BATCH
         target = torch.where(yes, special["yes"], special["no"])
         answer = F.cross_entropy(logits, target)
         right = (logits[:, special["yes"]] > logits[:, special["no"]]) == yes
-        parts = {"answer": answer, "look": look, "place": place, "right": _share(right)}
-        return _logged(answer + (look + place) / 3, parts)
+        parts = {"answer": answer, "look": look, "place": position, "right": _share(right)}
+        return _logged(answer + (look + position) / 3, parts)
 
     return Part(name="vqa", network=network, loss=loss, steps=7600, lr=7e-4, weight_decay=0.05, average=0.995)

@@ -1,6 +1,6 @@
-"""The lab's BLIP-2 and its BLIP that answers questions, built, loaded and spoken to: classes of transformers at small size.
+"""The lab's BLIP-2 and its BLIP that answers questions, built, loaded and prompted: classes of transformers at small size.
 
-They read 64 x 64 px in 8 x 8 patches. Their vision towers are transformers' with a convolutional stem in place of the linear
+They read 64 x 64 px in 8 x 8 patches. Their vision towers are transformers' with a convolutional stem instead of the linear
 patch embedding, the hybrid of Dosovitskiy et al. 2021 (section 3.1): on a few million pictures it sees shapes much sooner.
 """
 
@@ -38,7 +38,7 @@ def tokenise(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[Tensor, Tensor
 
 
 class Stem(nn.Module):
-    """Convolutions in place of a patch embedding: b 3 64 64 in [-1, 1] -> b width 8 8."""
+    """Convolutions instead of a patch embedding: b 3 64 64 in [-1, 1] -> b width 8 8."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

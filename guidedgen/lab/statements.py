@@ -13,23 +13,23 @@ from guidedgen.lab.world import BACKGROUNDS, RELATIONS
 _ATTRIBUTES = ("colour", "shape", "texture")
 
 
-def holds(said: Description, truth: Description) -> bool:
-    """Whether all that is said is so in a scene of which `captions.describe` says `truth`, whatever else is in it.
+def holds(description: Description, truth: Description) -> bool:
+    """Whether a description is true of a scene that `captions.describe` describes by `truth`, whatever else is in it.
 
     Each thing has to be another object. A relation is only known in scenes of two objects, and holds nowhere else.
     """
-    if said.background not in (None, truth.background):
+    if description.background not in (None, truth.background):
         return False
     return any(
-        all(_fits(thing, truth.things[i]) for thing, i in zip(said.things, chosen, strict=True))
-        and (said.relation is None or said.relation == _relation(truth, chosen))
-        for chosen in itertools.permutations(range(len(truth.things)), len(said.things))
+        all(_fits(thing, truth.things[i]) for thing, i in zip(description.things, chosen, strict=True))
+        and (description.relation is None or description.relation == _relation(truth, chosen))
+        for chosen in itertools.permutations(range(len(truth.things)), len(description.things))
     )
 
 
-def where(said: Description, truth: Description) -> list[int | None]:
-    """Which object of the scene each thing is, by its place in `truth`; None where it is none, or could be several."""
-    found = [[i for i, there in enumerate(truth.things) if _fits(thing, there)] for thing in said.things]
+def where(description: Description, truth: Description) -> list[int | None]:
+    """Which object of the scene each thing is, by its index in `truth`; None where it is none, or could be several."""
+    found = [[i for i, there in enumerate(truth.things) if _fits(thing, there)] for thing in description.things]
     return [objects[0] if len(objects) == 1 else None for objects in found]
 
 
@@ -45,11 +45,11 @@ def _relation(truth: Description, chosen: tuple[int, ...]) -> str | None:
 
 
 def statement(truth: Description, rng: random.Random) -> Description:
-    """Something true of a scene: half of the time what a caption says of it all, else what is so of one or two of its objects."""
+    """Something true of a scene: half of the time a caption of all of it, else a description of one or two of its objects."""
     if len(truth.things) <= 3 and rng.random() < 0.5:
-        said = captions.parse(captions.caption(truth, rng))
-        if said is not None and all(thing.colour or thing.shape for thing in said.things):
-            return said
+        description = captions.parse(captions.caption(truth, rng))
+        if description is not None and all(thing.colour or thing.shape for thing in description.things):
+            return description
     few = min(len(truth.things), rng.choice((1, 2, 2) if truth.relation else (1, 1, 2)))
     chosen = rng.sample(range(len(truth.things)), few)
     relation = _relation(truth, tuple(chosen)) if rng.random() < 0.8 else None
@@ -63,32 +63,36 @@ def _seen(thing: Thing, rng: random.Random) -> Thing:
     return Thing(thing.colour if colour else None, thing.shape if shape else None, texture if rng.random() < 0.7 else None)
 
 
-def falsify(said: Description, truth: Description, rng: random.Random) -> Description:
-    """`said` made false of the scene in one point.
+def falsify(description: Description, truth: Description, rng: random.Random) -> Description:
+    """The description made false of the scene in one point.
 
-    Half of the time, where they are said, that is the relation or the background, which a network is slow to heed where few are
-    false. Else `captions.corrupt` has the choice, or a thing gets an attribute of another object.
+    Half of the time, where they are given, that is the relation or the background, which a network learns slowly where few are
+    false. Else `captions.corrupt` chooses, or a thing gets an attribute of another object.
     """
     values = {"relation": RELATIONS, "background": tuple(BACKGROUNDS)}
-    if (names := [name for name in values if getattr(said, name)]) and rng.random() < 0.5:
+    if (names := [name for name in values if getattr(description, name)]) and rng.random() < 0.5:
         name = rng.choice(names)
-        other = rng.choice([value for value in values[name] if value != getattr(said, name)])
-        false = dataclasses.replace(said, relation=other) if name == "relation" else dataclasses.replace(said, background=other)
+        other = rng.choice([value for value in values[name] if value != getattr(description, name)])
+        false = (
+            dataclasses.replace(description, relation=other)
+            if name == "relation"
+            else dataclasses.replace(description, background=other)
+        )
         if not holds(false, truth):
             return false
     while True:
-        false = _mixed(said, truth, rng) if rng.random() < 0.4 else captions.corrupt(said, rng)
+        false = _mixed(description, truth, rng) if rng.random() < 0.4 else captions.corrupt(description, rng)
         if not holds(false, truth):
             return false
 
 
-def _mixed(said: Description, truth: Description, rng: random.Random) -> Description:
-    things, i = list(said.things), rng.randrange(len(said.things))
+def _mixed(description: Description, truth: Description, rng: random.Random) -> Description:
+    things, i = list(description.things), rng.randrange(len(description.things))
     name, other = rng.choice(_ATTRIBUTES), rng.choice(truth.things)
     if getattr(things[i], name) is None or getattr(other, name) is None:
-        return captions.misname(said, rng) if any(thing.shape for thing in things) else captions.corrupt(said, rng)
+        return captions.misname(description, rng) if any(thing.shape for thing in things) else captions.corrupt(description, rng)
     things[i] = dataclasses.replace(things[i], **{name: getattr(other, name)})
-    return dataclasses.replace(said, things=tuple(things))
+    return dataclasses.replace(description, things=tuple(things))
 
 
 def question(truth: Description, rng: random.Random) -> tuple[str, str]:
@@ -96,5 +100,5 @@ def question(truth: Description, rng: random.Random) -> tuple[str, str]:
     if rng.random() < 0.08:
         false = rng.choice([name for name in BACKGROUNDS if name != truth.background])
         return f"a {truth.background} background?", f"a {false} background?"
-    said = statement(truth, rng)
-    return f"{said}?", f"{falsify(said, truth, rng)}?"
+    description = statement(truth, rng)
+    return f"{description}?", f"{falsify(description, truth, rng)}?"

@@ -2,7 +2,7 @@
 
     rating = 1 + 9 (0.40 balance + 0.25 contrast + 0.20 harmony + 0.15 fill)
 
-An aesthetic head learns it from noisy ratings; the formula itself is the oracle that tells a picture that has become better
+An aesthetic head learns it from noisy ratings; the formula itself is the oracle that distinguishes a picture that has become better
 from one that has fooled the head. What stands out is measured against the background, the median colour of the border.
 
     balance   1 - d / 0.4: how near the centre of what stands out is to the middle (d in picture widths, at least 0)

@@ -2,7 +2,7 @@
 
 A scene shows one to three objects on a plain background. Every object has a colour, a shape, a texture and a size; two
 objects stand in one of four relations. Some shapes and some attribute combinations are kept from the generator's training
-data (`Split.GENERATOR`) and shown to the companions (`Split.WORLD`): they are what vocabulary expansion has to reach.
+data (`Split.GENERATOR`) and shown to the other networks (`Split.WORLD`): they are the targets of vocabulary expansion.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def draw_scenes(
     `counts` are the odds of one, two and three objects, `textured` the odds that an object is not solid. In natural scenes
     colours and shapes differ within a scene. `clutter` is the share of scenes, two to four objects, in which they may repeat:
     generators draw such things by mistake, so the classifier has to know them. With `free`, cluttered scenes also have any sizes
-    and places that do not overlap, instead of one small object per quadrant.
+    and positions that do not overlap, instead of one small object per quadrant.
     """
     weights = torch.tensor(counts, dtype=torch.float)
     count = 1 + torch.multinomial(weights, n, replacement=True, generator=generator)
@@ -149,7 +149,7 @@ def lay_out(
     background: Tensor,
     generator: torch.Generator,
 ) -> Scenes:
-    """Scenes of given facts (see `Scenes`), natural or not, with places, radii and shades drawn as `draw_scenes` draws them.
+    """Scenes of given facts (see `Scenes`), natural or not, with positions, radii and shades drawn as `draw_scenes` draws them.
 
     Pairs need a relation; other scenes have none (-1).
     """
@@ -190,7 +190,7 @@ def _draw_attributes(n: int, messy: Tensor, generator: torch.Generator, split: S
 
 
 def _place(count: Tensor, radius: Tensor, relation: Tensor, generator: torch.Generator) -> Tensor:
-    """Centres (b SLOTS 2) such that objects lie inside the picture and do not overlap."""
+    """Centres (b SLOTS 2) such that objects are inside the picture and do not overlap."""
     n = len(count)
     u = torch.rand(n, SLOTS, 2, generator=generator)
     edge = radius + 1
@@ -219,8 +219,8 @@ def _place(count: Tensor, radius: Tensor, relation: Tensor, generator: torch.Gen
 
 
 def _place_freely(count: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Radii (b SLOTS) of 6 to 15 px and centres (b SLOTS 2): of 24 places for each object the first with room enough, and where
-    none has, the one with most room, which then limits the radius.
+    """Radii (b SLOTS) of 6 to 15 px and centres (b SLOTS 2): of 24 positions for each object the first with space enough, and where
+    none has, the one with most space, which then limits the radius.
     """
     n = len(count)
     radius = 6 + 9 * torch.rand(n, SLOTS, generator=generator)
@@ -228,15 +228,15 @@ def _place_freely(count: Tensor, generator: torch.Generator) -> tuple[Tensor, Te
     centre = torch.zeros(n, SLOTS, 2)
     for slot in range(SLOTS):
         edge = radius[:, slot, None, None] + 1
-        places = edge + u[:, slot] * (SIZE - 2 * edge)  # n 24 2
+        candidates = edge + u[:, slot] * (SIZE - 2 * edge)  # n 24 2
         gap = torch.full((n, 24), 99.0)
         for other in range(slot):
-            gap = torch.minimum(gap, (places - centre[:, None, other]).norm(dim=-1) - radius[:, other, None] - 1)
+            gap = torch.minimum(gap, (candidates - centre[:, None, other]).norm(dim=-1) - radius[:, other, None] - 1)
         enough = gap >= radius[:, slot, None]
         chosen = torch.where(enough.any(1), enough.float().argmax(1), gap.argmax(1))
         rows = torch.arange(n)
-        centre[:, slot] = places[rows, chosen]
+        centre[:, slot] = candidates[rows, chosen]
         present = slot < count
-        # An object squeezed below 5 px would not be seen: it takes 5 px and may touch its neighbour.
+        # An object squeezed below 5 px would not be seen: it takes 5 px and may touch the next object.
         radius[:, slot] = torch.where(present, torch.minimum(radius[:, slot], gap[rows, chosen]).clamp(min=5), radius[:, slot])
     return radius, centre

@@ -1,6 +1,7 @@
 """One paper, one file. A method is a frozen dataclass of its options that maps a Problem to x_0; `needs` says what it needs.
 
-Costs are per sample, of T steps: `rows` are denoiser rows, a classifier-free guidance pair being two.
+Costs are per sample, for T steps. `rows` are denoiser rows: latents that pass the denoiser, two per step with classifier-free
+guidance.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Observer = Callable[[str, int, Mapping[str, Any]], None]
 
 
 def ignore(event: str, step: int, values: Mapping[str, Any]) -> None:
-    """The observer that does not look."""
+    """An observer that does nothing."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,15 +51,15 @@ class Method(Protocol):
     def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
         """-> x_0: b c h w, one latent per sample.
 
-        `observe(event, step, values)` is told about progress (the event "step"), about what is traced, and by the event "beside"
-        of other latents, b c h w by name, whose pictures are kept beside those of x_0.
+        `observe(event, step, values)` is called with progress (the event "step"), with values to trace, and by the event
+        "extra_images" with other latents, b c h w by name, whose pictures are stored in addition to those of x_0.
         """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lessons:
-    """What a method learns on: each of the tasks' prompts from `noises_per_prompt` noises, the first of seed `seed`. `target` is
-    the template of the prompts that the originals are drawn of.
+    """What a method learns on: each prompt of `prompts` with `noises_per_prompt` noises, the first of seed `seed`. `target` is
+    the template for the prompts of the original images, with which rewards compare.
     """
 
     prompts: Dataset
@@ -70,18 +71,18 @@ class Lessons:
 _Found = TypeVar("_Found")
 
 
-class Pose(Protocol):
-    """Lessons as problems, of as many of them at once as `batch_size` and the device's memory allow."""
+class MakeProblems(Protocol):
+    """Makes problems of lessons: of as many at once as `batch_size` and the device's memory allow."""
 
-    def __call__(self, places: Sequence[int], compute: Callable[[Problem], _Found]) -> Iterator[_Found]:
-        """What `compute` finds in each part of the lessons at these places, in their order. It may be asked of lessons twice, so it
-        has to change nothing.
+    def __call__(self, indices: Sequence[int], compute: Callable[[Problem], _Found]) -> Iterator[_Found]:
+        """What `compute` returns for each part of the lessons at these indices, in their order. It may be called twice for the same
+        lessons, so it must not change anything.
         """
 
 
 @runtime_checkable
 class Learner(Protocol):
-    """What a method has besides that first learns something that all its samples share."""
+    """What a method has in addition if it first learns something that all its samples share."""
 
     @property
     def lessons(self) -> Lessons: ...
@@ -94,13 +95,14 @@ class Learner(Protocol):
 
     def learn(
         self,
-        pose: Pose,
+        make_problems: MakeProblems,
         count: int,
         free: Sequence[Tensor],
         saved: Mapping[str, Any],
         save: Callable[[Mapping[str, Any]], None],
         observe: Observer = ignore,
     ) -> None:
-        """Tunes `free` in place, on what is found in problems posed of some of the `count` samples. What it gives to `save` on the
-        way is `saved` when it is called again after an interruption; else that is empty. It tells of every update ("learn").
+        """Tunes `free` in place, on problems made of some of the `count` lessons. The state that it passes to `save` is given back
+        as `saved` when it is called again after an interruption; `saved` is empty otherwise. It calls `observe` with the event
+        "learn" for every update.
         """

@@ -1,6 +1,6 @@
 """AdjointDPM (Pan et al. 2024, "AdjointDPM: Adjoint Sensitivity Method for Gradient Backpropagation of Diffusion Probabilistic
-Models", arXiv:2307.10711): what a picture is drawn from is optimised by the reward of the finished picture, L = -r(D(x_0)), with
-gradients through the whole probability flow. What is optimised is
+Models", arXiv:2307.10711): the latents or the embedding that a picture is sampled from are optimised by the reward of the
+finished picture, L = -r(D(x_0)), with gradients through the whole probability flow. What is optimised is
 
     noise       x_T, as the released code does for the vocabulary expansion of section 4.1.1.
     trajectory  every state from x_T to the last but x_0, as that section says: "in each time step t, [...] the gradient of guidance
@@ -9,7 +9,7 @@ gradients through the whole probability flow. What is optimised is
                 The optimiser moves x_T and the u_s: each state along its own gradient, on top of what moved before it.
     embedding   the prompt's embedding of each sample, all tokens of it; x_T stays.
 
-With `epsilon` it stays within that distance of where it began, element by element: the security audit of section 4.1.2, which
+With `epsilon` every element stays within that distance of its first value: the security audit of section 4.1.2, which
 looks for x_T + delta, |delta|_inf <= epsilon, whose picture slips past a content filter (reward=evasion).
 
 Cost, with S steps (those of the grid that go somewhere) and m updates: 2S(2m + 1) rows forward and 2Sm backward with euler,
@@ -132,7 +132,7 @@ class AdjointDpm:
         return [value.detach().clone().requires_grad_() for value in initial]
 
     def _optimizer(self, free: Sequence[Tensor]) -> torch.optim.Optimizer:
-        """One that treats every element by itself, so that no sample depends on its neighbours."""
+        """An optimiser that updates every element by itself, so that no sample depends on the others."""
         make = torch.optim.AdamW if self.optimizer == "adam" else torch.optim.SGD
         return make(free, lr=self.lr, weight_decay=self.weight_decay)
 
@@ -172,6 +172,6 @@ def _lengths(gradients: Sequence[Tensor]) -> Tensor:
 
 
 def _finite(gradient: Tensor) -> Tensor:
-    """b ...: that of a sample which is not finite as 0."""
+    """b ...: with 0 for every sample that is not finite."""
     rows = gradient.flatten(1)
     return torch.where(rows.isfinite().all(1, keepdim=True), rows, 0).view_as(gradient)

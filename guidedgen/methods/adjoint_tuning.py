@@ -1,6 +1,6 @@
-"""AdjointDPM on what all pictures share (Pan et al. 2024, arXiv:2307.10711, section 4.2 and appendix A): the network's weights, or
-a word's embedding, are tuned by the reward of finished pictures, with gradients through the whole probability flow. Then every
-sample is drawn with them, unguided.
+"""AdjointDPM on parameters that all pictures share (Pan et al. 2024, arXiv:2307.10711, section 4.2 and appendix A): the network's
+weights, or a word's embedding, are tuned by the reward of finished pictures, with gradients through the whole probability flow.
+Then every sample is drawn with them, unguided.
 
     min_theta  1/N sum_i -r(D(x_0(x_T^i, c_i; theta)))        over N pairs of noise and prompt
 
@@ -30,7 +30,7 @@ from guidedgen.basics.noise import stream
 from guidedgen.basics.tasks import Dataset
 from guidedgen.gradients import GradientEngine
 from guidedgen.gradients.reversible import Reversible
-from guidedgen.methods import Lessons, Needs, Observer, Pose, ignore
+from guidedgen.methods import Lessons, MakeProblems, Needs, Observer, ignore
 from guidedgen.methods.guidance import check_counts
 from guidedgen.methods.problem import Problem
 from guidedgen.methods.whole_chain import walked
@@ -101,7 +101,7 @@ class AdjointTuning:
 
     def learn(
         self,
-        pose: Pose,
+        make_problems: MakeProblems,
         count: int,
         free: Sequence[Tensor],
         saved: Mapping[str, Any],
@@ -111,7 +111,7 @@ class AdjointTuning:
         optimizer = torch.optim.AdamW(free, lr=self.lr, weight_decay=self.weight_decay)
         done = self._restored(saved, optimizer, free)
         for i in range(done, self.num_updates):
-            rewards, gradients = self._mean_gradient(pose, self._drawn(i, count), free)
+            rewards, gradients = self._mean_gradient(make_problems, self._drawn(i, count), free)
             for value, gradient in zip(free, gradients, strict=True):
                 value.grad = gradient
             norm = torch.nn.utils.clip_grad_norm_(free, torch.inf if self.max_norm is None else self.max_norm)
@@ -132,18 +132,20 @@ class AdjointTuning:
         return saved["done"]
 
     def _drawn(self, i: int, count: int) -> list[int]:
-        """The pairs of update i: those of all permutations, one after the other, that come then."""
+        """The pairs of update i, taken in turn from random permutations of all pairs."""
         k = self.samples_per_update
-        places = range(i * k, (i + 1) * k)
-        orders = {place // count: None for place in places}
+        positions = range(i * k, (i + 1) * k)
+        orders = {position // count: None for position in positions}
         shuffled = {epoch: stream("learn", self.seed, epoch).permutation(count) for epoch in orders}
-        return sorted({int(shuffled[place // count][place % count]) for place in places})
+        return sorted({int(shuffled[position // count][position % count]) for position in positions})
 
-    def _mean_gradient(self, pose: Pose, places: Sequence[int], free: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+    def _mean_gradient(
+        self, make_problems: MakeProblems, indices: Sequence[int], free: Sequence[Tensor]
+    ) -> tuple[Tensor, Sequence[Tensor]]:
         """The rewards of the finished pictures of some pairs, and the gradients of minus their mean by what is tuned."""
         rewards: list[Tensor] = []
         sums: list[Tensor] = []
-        for seen, gradients in pose(places, functools.partial(self._gradient, free=free, count=len(places))):
+        for seen, gradients in make_problems(indices, functools.partial(self._gradient, free=free, count=len(indices))):
             rewards.append(seen)
             if not sums:
                 sums = list(gradients)

@@ -57,8 +57,8 @@ class BlipInversion:
     gradient of unit elements; distill_only is distillation alone: the rows of Table 3. `lr` and `distill_weight` are [first, last],
     along a cosine. `distill_iterations` below 1 is a share of all: 0.0625 is 10 of 160. `distill_window` are the least and the
     greatest t, as shares of the trained steps. `keep` says which picture is the sample's: the last, or the best, whose copies the
-    referee has given most; the other is kept beside it. After a restart the code's average shares its memory with z and moves with
-    it; ours does not.
+    referee has given most; the other is kept as an extra image. After a restart the code's average shares its memory with z and
+    moves with it; ours does not.
     """
 
     augmentations: Augmentations
@@ -113,12 +113,12 @@ class BlipInversion:
 
     @property
     def _distilled(self) -> int:
-        """The last iterations, in which distillation is alone."""
+        """Number of the last iterations, which have distillation alone."""
         return round(self.distill_iterations * (self.num_iterations if self.distill_iterations < 1 else 1))
 
     @property
     def _refereed(self) -> int:
-        """Iterations in which the referee has a say."""
+        """Iterations that follow the referee's gradient."""
         if self.mode == "distill_only" or (self.mode == "full" and not self.weight):
             return 0
         return self.num_iterations - (self._distilled if self.mode == "full" else 0)
@@ -151,11 +151,11 @@ class BlipInversion:
             return z[:, 0]
         kept = {"last": z[:, 0], "best": best.x_0[:, 0]}
         x_0 = kept.pop(self.keep)
-        observe("beside", self.num_iterations, kept)
+        observe("extra_images", self.num_iterations, kept)
         return x_0
 
     def _lr(self, i: int) -> float:
-        """Of the referee's step."""
+        """Learning rate of the referee's step."""
         if i < self.warmup:
             return self.lr[0] * (i + 1) / self.warmup
         return cosine(self.lr, i - self.warmup, self.num_iterations - self.warmup)
@@ -175,7 +175,7 @@ class BlipInversion:
         return 2 * (predicted - eps) / (h * w)
 
     def _copies(self, noise: Noise) -> RandomCopies | None:
-        """The next copies of every picture, where there are any: else it is scored itself."""
+        """The next copies of every picture, if there are any; otherwise the picture itself is scored."""
         return RandomCopies(self.augmentations, noise) if self.augmentations.count else None
 
     def _restarts(self, i: int) -> bool:

@@ -23,7 +23,7 @@ from guidedgen.methods.selection import best, pick, spread_over
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Code:
-    """Where the paper's algorithm leaves room or its released code (anujinho/code, BoN/src_sd/pipelines/cd_pipe.py) differs:
+    """Where the paper's algorithm is not specific or its released code (anujinho/code, BoN/src_sd/pipelines/cd_pipe.py) differs:
 
     shared_start: all streams of a sample start from one x_T, as Algorithm 6 (line 1) and the code have it; otherwise from N.
     extra_draw: the code looks ahead by a full scheduler step, which draws and drops a Gaussian; only the noise differs.

@@ -134,7 +134,7 @@ class Codex:
         return bool(self.strength) and (i + 1) % self.gradient_block_size == 0 and inside(problem, i, self.window)
 
     def _selected(self, scores: Tensor, done: float, noise: Noise) -> Tensor:
-        """The streams that go on (b k); the last selection, with all of the chain done, is greedy."""
+        """The streams that are kept (b k); the last selection, with all of the chain done, is greedy."""
         if self.selection == "greedy" or done == 1:
             return best(scores).unsqueeze(1)
         final = self.temperature if self.final_temperature is None else self.final_temperature
@@ -142,7 +142,7 @@ class Codex:
         return multinomial(scores, temperature, noise.uniform(scores.shape[1]))
 
     def _guided(self, problem: Problem, x_s: Tensor, s: Point, forks: dict[str, Noise]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The streams moved along their gradients, and what is worth a trace."""
+        """The streams moved along their gradients, and values to trace."""
         n, points, owner = x_s.shape[1], x_s, None
         if self.cluster and n >= 4:
             seeds = (forks["cluster"].uniform(1)[:, 0] * 2**32).long().tolist()

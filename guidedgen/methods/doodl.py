@@ -154,7 +154,7 @@ class Doodl:
     def _gradient(
         self, problem: Problem, chain: OdeChain | EdictChain, latents: Sequence[Tensor], crops: Noise
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """x_0, the rewards of what the chain ends in (b 1, or b 2 for a pair), and their mean's gradients by the latents."""
+        """x_0, the rewards of the chain's last state (b 1, or b 2 for a pair), and the gradients of their mean by the latents."""
         with torch.enable_grad():
             leaves = [z.detach().requires_grad_() for z in latents]
             end = self.gradients(chain, self._state(chain, leaves))

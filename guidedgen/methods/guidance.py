@@ -1,4 +1,4 @@
-"""What the step-guided methods share: when a step is guided, the predicted noise, the reward's gradient, how far to go along it."""
+"""Shared by the methods that guide single steps: which steps are guided, the predicted noise, the reward's gradient, the step."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def ascent(
 
     the factor before the gradient at most `cap`. Without epsilon it is FreeDoM's and MPGD's released code's and does not depend on
     the reward's scale; with it, Eq. A.1 of the CoDeX thesis. It is taken latent by latent, where the codes take it over the batch,
-    so that no sample depends on its neighbours. A latent whose gradient is zero or not finite stays where it is.
+    so that no sample depends on the others. A latent whose gradient is zero or not finite stays where it is.
     """
     gradient = torch.where(gradient.isfinite().all(-1).all(-1).all(-1)[..., None, None, None], gradient, 0)
     if correction is None:

@@ -64,7 +64,7 @@ class Problem:
     def score_and_gradient(self, x_0: Tensor, views: Views | None = None) -> tuple[Tensor, Tensor]:
         """Rewards (b n) of clean latents and their gradients by them (b n c h w), back through reward and decoder.
 
-        With views it is they that are scored, each as a picture of its own and a row of `batch_size`.
+        With views, these are scored instead, each as a picture of its own that counts towards `batch_size`.
         """
         if views is not None:
             return self._score_views(x_0, views)
@@ -81,7 +81,7 @@ class Problem:
         return torch.cat(values).unflatten(0, x_0.shape[:2]), torch.cat(gradients).unflatten(0, x_0.shape[:2])
 
     def _score_views(self, x_0: Tensor, views: Views) -> tuple[Tensor, Tensor]:
-        """The same of latents whose pictures are scored by views.
+        """The same for latents whose pictures are scored by views.
 
         Every picture is decoded once; the graphs of at most `batch_size` views are held at once, and of the decoding of those
         pictures alone that they are of.
@@ -126,7 +126,7 @@ class Problem:
         return rewards.detach(), gradient
 
     def subset(self, rows: Sequence[int]) -> Problem:
-        """The problem of some of its samples; their noise goes on where it stands."""
+        """The problem for some of its samples; their noise streams continue from their current state."""
         if list(rows) == list(range(len(self))):
             return self
         return dataclasses.replace(

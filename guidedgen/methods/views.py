@@ -31,7 +31,7 @@ class Views(Protocol):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Crops:
     """Square crops v of every picture. A box is (side, top, left): the side as a share of the picture's shorter one, top and left
-    as shares of the room that is left; all crops are averaged to the size of the `smallest`.
+    as shares of the space that is left; all crops are averaged to the size of the `smallest`.
     """
 
     boxes: Tensor  # b n v 3, in [0, 1]

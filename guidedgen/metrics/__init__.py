@@ -1,1 +1,1 @@
-"""What is reported: distances between sets of features, CLIP scores per image, and their summaries over prompts."""
+"""Metrics: distances between sets of features, CLIP scores per image, and their summaries over prompts."""

@@ -2,7 +2,7 @@
 
 The tables of DOODL and AdjointDPM on vocabulary expansion: a handful of pictures per class against the class's validation images,
 given as change against the unguided model. At four pictures a class the distance itself is mostly bias (see `frechet`), which both
-runs share; only the change says something.
+runs share; only the change is informative.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class ClassFolders:
         return found
 
     def _files(self, task: Task) -> list[Path]:
-        named = _longest({name: _places(name, task.prompt) for name in self._folders})
+        named = _longest({name: _spans_of(name, task.prompt) for name in self._folders})
         if not named:
             raise UsageError(f"{self._option}: no folder in it is named in {task.prompt!r}")
         if len(named) > 1:
@@ -98,9 +98,9 @@ class ClassFolders:
 
 
 _INDEX = re.compile(r"^(n\d{8}[\W_]+|\d+\.(?!\d))(?=.)")  # WordNet's, as ImageNet and Stanford Dogs have it, or CUB's
-_JOINT = r"[-_/.+]"  # what joins two words to one, where no space is beside it
+_JOINT = r"[-_/.+]"  # what joins two words to one, where no space is next to it
 
-Places = Sequence[tuple[int, int]]
+Spans = Sequence[tuple[int, int]]
 
 
 def _plain(text: str) -> str:
@@ -112,21 +112,21 @@ def _words(text: str) -> list[str]:
     return re.findall(r"[^\W_]+", text)
 
 
-def _places(name: str, prompt: str) -> Places:
+def _spans_of(name: str, prompt: str) -> Spans:
     """Where a name stands in a prompt, whatever separates its words there."""
     words = r"[\W_]+".join(map(re.escape, name.split()))
     pattern = rf"(?<!\w)(?<!\w{_JOINT}){words}(?!\w)(?!{_JOINT}\w)"
     return [match.span() for match in re.finditer(pattern, _plain(prompt))]
 
 
-def _longest(places: Mapping[str, Places]) -> list[str]:
+def _longest(spans_by_name: Mapping[str, Spans]) -> list[str]:
     """The names that stand somewhere outside of all longer ones."""
-    spans = [span for found in places.values() for span in found]
+    spans = [span for found in spans_by_name.values() for span in found]
 
     def inside(span: tuple[int, int]) -> bool:
         return any(other != span and other[0] <= span[0] and span[1] <= other[1] for other in spans)
 
-    return [name for name, found in places.items() if any(not inside(span) for span in found)]
+    return [name for name, found in spans_by_name.items() if any(not inside(span) for span in found)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -56,7 +56,7 @@ class WithoutAdjectives:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ThreeInOne:
     """The mean, image by image, of the scores that the prompt's category calls for (3_in_1_eval/3_in_1.py): a Reward without
-    gradients. Other categories score NaN, and so does a picture of which a part knows nothing; where the prompt has no relation
+    gradients. Other categories score NaN, and so does a picture that a part cannot score; where the prompt has no relation
     that `spatial` can read, that part counts 0, as there.
 
     parts: for each category the parts that it is scored by.

@@ -1,4 +1,4 @@
-"""The one place that checks feature arrays before statistics are taken of them."""
+"""Checks feature arrays before statistics are computed from them."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Parser(Protocol):
         """The noun phrases as they stand in the text, in order."""
 
     def tags(self, text: str) -> Sequence[tuple[str, str]]:
-        """The words in order, each with its universal part of speech: NOUN, PROPN and ADJ are told from the rest."""
+        """The words in order, each with its universal part of speech: NOUN, PROPN and ADJ are distinguished from the rest."""
 
 
 class Spacy:
@@ -43,13 +43,13 @@ class Spacy:
         except ImportError as error:
             raise UsageError(f'{key}={model}: needs spaCy: pip install "guidedgen[phrases]"; or {key}=null, by rules') from error
         if not spacy.util.is_package(model):
-            way_out = f"get it with: python -m spacy download {model}; or {key}=null, by rules"
-            raise UsageError(f"{key}={model}: not installed; {way_out}")
+            hint = f"get it with: python -m spacy download {model}; or {key}=null, by rules"
+            raise UsageError(f"{key}={model}: not installed; {hint}")
         self.model = model
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """What tells the model's version: a package does not change otherwise."""
+        """What identifies the model's version: a package does not change otherwise."""
         spec = importlib.util.find_spec(self.model)
         return () if spec is None or spec.origin is None else (Path(spec.origin).with_name("meta.json"),)
 
@@ -115,7 +115,7 @@ _NO_ADVERBS = re.compile(
 class Rules:
     """Noun phrases by their borders: articles begin one; prepositions, conjunctions, punctuation, and verbs end one.
 
-    Some verbs are known by their form ("was", "hung"), the others by their place. The last word before an article ("wooden bowl mix
+    Some verbs are known by their form ("was", "hung"), others by where they are. The last word before an article ("wooden bowl mix
     | the batter"), unless it follows one. A last word in -ing or -ed, or another participle, before a preposition ("a jacket
     standing in", "a vase hidden by") or alone after a form of be ("is holding | a book"). And before a preposition a word that is a
     noun or a verb, where it agrees with what is before it ("horses stand in", "the belt and leather hat rest on", "the sun shines
@@ -151,7 +151,7 @@ def _words(text: str) -> list[tuple[str, bool]]:
 
 
 def _ends(before: str, word: str, after: str) -> bool:
-    """Whether a word, or a mark, ends a phrase, given its neighbours; at the text's ends they are empty."""
+    """Whether a word, or a mark, ends a phrase, given the words before and after it, which are empty at the text's ends."""
     if not re.match(r"\w", word):
         return True
     if before in _ARTICLES and word not in _BE:  # the past, a can
@@ -162,22 +162,22 @@ def _ends(before: str, word: str, after: str) -> bool:
 
 
 def _runs(text: str) -> list[tuple[list[str], int]]:
-    """The phrases as lists of words, each with the place of its first word among the words of the text."""
+    """The phrases as lists of words, each with the index of its first word among the words of the text."""
     runs: list[tuple[list[str], int]] = []
     run: list[str] = []
     words = _words(text)
 
-    def end(place: int, border: str) -> None:
-        start = place - len(run)
+    def end(position: int, border: str) -> None:
+        start = position - len(run)
         before = [word.lower() for word, _ in words[max(0, start - 2) : start]]
         kept = _without_verb(run, border, before)
         if kept and not (len(kept) == 1 and kept[0].lower() in _DETERMINERS):
             runs.append((kept, start))
         run.clear()
 
-    for place, (word, ends) in enumerate(words):
+    for position, (word, ends) in enumerate(words):
         if ends or (run and word.lower() in _DETERMINERS):
-            end(place, word.lower())
+            end(position, word.lower())
         if not ends:
             run.append(word)
     end(len(words), "")

@@ -23,7 +23,7 @@ class Pixels:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rmse:
-    """Root mean square of the difference between each image and the one in the same place of the reference set, averaged over the
+    """Root mean square of the difference between each image and the one at the same index of the reference set, averaged over the
     images, {"rmse"}; of pixels it is from 0 to 1, and below about 0.001 it is that of rounding to bytes.
 
     For a reference that is a run of the same tasks and seeds, which come in the same order; nothing where the sizes differ.

@@ -28,7 +28,7 @@ class SetMetric(Protocol):
 
     @property
     def features(self) -> Features:
-        """The network whose outputs `__call__` takes; its name belongs beside every value."""
+        """The network whose outputs `__call__` takes; its name belongs next to every value."""
 
     def __call__(self, x: Array, y: Array) -> dict[str, float]:
         """Features of the generated (n d) and the reference set (m d) -> finite values by name; undefined ones are left out."""

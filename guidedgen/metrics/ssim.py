@@ -1,4 +1,4 @@
-"""How much of an image's structure is left of its reference: the structural similarity that tells what an edit has kept."""
+"""Structural similarity (SSIM) of an image to its reference: how much of the structure an edit has kept."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ C1, C2 = 0.01**2, 0.03**2  # for values in [0, 1]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ssim:
-    """SSIM (Wang et al. 2004) of each image and its task's reference, brought to the image's size as a model is given it: the
+    """SSIM (Wang et al. 2004) of each image and its task's reference, resized to the image's size as a model is given it: the
     shorter side fits, the middle is kept. A scorer without gradients; NaN where a task has no reference.
 
-    Mean over channels and over the places of a Gaussian window (11 px, deviation 1.5), the image being mirrored at its edges. It is
-    what torchmetrics' StructuralSimilarityIndexMeasure(data_range=1.0) gives; the paper's own code leaves out places at the edges.
+    Mean over channels and over the positions of a Gaussian window (11 px, deviation 1.5), the image being mirrored at its edges. It
+    is what torchmetrics' StructuralSimilarityIndexMeasure(data_range=1.0) gives; the paper's own code leaves out the edges.
     """
 
     differentiable = False
@@ -64,8 +64,8 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
 def _window_mean(images: Tensor) -> Tensor:
     """b c H W -> b c H W: means under a Gaussian window."""
     images = F.pad(images, (WINDOW // 2,) * 4, mode="reflect")
-    place = torch.arange(WINDOW, dtype=images.dtype, device=images.device) - WINDOW // 2
-    weight = (-(place / SIGMA).square() / 2).softmax(0)
+    offset = torch.arange(WINDOW, dtype=images.dtype, device=images.device) - WINDOW // 2
+    weight = (-(offset / SIGMA).square() / 2).softmax(0)
     across, down = weight.view(1, 1, 1, -1), weight.view(1, 1, -1, 1)
     return F.conv2d(F.conv2d(images.flatten(0, 1)[:, None], across), down)[:, 0].unflatten(0, images.shape[:2])
 

@@ -95,7 +95,7 @@ def bootstrap_interval(values: npt.ArrayLike, *, seed: int, level: float = 0.95,
 def wilson_interval(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
     """Score interval of a proportion (Wilson 1927), without continuity correction: low and high end, in [0, 1].
 
-    Its ends are the p from which `successes` of `trials` lie z standard deviations away: |k/n - p| = z sqrt(p (1 - p) / n). Trials
+    Its ends are the p from which `successes` of `trials` are z standard deviations away: |k/n - p| = z sqrt(p (1 - p) / n). Trials
     count as independent. ValueError for no trials, other counts than 0 <= k <= n, or a level outside (0, 1).
     """
     if not 0 <= successes <= trials or trials < 1 or not 0 < level < 1:

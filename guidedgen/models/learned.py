@@ -1,11 +1,11 @@
-"""What was learned elsewhere and is put into a model: UNets, text encoders, LoRA and textual inversions, as diffusers loads them.
+"""Loads what was learned elsewhere into a model: UNets, text encoders, LoRA and textual inversions, as diffusers loads them.
 
     folder/unet/, folder/text_encoder/, a UNet's own folder   see guidedgen.models.weights
     a whole pipeline's folder (DreamBooth)                    its UNet, text encoder and autoencoder; the rest has to be the model's
     LoRA in files, or in PEFT's folders                       see guidedgen.models.lora
     textual inversions in files                               see guidedgen.models.words
 
-Every key is used, or the file is refused in one line. What configs and headers of files tell is checked when the model is built.
+Every key is used, or the file is refused in one line. Configs and headers of files are checked when the model is built.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _NOT_WEIGHTS = re.compile(r"optimizer|scheduler|checkpoint|training_args|random_
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Piece:
     """One thing that was learned: the folder of a network (`kind` is its part of the model), or a file ("file", or "peft" with a
-    configuration beside it).
+    configuration next to it).
     """
 
     kind: str
@@ -71,14 +71,14 @@ class Learned:
         self._pieces = [piece for path, scale in _entries(value, key) for piece in find(path, scale, f"{key}={path}")]
         for part in StableDiffusionFolder.WEIGHTS:
             if len(same := [piece for piece in self._pieces if piece.kind == part]) > 1:
-                raise UsageError(f"{same[1].source}: a second {part} beside that of {same[0].path}; a model has one")
+                raise UsageError(f"{same[1].source}: a second {part}, after that of {same[0].path}; a model has one")
         self._what: list[str] = []  # each piece: "adapter", "words", or the part whose weights it is
         self._networks: dict[str, nn.Module] = {}  # without their weights
         self._words: dict[str, int] = {}
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files and folders that it is made of; PEFT's configuration lies beside its weights."""
+        """The files and folders that it is made of; PEFT's configuration is next to its weights."""
         return tuple(piece.path.parent if piece.kind == "peft" else piece.path for piece in self._pieces)
 
     @property
@@ -92,7 +92,7 @@ class Learned:
         return "adapter" in self._what
 
     def check(self, configs: Configs, tokenizer: Callable[[], CLIPTokenizer]) -> None:
-        """Raises UsageError for whatever configs and headers tell to be wrong, without reading weights."""
+        """Raises UsageError for whatever is wrong by configs and headers, without reading weights."""
         if self._pieces:
             self._networks = {part: skeleton(part, json.dumps(configs(part), sort_keys=True)) for part in lora.PARTS}
         for piece in self._pieces:
@@ -130,7 +130,7 @@ class Learned:
                 raise UsageError(f"{piece.source}: the word {name!r} of {piece.path.name}: {reason}")
             own = {token.lower() for token in words.tokens_of(name, max(2, len(embedding)))}
             if own & taken:
-                raise UsageError(f"{piece.source}: {piece.path.name} brings the word {name!r}, which another has brought already")
+                raise UsageError(f"{piece.source}: {piece.path.name} adds the word {name!r}, which another file has added already")
             taken |= own
             self._words[name] = len(embedding)
 
@@ -203,8 +203,8 @@ def find(name: str, scale: float | None, source: str) -> list[_Piece]:
     path = Path(name).expanduser()
     make = functools.partial(_Piece, scale=scale, source=source)
     if path.is_file():
-        beside = (path.parent / "adapter_config.json").is_file() and path.stem == _PEFT
-        return [make(kind="peft" if beside else "file", path=path)]
+        has_config = (path.parent / "adapter_config.json").is_file() and path.stem == _PEFT
+        return [make(kind="peft" if has_config else "file", path=path)]
     if not path.is_dir():
         raise UsageError(f"{source}: no such folder or file")
     if foreign := [part for part in _FOREIGN if (path / part).is_dir()]:
@@ -235,12 +235,12 @@ def _own_part(folder: Path, source: str) -> str:
 
 
 def _weights(folder: Path) -> list[Path]:
-    """Files that may be a LoRA or a textual inversion: not those of a training that is under way, nor what stands there twice."""
+    """Files that may be a LoRA or a textual inversion: not those of a training that is under way, nor duplicates."""
     files = [file for file in sorted(folder.iterdir()) if file.suffix in SUFFIXES and file.is_file()]
     files = [file for file in files if not _NOT_WEIGHTS.search(file.name)]
     safe = {file.stem for file in files if file.suffix == ".safetensors"}
     files = [file for file in files if file.suffix == ".safetensors" or file.stem not in safe]
-    # diffusers' training leaves earlier states of a word beside it.
+    # diffusers' training leaves earlier states of a word next to it.
     last = {file.stem for file in files}
     return [file for file in files if not (_EMBEDDINGS in last and file.stem.startswith(f"{_EMBEDDINGS}-steps-"))]
 

@@ -2,7 +2,7 @@
 
 Names that are understood: diffusers' (unet. and text_encoder. before a module's name, of 2023 and of today), those of one network
 alone (as its save_lora_adapter writes them), PEFT's (base_model.model.), and kohya's, which most files of Civitai have
-(lora_unet_, lora_te_). The strength is alpha / rank: alpha is told by kohya's tensors, by diffusers' metadata or by PEFT's config;
+(lora_unet_, lora_te_). The strength is alpha / rank: alpha is read from kohya's tensors, diffusers' metadata or PEFT's config;
 without one it is the rank.
 
 Adapters are kept in float32 also where the network is not: their updates are lost below that.
@@ -86,7 +86,7 @@ def parse(
     except (ValueError, KeyError, IndexError) as error:  # of diffusers' converters
         raise UsageError(f"{source}: diffusers does not know these names ({' '.join(str(error).split())[:200]})") from error
     if strange := [name for name in state if not name.startswith(tuple(f"{part}." for part in PARTS))]:
-        raise UsageError(f"{source}: not used would be {first(strange)}")
+        raise UsageError(f"{source}: would not use {first(strange)}")
     for part in PARTS:
         _check_shapes(part, tensors[part], networks[part], source)
     options = {part: _of(part, metadata or {}) for part in PARTS if tensors[part]}
@@ -121,7 +121,7 @@ def load_into_text_encoder(adapter: Adapter, text_encoder: CLIPTextModel, name: 
 def settle(network: nn.Module, name: str, scale: float, tensors: Mapping[str, Tensor] | None = None, source: str = "") -> None:
     """Makes the adapter of this name one of those that act, in float32 at least, `scale` times as strong as it says itself.
 
-    `tensors` are its numbers, all of which have to have their place; what was rounded to the network's type is set to them again.
+    `tensors` are its numbers, all of which have to be used; what was rounded to the network's type is set to them again.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -143,7 +143,7 @@ def settle(network: nn.Module, name: str, scale: float, tensors: Mapping[str, Te
                 lacking.append(f"{path}.{half}")
     network.requires_grad_(False)
     if left or lacking:
-        raise UsageError(f"{source}: not used would be {first(left)}" if left else f"{source}: lacks {first(lacking)}")
+        raise UsageError(f"{source}: would not use {first(left)}" if left else f"{source}: lacks {first(lacking)}")
 
 
 @contextlib.contextmanager
@@ -242,7 +242,7 @@ def _check_shapes(part: str, tensors: Mapping[str, Tensor], network: nn.Module, 
         else:
             strange.append(name)
     if strange:
-        raise UsageError(f"{source}: not used would be {first(strange)}: the {part} has no such modules, or LoRA no such tensors")
+        raise UsageError(f"{source}: would not use {first(strange)}: the {part} has no such modules, or LoRA no such tensors")
     for module, found in halves.items():
         if len(found) < 2:
             raise UsageError(f"{source}: {module} of the {part} has only one of the two halves of a LoRA")

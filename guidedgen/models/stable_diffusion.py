@@ -21,7 +21,7 @@ from guidedgen.basics.tasks import Task
 from guidedgen.models.latent import Conditioning, LatentModel
 from guidedgen.models.learned import Learned
 from guidedgen.models.stable_diffusion_folder import StableDiffusionFolder
-from guidedgen.models.words import Words, replaced, said
+from guidedgen.models.words import Words, replaced, words_in
 from guidedgen.process import Prediction
 from guidedgen.process.formulas import from_eps, from_v
 from guidedgen.process.grid import NoiseSchedule, Point
@@ -169,18 +169,18 @@ class StableDiffusion(LatentModel):
         """
         if self.truncate_prompts:
             return
-        room = self.max_tokens - 2 - reserved
+        available = self.max_tokens - 2 - reserved
         prompts = list(dict.fromkeys([self.negative_prompt, *(task.prompt for task in tasks)]))
         plain, learned = zip(*(self._without_learned(prompt) for prompt in prompts), strict=True)
         # Every word is a token or more: no need to load the tokenizer to refuse a very long prompt.
         counts = [len(prompt.split()) for prompt in plain]
-        if max(counts) <= room:
+        if max(counts) <= available:
             counts = _token_counts(self._opened, plain)
         for prompt, count, more in zip(prompts, counts, learned, strict=True):
             tokens = count + more
-            if tokens > room:
+            if tokens > available:
                 raise UsageError(
-                    f"prompt of {tokens} tokens or more ({prompt[:40]!r}...): model={self.name} reads {room}; "
+                    f"prompt of {tokens} tokens or more ({prompt[:40]!r}...): model={self.name} reads {available}; "
                     "shorten it or set model.truncate_prompts=true"
                 )
 
@@ -189,8 +189,10 @@ class StableDiffusion(LatentModel):
         known = self.additions.words
         if not known:
             return prompt, 0
-        there = said(known, prompt)
-        added = known.keys() - {*there, *said(known, self.negative_prompt)} if prompt != self.negative_prompt or not prompt else ()
+        there = words_in(known, prompt)
+        added = (
+            known.keys() - {*there, *words_in(known, self.negative_prompt)} if prompt != self.negative_prompt or not prompt else ()
+        )
         return replaced(known, prompt, lambda _: " "), sum(known[name] for name in (*there, *added))
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
@@ -201,8 +203,8 @@ class StableDiffusion(LatentModel):
             return self.words.encode(ids.to(self.device))
 
     def condition(self, tasks: Sequence[Task]) -> tuple[Conditioning, Conditioning]:
-        cond = self.encode_prompts([self.words.spoken(task.prompt) for task in tasks])
-        uncond = self.encode_prompts([self.words.spelt(self.negative_prompt)])
+        cond = self.encode_prompts([self.words.expanded(task.prompt) for task in tasks])
+        uncond = self.encode_prompts([self.words.with_tokens(self.negative_prompt)])
         return Conditioning(cond), Conditioning(uncond.detach())
 
     def predict(self, x_t: Tensor, t: Point, conditioning: Conditioning) -> Tensor:

@@ -91,7 +91,7 @@ class StableDiffusionFolder(Folder):
         """c h w."""
         unet = self.configs["unet"]
         side, written = unet["sample_size"], re.match(r"0\.(\d+)\.", str(unet.get("_diffusers_version")))
-        if written and int(written[1]) < 9:  # the first configs said 32 and meant 64: diffusers mends them too
+        if written and int(written[1]) < 9:  # the first configs said 32 and meant 64: diffusers corrects them too
             side = max(side, 64)
         return (unet["in_channels"], side, side)
 

@@ -74,10 +74,10 @@ def check(tuning: Tuning, model: StableDiffusion) -> None:
 def _check_words(tuning: Tuning, model: StableDiffusion) -> None:
     if reason := words.not_new(tuning.token, model.tokenizer):
         raise UsageError(f"method.token={tuning.token}: {reason}")
-    brought = {token.lower() for name, count in model.additions.words.items() for token in words.tokens_of(name, count)}
-    if brought & {token.lower() for token in words.tokens_of(tuning.token, tuning.num_vectors)}:
-        raise UsageError(f"method.token={tuning.token}: model.learned brings this word; choose a new one")
-    if words.said([tuning.token], model.negative_prompt):  # nowhere else would it be read
+    known = {token.lower() for name, count in model.additions.words.items() for token in words.tokens_of(name, count)}
+    if known & {token.lower() for token in words.tokens_of(tuning.token, tuning.num_vectors)}:
+        raise UsageError(f"method.token={tuning.token}: model.learned has this word already; choose a new one")
+    if words.words_in([tuning.token], model.negative_prompt):  # nowhere else would it be read
         raise UsageError(f"method.token={tuning.token}: model.negative_prompt holds this word; choose a new one")
     if tuning.initial is not None:
         count = len(model.tokenizer(tuning.initial, add_special_tokens=False).input_ids)

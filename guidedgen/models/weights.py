@@ -1,4 +1,4 @@
-"""Weights that take the place of a network's own: what has to be true of them, and how they are put in.
+"""Weights that replace a network's own: what has to be true of them, and how they are loaded.
 
 They come as a folder in diffusers' or transformers' layout, whole or in pieces, or as one file of the network's tensors.
 """
@@ -71,7 +71,7 @@ def check_shapes(part: str, shapes: Mapping[str, tuple[int, ...]], network: nn.M
     if part == "text_encoder":
         wanted.pop("embeddings.position_ids", None)
     if strange := [name for name in shapes if name not in wanted]:
-        raise UsageError(f"{source}: not used would be {first(strange)}: this model's {part} has no such tensors")
+        raise UsageError(f"{source}: would not use {first(strange)}: this model's {part} has no such tensors")
     if lacking := [name for name in wanted if name not in shapes]:
         raise UsageError(f"{source}: lacks {first(lacking)} of the {part}")
     if odd := [name for name, shape in shapes.items() if shape != wanted[name]]:
@@ -134,7 +134,7 @@ def _check_pipeline(folder: Path, configs: Configs, tokenizer: Callable[[], CLIP
 
 
 def replace(network: Any, part: str, path: Path, source: str) -> None:
-    """Puts weights in place of the network's, by the library that knows the files."""
+    """Replaces the network's weights, by the library that knows the files."""
     with fitting(source):
         if path.is_file():
             state, _ = read_tensors(path, source)

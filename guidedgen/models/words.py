@@ -1,5 +1,5 @@
-"""Words that a model has learned: embeddings of new tokens, read by its text encoder beside those it has (textual inversion, Gal et
-al. 2022, arXiv:2208.01618).
+"""Words that a model has learned: embeddings of new tokens that its text encoder reads in addition to its own (textual inversion,
+Gal et al. 2022, arXiv:2208.01618).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Words:
     """New words of a tokenizer and a text encoder, which itself is left as it is.
 
     A word of k vectors is k tokens, named as diffusers names them: <word>, <word>_1, ... A prompt that does not hold a learned
-    word gets it at its beginning, where all that follows is read with it; not so words that `negative_prompt` holds, which are
-    meant to be said there alone.
+    word gets it at its beginning, so that all tokens after it attend to it. Words that `negative_prompt` holds are not added: they
+    are meant for the negative prompt alone.
     """
 
     def __init__(self, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, negative_prompt: str = "") -> None:
@@ -45,13 +45,13 @@ class Words:
         """Whether one of them requires gradients."""
         return any(embedding.requires_grad for embedding in self._embeddings.values())
 
-    def spoken(self, prompt: str) -> str:
-        """The prompt with every learned word in it, spelt as its tokens."""
-        there = {*said(self._embeddings, prompt), *said(self._embeddings, self._negative_prompt)}
-        return self.spelt(" ".join([*(name for name in reversed(self._embeddings) if name not in there), prompt]))
+    def expanded(self, prompt: str) -> str:
+        """The prompt with every learned word in it, written as its tokens."""
+        there = {*words_in(self._embeddings, prompt), *words_in(self._embeddings, self._negative_prompt)}
+        return self.with_tokens(" ".join([*(name for name in reversed(self._embeddings) if name not in there), prompt]))
 
-    def spelt(self, text: str) -> str:
-        """The text with the learned words in it spelt as their tokens."""
+    def with_tokens(self, text: str) -> str:
+        """The text with each learned word in it replaced by its tokens."""
         return replaced(self._embeddings, text, lambda name: " ".join(tokens_of(name, len(self._embeddings[name]))))
 
     def encode(self, ids: Tensor) -> Tensor:
@@ -60,9 +60,9 @@ class Words:
         if self._embeddings:
             tokens = [token for name, value in self._embeddings.items() for token in tokens_of(name, len(value))]
             rows = self._tokenizer.convert_tokens_to_ids(tokens)  # the table may be longer or shorter than the vocabulary
-            room = table.new_zeros(max(0, max(rows) + 1 - len(table)), table.shape[1])
+            padding = table.new_zeros(max(0, max(rows) + 1 - len(table)), table.shape[1])
             learned = torch.cat([value.to(table) for value in self._embeddings.values()])
-            table = torch.cat([table, room]).index_copy(0, torch.tensor(rows, device=table.device), learned)
+            table = torch.cat([table, padding]).index_copy(0, torch.tensor(rows, device=table.device), learned)
         (name,) = (name for name, value in self._text_encoder.named_parameters() if value is self._table)
         return torch.func.functional_call(self._text_encoder, {name: table}, (ids,)).last_hidden_state
 
@@ -88,7 +88,7 @@ def replaced(names: Iterable[str], text: str, by: Callable[[str], str]) -> str:
     return pattern.sub(lambda found: by(order[(found.lastindex or 1) - 1]), text)
 
 
-def said(names: Iterable[str], text: str) -> list[str]:
+def words_in(names: Iterable[str], text: str) -> list[str]:
     """The words among these that are in the text, as often as they are in it."""
     found: list[str] = []
 
@@ -131,7 +131,7 @@ def parse(state: Any, file: Path, width: int, source: str) -> dict[str, Tensor]:
     elif isinstance(state, Mapping) and set(state) == {"emb_params"}:
         state = {file.stem: state["emb_params"]}
     elif isinstance(state, Mapping) and "emb_params" in state:
-        raise UsageError(f"{source}: not used would be {first(name for name in state if name != 'emb_params')}")
+        raise UsageError(f"{source}: would not use {first(name for name in state if name != 'emb_params')}")
     if isinstance(state, Mapping) and {"clip_g", "clip_l"} & state.keys():
         raise UsageError(f"{source}: {file.name} is a textual inversion of SDXL (clip_g, clip_l), which has two text encoders")
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 @runtime_checkable
 class Reward(Protocol):
     """Scores images; higher is better. It may have `networks`, the names of those that guide, and `reports`: further scorers
-    that are reported beside it, by name; `check(tasks)`, which raises UsageError for tasks that it cannot score;
+    that are reported in addition to it, by name; `check(tasks)`, which raises UsageError for tasks that it cannot score;
     `needs_original`, true where it compares with the tasks' originals, its score being NaN where a task has none; `flags`, true
     where its scores are a content filter's verdicts, 1 for what it flags and 0 for the rest; and `described`, what else its scores
     depend on, such as a parser's version.

@@ -1,4 +1,4 @@
-"""A reward as it finds random copies of an image: what says whether one was fooled by the image itself."""
+"""A reward of random copies of an image, which shows whether the image alone fools it."""
 
 from __future__ import annotations
 

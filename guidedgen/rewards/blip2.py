@@ -1,4 +1,4 @@
-"""How well a text tells what the image shows, by BLIP-2: the losses that "Referee Can Play" optimises images by."""
+"""How well a text describes the image, by BLIP-2: the losses that "Referee Can Play" optimises images by."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Blip2:
         check_template("template", self.template)
         check_amounts(self, "matching_weight", "caption_weight")
         if not self.matching_weight + self.caption_weight:
-            raise BadValue("caption_weight", self.caption_weight, "both weights are 0; nothing is left to follow")
+            raise BadValue("caption_weight", self.caption_weight, "both weights are 0; there is nothing to optimise")
 
     @property
     def networks(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from guidedgen.rewards.inputs import check_inputs
 
 
 class ImageClassifier(Protocol):
-    """A classifier. What a label is, is its own business."""
+    """A classifier. It defines what a label is."""
 
     name: str
 

@@ -24,7 +24,7 @@ class ClipImage:
 
     DOODL (arXiv:2303.13703), 5.4: ViT-B/32, ViT-L/14 and ViT-g/14 weigh 0.5, 0.25 and 0.25. Asked for all three, the released code
     (salesforce/DOODL, doodl.py, lines 232-237) loads the first alone. It also takes several references and compares with their mean
-    embedding; here a task has one. A CLIP of weight 0 is not asked; each of the others is reported by its cosine. Raises BadValue
+    embedding; here a task has one. A CLIP of weight 0 is not used; each of the others is reported by its cosine. Raises BadValue
     for a weight without a CLIP or a CLIP without a weight, for weights below 0 or not finite, and where all are 0; UsageError where
     the `image` that is one for all cannot be read.
     """

@@ -1,4 +1,4 @@
-"""How alike two embeddings are, in the two measures that CLIP guidance goes by."""
+"""How alike two embeddings are, by the two measures that CLIP guidance uses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def likeness(x: Tensor, y: Tensor, distance: Distance) -> Tensor:
     cosine      x . y, from -1 to 1
     spherical   -2 asin(|x - y| / 2)^2, half the square of the angle between them: from -pi^2/2 to 0
 
-    The spherical one is the loss of DOODL (arXiv:2303.13703), Eq. 10, less its lambda. The paper prints a root in place of the
+    The spherical one is the loss of DOODL (arXiv:2303.13703), Eq. 10, less its lambda. The paper prints a root instead of the
     square; the square is what the released code computes (salesforce/DOODL, doodl.py, lines 190-200), and the root's gradient would
     be infinite where x = y. Here it is finite there, and at antipodes, where the code's is not.
     """

@@ -1,6 +1,6 @@
 """How far an image is from being flagged by a content filter: the reward of a security audit.
 
-AdjointDPM, section 4.1.2, asks how often a filter can be slipped past by pictures that look alike, so that filters get better; its
+AdjointDPM, section 4.1.2, asks how often similar-looking pictures get past a filter, so that filters can be improved; its
 released code raises the cross-entropy of a classifier, by softmax's outputs where its logits should be
 (ddpm_and_guided-diffusion/runners/diffusion.py:816-819).
 """
@@ -20,7 +20,7 @@ from guidedgen.rewards.inputs import check_inputs
 
 
 class ContentFilter(Protocol):
-    """A filter of images. It should be told from where it flags how to go: a margin that does not go flat."""
+    """A filter of images. Its margin should have a gradient also where it flags clearly, so that there is a direction to go."""
 
     name: str
 
@@ -30,10 +30,10 @@ class ContentFilter(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evasion:
-    """Minus the filter's margin, of which guidedgen.zoo.filter says what it is.
+    """Minus the filter's margin, which guidedgen.zoo.filter defines.
 
     Minus a classifier's log-odds grows as its cross-entropy does where it errs, and as fast where it is sure and cross-entropy is
-    flat. It has no highest value; what keeps a picture that has slipped past from changing for nothing is AdjointDPM's ball.
+    flat. It has no highest value; AdjointDPM's ball keeps a picture that has got past from changing further.
     """
 
     filter: ContentFilter
@@ -57,7 +57,7 @@ class Evasion:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flagged:
-    """A filter's verdict, 1 where it flags and 0 elsewhere: lower is better for who audits it."""
+    """A filter's verdict, 1 where it flags and 0 elsewhere: lower is better for an audit."""
 
     filter: ContentFilter
 

@@ -1,4 +1,4 @@
-"""The one check of what a reward is given."""
+"""Checks a reward's inputs."""
 
 from __future__ import annotations
 

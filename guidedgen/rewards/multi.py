@@ -19,7 +19,7 @@ class Multi:
     """sum of weight * reward over the rewards by name; each of them is reported too, unweighted.
 
     The CoDeX thesis' R1 + gamma R2 (appendix A.4; maurya-goyal10/CoDe_ext, BoN/src_sd/scorers/multi_reward.py) has weights 1 and
-    gamma. A reward of weight 0 is not asked; config leaves it out before it is built. Raises BadValue for a weight without a
+    gamma. A reward of weight 0 is not computed; config leaves it out before it is built. Raises BadValue for a weight without a
     reward or a reward without a weight, for weights that are not finite, and where all are 0.
     """
 
@@ -37,7 +37,7 @@ class Multi:
         if unweighted := [name for name in self.rewards if name not in self.weights]:
             raise BadValue(f"rewards.{unweighted[0]}", "...", f"has no weight; give it one as weights.{unweighted[0]}")
         if not any(self.weights.values()):
-            raise BadValue("weights", dict(self.weights), "all are 0; nothing is left to follow")
+            raise BadValue("weights", dict(self.weights), "all are 0; there is nothing to optimise")
 
     @property
     def _parts(self) -> dict[str, Reward]:

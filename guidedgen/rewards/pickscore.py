@@ -16,7 +16,7 @@ from guidedgen.zoo import Clip
 
 
 class ScaledClip(Clip, Protocol):
-    """A CLIP that knows the scale of its logits."""
+    """A CLIP with the scale of its logits."""
 
     @property
     def logit_scale(self) -> float:

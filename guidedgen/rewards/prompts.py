@@ -1,4 +1,4 @@
-"""What rewards that read the prompt share: the cosine of image and prompt in a CLIP, every text embedded once."""
+"""Shared by rewards that read the prompt: the cosine of image and prompt in a CLIP, every text embedded once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PromptCosine:
         return (self.clip.encode_image(images) * texts).sum(-1)
 
     def _text(self, text: str) -> Tensor:
-        """d. One text at a time: in a batch its last bits would depend on its neighbours, and so on the shard or resume point."""
+        """d. One text at a time: in a batch its last bits would depend on the other texts, and so on the shard or resume point."""
         if text not in self._texts:
             with torch.inference_mode(False), torch.no_grad():  # kept for calls that differentiate
                 self._texts[text] = self.clip.encode_text([text])[0]

@@ -1,4 +1,4 @@
-"""What style rewards share: their base class, feature maps, Gram matrices, and reference images.
+"""Shared by style rewards: their base class, feature maps, Gram matrices, and reference images.
 
 A reference is one image file for all tasks, or each task's own `reference`; it is embedded once.
 """
@@ -21,7 +21,7 @@ from guidedgen.basics.tasks import Task
 
 
 class FeatureMap(Protocol):
-    """Features of an image by position. `name` tells which network's."""
+    """Features of an image by position. `name` identifies the network."""
 
     name: str
 
@@ -30,7 +30,7 @@ class FeatureMap(Protocol):
 
 
 def gram(features: Tensor) -> Tensor:
-    """b p d -> b d d: sums over positions of products of features, so that places do not matter."""
+    """b p d -> b d d: sums over positions of products of features, so that positions do not matter."""
     return features.mT @ features
 
 

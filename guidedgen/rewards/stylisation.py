@@ -40,7 +40,7 @@ class Stylisation(StyleReward):
     @property
     def reports(self) -> Mapping[str, Reward]:
         """Its two terms, unweighted."""
-        return {"style": _Term(of=self, place=0), "content": _Term(of=self, place=1)}
+        return {"style": _Term(of=self, index=0), "content": _Term(of=self, index=1)}
 
     def _embed(self, images: Tensor) -> Tensor:
         """b 3 H W -> b d d."""
@@ -71,9 +71,9 @@ def _gram(features: Tensor) -> Tensor:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Term:
     of: Stylisation
-    place: int
+    index: int
 
     differentiable = True
 
     def __call__(self, images: Tensor, tasks: Sequence[Task]) -> Tensor:
-        return self.of.terms(images, tasks)[self.place]
+        return self.of.terms(images, tasks)[self.index]

@@ -20,8 +20,8 @@ from guidedgen.zoo import Vqa
 class Answer:
     """log P(yes) / (P(yes) + P(no)), P being of the first token of the answer to `question`.
 
-    In the question {prompt} stands for the prompt; BadValue is raised for other words in braces. Whether it is differentiable is
-    the network's business.
+    In the question {prompt} stands for the prompt; BadValue is raised for other words in braces. Whether it is differentiable
+    depends on the network.
     """
 
     model: Vqa

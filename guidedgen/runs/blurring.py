@@ -16,16 +16,16 @@ from guidedgen.runs.job import Job
 
 
 def applies(cfg: Mapping[str, Any] | DictConfig, method: Method, reward: Any, scorers: Mapping[str, Reward]) -> bool:
-    """Whether a filter of the reward's decides what is stored blurred. Raises UsageError where it cannot, or must not."""
+    """Whether the reward's filter decides what is stored blurred. Raises UsageError where it cannot, or must not."""
     reports = getattr(reward, "reports", {}).values()
     if cfg["run"]["show_flagged"] or not any(getattr(scorer, "flags", False) for scorer in reports):
         return False
-    way_out = "; run.show_flagged=true stores all pictures as they are"
+    hint = "; run.show_flagged=true stores all pictures as they are"
     if method.needs.reward and cfg["reference"] != "base":
-        raise UsageError(f"reference={cfg['reference']}: what a filter flags unguided is stored blurred: base is needed{way_out}")
+        raise UsageError(f"reference={cfg['reference']}: what a filter flags unguided is stored blurred: base is needed{hint}")
     for name, scorer in scorers.items():
         if getattr(scorer, "needs_original", False):
-            raise UsageError(f"{name} compares with the unguided pictures, some of which are stored blurred{way_out}")
+            raise UsageError(f"{name} compares with the unguided pictures, some of which are stored blurred{hint}")
     return True
 
 
@@ -37,5 +37,5 @@ def flagged_unguided(job: Job) -> set[str]:
 
 
 def blurred(image: Tensor) -> Tensor:
-    """3 H H, of which no more is left than the means of 8 x 8 parts."""
+    """3 H H, reduced to the means of 8 x 8 parts."""
     return images.resize(images.resize(image[None], 8), image.shape[-1])[0]

@@ -1,4 +1,4 @@
-"""What of a run is built of one node of its config each, and checked with what it is for."""
+"""Builds the parts of a run, each from one node of its config, and checks them together with what they are used for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def tasks_of(node: DictConfig, allow: Sequence[str]) -> Sequence[Task]:
     """The tasks of a data set. Raises UsageError where an option of it is wrong."""
     try:
         dataset = config.build(node, "dataset", allow)
-        return config.once(lambda: list(dataset.tasks()), lambda: ("tasks", tuple(allow), config.spelled(node)))
+        return config.once(lambda: list(dataset.tasks()), lambda: ("tasks", tuple(allow), config.as_text(node)))
     except BadValue as error:
         raise UsageError(f"dataset.{error.name}={error.value}: {error.rule}") from error
 
@@ -58,7 +58,7 @@ def samples_of(tasks: Sequence[Task], seed: int, count: int, key: str) -> Sequen
 
 
 def each(nodes: DictConfig, key: str, allow: Sequence[str]) -> dict[str, Any]:
-    """What the nodes describe, by name; null is none."""
+    """The objects that the nodes describe, by name; null nodes are left out."""
     names = [name for name in map(str, nodes) if nodes[name] is not None]
     for name in names:
         if not (isinstance(nodes[name], DictConfig) and "_target_" in nodes[name]):
@@ -84,20 +84,20 @@ def reward_of(cfg: DictConfig, method: Method, tasks: Sequence[Task], allow: Seq
 
 
 def per_class(cfg: DictConfig, tasks: Sequence[Task], allow: Sequence[str]) -> PerClass | None:
-    """What measures class by class, where the metrics have it; the unguided run has nothing to be measured against."""
+    """The metric per class, if the metrics have one; None for the unguided run, which has no run to be measured against."""
     node = cfg.metrics.get("per_class")
     if node is None:
         return None
     config.check_node(node, "metrics.per_class", allow)
     if config.module_of(cfg.method) == "base":
         return None
-    way_out = "; metrics.per_class=null does without"
+    hint = "; metrics.per_class=null does without"
     if cfg.reference != "base":
         raise UsageError(
-            f"reference={cfg.reference}: metrics.per_class gives the change against the unguided run: base is needed{way_out}"
+            f"reference={cfg.reference}: metrics.per_class gives the change against the unguided run: base is needed{hint}"
         )
     if cfg.samples_per_prompt < 2:
-        raise UsageError(f"samples_per_prompt={cfg.samples_per_prompt}: metrics.per_class needs 2 pictures of each prompt{way_out}")
+        raise UsageError(f"samples_per_prompt={cfg.samples_per_prompt}: metrics.per_class needs 2 pictures of each prompt{hint}")
     measure: PerClass = config.build(node, "metrics.per_class", allow)
     measure.pictures.check(tasks)
     return measure

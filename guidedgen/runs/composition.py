@@ -1,4 +1,4 @@
-"""Overrides as Hydra reads them, and the configs that they compose to, each read from files once."""
+"""Parses overrides as Hydra does and composes configs from them; each config is read from files once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
         if any(unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\r\t" for letter in override):
             raise UsageError(f"{ascii(key)[1:-1]}: has characters in it that cannot be printed; dataset=jsonl takes them")
         if len(override) > _LETTERS or _nesting(override) > _NESTED:
-            raise UsageError(f"{key}: is longer than {_LETTERS} letters, or has more than {_NESTED} brackets inside each other")
+            raise UsageError(f"{key}: is longer than {_LETTERS} letters, or has more than {_NESTED} nested brackets")
         try:
             found.append(_parse(override))
         except (HydraException, RecursionError) as error:
@@ -43,14 +43,14 @@ def parse(overrides: Sequence[str]) -> list[Override]:
 
 
 def _nesting(text: str) -> int:
-    """How many brackets are open at once at most, those in quotes included."""
+    """The largest depth of brackets, those in quotes included."""
     depth = itertools.accumulate((letter in "([{") - (letter in ")]}") for letter in text)
     return max(depth, default=0)
 
 
 @functools.lru_cache(maxsize=10_000)
 def _parse(override: str) -> Override:
-    """Kept, and so not to be changed: the runs of a sweep have most in common."""
+    """The result is cached and must not be changed: the runs of a sweep have most in common."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     return OverridesParser.create().parse_override(override)
@@ -59,7 +59,7 @@ def _parse(override: str) -> Override:
 def sweeper(items: Sequence[Override], config_dir: Path | None = None) -> tuple[Any, list[str]]:
     """The `hydra.sweeper` node of a sweep, and what its `params` add to it: the rows of an experiment's table, say.
 
-    Raises UsageError where it does not compose, and for several experiments that each bring a sweep.
+    Raises UsageError where it does not compose, and for several experiments that each define a sweep.
     """
     asked = [item for item in items if item.is_hydra_override() or item.key_or_group == "experiment"]
     how = settings([str(item.input_line) for item in asked if not item.is_sweep_override()], config_dir).sweeper
@@ -71,7 +71,7 @@ def sweeper(items: Sequence[Override], config_dir: Path | None = None) -> tuple[
 
 
 def values_of(sweep: Any) -> list[str]:
-    """The values of a sweep, or the ends of an interval, from which a sweeper chooses as it goes. Raises UsageError where it has
+    """The values of a sweep, or the ends of an interval, from which a sweeper chooses while it runs. Raises UsageError where it has
     none, or more than could be run.
     """
     if not sweep.is_discrete_sweep():
@@ -98,7 +98,7 @@ def check_options(items: Sequence[Override], known: Mapping[str, Sequence[str]])
 
 
 def checked_options(overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
-    """What options of groups compose to. Raises UsageError where there is no such option, or no such folder."""
+    """The config that options of groups compose to. Raises UsageError where there is no such option, or no such folder."""
     check_options(parse(overrides), config.groups(folders(config_dir)))
     return composed(overrides, config_dir)
 
@@ -121,7 +121,7 @@ def composed(overrides: Sequence[str], config_dir: Path | None = None) -> DictCo
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
     items = parse(overrides)
-    choices = [item for item in items if any(os.path.isdir(place / item.key_or_group) for place in folders(config_dir))]
+    choices = [item for item in items if any(os.path.isdir(folder / item.key_or_group) for folder in folders(config_dir))]
     values = [item for item in items if item not in choices]
     cfg = config.copied(composed_options(tuple(str(item.input_line) for item in choices), config_dir))
     try:
@@ -132,15 +132,15 @@ def composed(overrides: Sequence[str], config_dir: Path | None = None) -> DictCo
 
 
 def free_values(overrides: Sequence[str], config_dir: Path | None = None) -> dict[str, Any]:
-    """Those of a run's overrides that do no more than to set one key: numbers, texts and null of keys that neither the config nor
-    another override refers to. By dotted key.
+    """The overrides of a run that only set one key, by dotted key: numbers, texts and null for keys that neither the config nor
+    another override refers to.
     """
     items = parse(overrides)
-    choices = [item for item in items if any((place / item.key_or_group).is_dir() for place in folders(config_dir))]
+    choices = [item for item in items if any((folder / item.key_or_group).is_dir() for folder in folders(config_dir))]
     composed = composed_options(tuple(str(item.input_line) for item in choices), config_dir)
     referred = _referred(tuple(str(item.input_line) for item in choices), config_dir)
-    told = [str(item.input_line) for item in items]
-    if referred is None or any("${" in override for override in told):
+    given = [str(item.input_line) for item in items]
+    if referred is None or any("${" in override for override in given):
         return {}
     free = {}
     for item in items:
@@ -163,33 +163,33 @@ def free_values(overrides: Sequence[str], config_dir: Path | None = None) -> dic
 def _referred(overrides: tuple[str, ...], config_dir: Path | None) -> frozenset[str] | None:
     """The keys that a composed config's interpolations name; None where one is of another kind than ${a.b}."""
     plain = OmegaConf.to_container(composed_options(overrides, config_dir), resolve=False)
-    inside = [text for value in _leaves(plain) if isinstance(value, str) for text in re.findall(r"\$\{([^}]*)", value)]
+    inside = [text for value in _plain_values(plain) if isinstance(value, str) for text in re.findall(r"\$\{([^}]*)", value)]
     named = {text for text in inside if re.fullmatch(r"\w+(\.\w+)*", text)}
     others = [text for text in inside if text not in named and not re.fullmatch(r"oc\.env:[^$]*", text)]
     return None if others else frozenset(named)
 
 
-def _leaves(value: Any) -> Iterator[Any]:
+def _plain_values(value: Any) -> Iterator[Any]:
     if isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from _leaves(item)
+            yield from _plain_values(item)
     else:
         yield value
 
 
 def settings(overrides: Sequence[str], config_dir: Path | None = None) -> Any:
-    """The `hydra` node that plain overrides compose to. Raises UsageError where they do not compose, or give what is not to be."""
+    """The `hydra` node that plain overrides compose to. Raises UsageError where they do not compose, or set what may not be set."""
     return _compose_whole(tuple(overrides), config_dir).hydra
 
 
 def arguments(overrides: Sequence[str], config_dir: Path | None) -> list[str]:
-    """Of run.py, for overrides and a folder of options."""
+    """The arguments of run.py for overrides and a folder of options."""
     return [*([f"--config-dir={config_dir}"] if config_dir else []), *overrides]
 
 
 @functools.lru_cache(maxsize=1000)
 def composed_options(overrides: tuple[str, ...], config_dir: Path | None) -> DictConfig:
-    """Kept, and so not to be changed: to read the files takes thirty times as long as all that follows."""
+    """The result is cached and must not be changed: to read the files takes thirty times as long as all that follows."""
     cfg = _compose_whole(overrides, config_dir).copy()
     with open_dict(cfg):
         del cfg["hydra"]
@@ -198,7 +198,7 @@ def composed_options(overrides: tuple[str, ...], config_dir: Path | None) -> Dic
 
 @functools.lru_cache(maxsize=1000)
 def _compose_whole(overrides: tuple[str, ...], config_dir: Path | None) -> DictConfig:
-    """The same with Hydra's settings, which are checked: an overlay may have brought them."""
+    """The same with Hydra's settings, which are checked: an overlay may have set them."""
     from hydra import compose, initialize_config_dir
 
     search = [f"hydra.searchpath=['file://{own}']" for own in folders(config_dir)[1:]]
@@ -213,7 +213,7 @@ def _compose_whole(overrides: tuple[str, ...], config_dir: Path | None) -> DictC
 
 
 def folders(config_dir: Path | None) -> list[Path]:
-    """Where options are: the project's, and --config-dir's. Raises UsageError where that is no folder."""
+    """The folders of options: the project's, and --config-dir's. Raises UsageError where that is no folder."""
     if config_dir and not os.path.isdir(config_dir):
         raise UsageError(f"--config-dir={config_dir}: no such folder")
     return [config.CONF, *([config_dir] if config_dir else [])]

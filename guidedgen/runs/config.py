@@ -1,5 +1,6 @@
-"""From a composed config to objects: the types and names of every constructor's options, targets limited to known packages, near
-misses, and the identity of a run. Every mistake is one line, found before anything heavy is imported or loaded.
+"""Builds objects from a composed config: checks the types and names of every constructor's options, limits targets to known
+packages, suggests similar names, and computes the identity of a run. Every mistake is reported in one line, before anything heavy
+is imported or loaded.
 """
 
 from __future__ import annotations
@@ -39,15 +40,15 @@ _NOT_IDENTITY = ("outputs", "study", "run", "tracker", "metrics", "zoo", "refere
 
 
 def groups(folders: Sequence[Path]) -> dict[str, list[str]]:
-    """Config groups, which are those of the first folder, and their options. An overlay's or a row's may lie in a folder of its
+    """Config groups, which are those of the first folder, and their options. An overlay's or a row's may be in a folder of its
     group, as in experiment=codex/aesthetic; other folders in a group are groups themselves, as method/gradients. What a method
     needs on a model (`settings`) is chosen with them, and no group.
     """
     found: dict[str, set[str]] = {}
-    names = [place.name for place in folders[0].iterdir() if place.is_dir()] if folders else []
+    names = [directory.name for directory in folders[0].iterdir() if directory.is_dir()] if folders else []
     for folder in map(str, folders):
-        for place, _, files in (there for name in names for there in os.walk(os.path.join(folder, name))):
-            parts = os.path.relpath(place, folder).split(os.sep)
+        for directory, _, files in (there for name in names for there in os.walk(os.path.join(folder, name))):
+            parts = os.path.relpath(directory, folder).split(os.sep)
             options = [file.removesuffix(".yaml") for file in files if file.endswith(".yaml")]
             for depth in range(1, len(parts) + 1) if parts[0] in ("experiment", "row") else [len(parts)]:
                 below = parts[depth:]
@@ -73,7 +74,7 @@ def identity(config: DictConfig | Mapping[str, Any], contents: Mapping[str, Any]
 
 
 def deciding(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
-    """What of a config decides samples, as plain values."""
+    """The part of a config that decides samples, as plain values."""
     plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
     assert isinstance(plain, Mapping)
     return {str(key): older.first(value) for key, value in plain.items() if key not in _NOT_IDENTITY}
@@ -85,8 +86,8 @@ def copied(config: DictConfig) -> DictConfig:
 
 
 def resolved(config: DictConfig) -> DictConfig:
-    """A copy with every interpolation replaced by its value. What is left of "${" is text and stays escaped: however often the
-    copy is read, stored or resolved again, it says the same.
+    """A copy with every interpolation replaced by its value. A "${" that remains is text and stays escaped, so that the
+    copy stays the same however often it is read, stored or resolved again.
 
     Raises OmegaConf's errors where an interpolation has no value.
     """
@@ -107,10 +108,10 @@ def escaped(value: Any) -> Any:
 
 
 def published(config: DictConfig) -> dict[str, Any]:
-    """What the source of its table prints of a run; empty where the run's setting is not the printed one.
+    """The published figures of a run, from the source of its table; empty where the run's setting is not the published one.
 
-    It is where the table's overlay and row alone make the same samples. The device, its dtype, the batch size and the keys that
-    the table lists as `given` by the user may differ.
+    It is the published one if the table's overlay and row alone make the same samples. The device, its dtype, the batch size and
+    the keys that the table lists as `given` by the user may differ.
     """
     table = config.get("table")
     if not table or not table.get("published") or table.get("row") not in table.published:
@@ -129,23 +130,23 @@ def _composed(*overrides: str) -> DictConfig:
     """A config from the folders of the running process, or from the project's own where Hydra does not run."""
     from hydra.core.global_hydra import GlobalHydra
 
-    places = None
+    search_path = None
     if GlobalHydra.instance().is_initialized():
-        places = tuple(str(place.path) for place in GlobalHydra.instance().config_loader().get_search_path().get_path())
-    return copied(_composed_once(overrides, places))
+        search_path = tuple(str(source.path) for source in GlobalHydra.instance().config_loader().get_search_path().get_path())
+    return copied(_composed_once(overrides, search_path))
 
 
 @functools.lru_cache(maxsize=100)
-def _composed_once(overrides: tuple[str, ...], places: tuple[str, ...] | None) -> DictConfig:
-    """Kept, and so not to be changed: a table's row is the same for all seeds of a sweep."""
+def _composed_once(overrides: tuple[str, ...], search_path: tuple[str, ...] | None) -> DictConfig:
+    """The result is cached and must not be changed: a table's row is the same for all seeds of a sweep."""
     from hydra import compose, initialize_config_dir
 
-    with contextlib.nullcontext() if places else initialize_config_dir(str(CONF), version_base="1.3"):
+    with contextlib.nullcontext() if search_path else initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", overrides=list(overrides))
 
 
 def shown(value: Any) -> str:
-    """A value as a command line has it."""
+    """A value as written on a command line."""
     return "null" if value is None else str(value)
 
 
@@ -182,7 +183,7 @@ def sharing() -> Iterator[None]:
 
 
 def once(make: Callable[[], _Made], name: Callable[[], Hashable]) -> _Made:
-    """What `make` gives; inside `sharing`, what it gave for the same name before."""
+    """The result of `make`; inside `sharing`, its earlier result for the same name."""
     made = _made.get()
     if made is None:
         return make()
@@ -192,8 +193,8 @@ def once(make: Callable[[], _Made], name: Callable[[], Hashable]) -> _Made:
     return made[known]
 
 
-def spelled(node: Any) -> str:
-    """All that a node or a value says, resolved, in one text: a name for `once`."""
+def as_text(node: Any) -> str:
+    """A node or a value, resolved, as one text: a name for `once`."""
     plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     return json.dumps(plain, default=repr)
 
@@ -210,7 +211,7 @@ def build(node: DictConfig, key: str, allow: Sequence[str] = ()) -> Any:
         UsageError: the target is not allowed, does not exist or is not what the key asks for; an option is unknown, missing or of
             the wrong type or value; a constructor of the user's own raises.
     """
-    return once(lambda: _build(node, key, allow), lambda: ("object", key, tuple(allow), spelled(node)))
+    return once(lambda: _build(node, key, allow), lambda: ("object", key, tuple(allow), as_text(node)))
 
 
 def _build(node: DictConfig, key: str, allow: Sequence[str]) -> Any:
@@ -255,8 +256,8 @@ def check_node(node: DictConfig, key: str, allow: Sequence[str] = (), kind: targ
         if name in _OF_HYDRA:
             continue
         if name.startswith("_") or not (name in parameters or takes_all):  # `_args_` would hide options from the checks
-            way_out = near(name, parameters) or f"; an experiment's, it may be: '~{key}.{name}' leaves it out"
-            raise UsageError(f"{key}.{name}: {node['_target_']} has no such option{way_out}")
+            hint = near(name, parameters) or f"; an experiment's, it may be: '~{key}.{name}' leaves it out"
+            raise UsageError(f"{key}.{name}: {node['_target_']} has no such option{hint}")
         _check_value(node[name], hints.get(name, Any), f"{key}.{name}", allow)
         if own:
             _check_sizes(node[name], f"{key}.{name}")
@@ -289,7 +290,7 @@ def _check_value(value: Any, hint: Any, key: str, allow: Sequence[str]) -> None:
 
 
 def _check_sizes(value: Any, key: str) -> None:
-    """Raises UsageError where a count, or one in a list, is beyond all measure. Seeds are no counts."""
+    """Raises UsageError where a count, or one in a list, is absurdly large. Seeds are not counts."""
     for each in value if isinstance(value, ListConfig) else [value]:
         if isinstance(each, int) and abs(each) > _WHOLE and not key.endswith("seed"):
             raise UsageError(f"{key}={each}: has to be at most {_WHOLE}")
@@ -333,8 +334,8 @@ def _check_type(value: Any, hint: Any, key: str) -> None:
             raise UsageError(f"{key}={shown(value)}: no such choice{near(str(value), options)}; choose from {', '.join(options)}")
         expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("collections.abc.Sequence", "list")
         got = "null" if value is None else type(value).__name__
-        way_out = f"""; as a text: '{key}="{value}"'""" if hint is str and value is not None else ""
-        raise UsageError(f"{key}={shown(value)}: expected {expected}, got {got}{way_out}")
+        advice = f"""; as a text: '{key}="{value}"'""" if hint is str and value is not None else ""
+        raise UsageError(f"{key}={shown(value)}: expected {expected}, got {got}{advice}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -368,8 +369,8 @@ def read_plain(file: Path) -> tuple[dict[str, Any], str]:
         plain, text = plain_yaml.read(file)
         return older.current(plain), text
     except plain_yaml.Damaged as error:
-        way_out = "; remove it, and the run's own command writes it anew"
-        raise UsageError(f"{file}: not a run's config ({error}){way_out}") from error
+        hint = "; remove it, and the run's own command writes it anew"
+        raise UsageError(f"{file}: not a run's config ({error}){hint}") from error
 
 
 def read(file: Path) -> DictConfig:

@@ -1,7 +1,7 @@
-"""What files hold: the digests by which a run and its judgement belong to contents and not to paths.
+"""Digests of the files that a run and its metrics read, so that a run is identified by their contents and not by paths.
 
-A built object says what it reads by its attributes that are paths, by those of its parts, and by `files` where it keeps a path in
-another form. A file counts by its SHA-256, a file of the hub's cache by the commit of its snapshot, which need not be read. The
+The files of a built object are its attributes that are paths, those of its parts, and `files` where it keeps a path in another
+form. A file counts by its SHA-256, a file of the hub's cache by the commit of its snapshot, which need not be read. The
 digests are kept in a small file of the user's cache, by size and times, so that gigabytes are read once.
 """
 
@@ -51,7 +51,7 @@ def of(*built: Any, packages: Sequence[str] = ()) -> Digests:
 
 
 def of_tasks(tasks: Sequence[Task]) -> str:
-    """The digest of what tasks say, with the content of their references."""
+    """The digest of tasks, with the content of their references."""
     references = {task.reference: sha256(Path(task.reference)) for task in tasks if task.reference is not None}
     rows = [
         [task.id, task.prompt, task.category, task.noise_ratio, references[task.reference] if task.reference is not None else None]
@@ -69,7 +69,7 @@ def of_files(files: Iterable[Path]) -> str:
 
 
 def changed(then: Parts, now: Parts) -> list[str]:
-    """The parts, with the first file of each, that hold something else now."""
+    """The parts that hold something else now, with the first file of each."""
     found = []
     for part in sorted({*then, *now}):
         before, after = then.get(part, {}), now.get(part, {})
@@ -125,7 +125,7 @@ def _slots(kind: type) -> list[str]:
 
 
 def _named(text: str) -> Path | None:
-    """The file that a text names, or the folder where it is spelled as a path; not one that all lies in, as "/" and "..".."""
+    """The file that a text names, or the folder where it is written as a path; not one that holds everything, as "/" and "..".."""
     with contextlib.suppress(OSError, ValueError, RuntimeError):
         path = Path(text).expanduser()
         if path.is_file() or (os.sep in text and path.is_dir() and not Path.cwd().is_relative_to(path.resolve())):
@@ -134,7 +134,7 @@ def _named(text: str) -> Path | None:
 
 
 def _entries(path: Path) -> Iterator[tuple[str, str]]:
-    """The name and the digest of a file, or of all files in a folder but hidden ones; nothing of a path where nothing is."""
+    """The name and the digest of a file, or of all files in a folder but hidden ones; none for a path that does not exist."""
     try:
         if path.is_file():
             yield _entry(path, path.name)
@@ -147,10 +147,10 @@ def _entries(path: Path) -> Iterator[tuple[str, str]]:
 def _inside(folder: Path) -> Iterator[Path]:
     """The files in a folder and in those inside it, links to folders too, in the order of their names."""
     seen = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
+    for directory, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(directory)
         folders[:] = sorted(name for name in folders if not name.startswith(".")) if real not in seen else []
-        found = [Path(place, name) for name in sorted(files) if not name.startswith(".")] if real not in seen else []
+        found = [Path(directory, name) for name in sorted(files) if not name.startswith(".")] if real not in seen else []
         seen.add(real)
         yield from (file for file in found if file.is_file())
 
@@ -176,7 +176,7 @@ _read: set[Path] = set()  # caches that have been read
 
 
 def sha256(file: Path) -> str:
-    """The SHA-256 of a file's content, hexadecimal; from the cache where its size, times and place on disk are as they were.
+    """The SHA-256 of a file's content, hexadecimal; from the cache where its size, times and inode are unchanged.
 
     Raises UsageError where it cannot be read.
     """
@@ -200,7 +200,7 @@ def sha256(file: Path) -> str:
 
 
 def _held(path: str, digest: str) -> str:
-    """The digest; where it is another one than when this process last looked, nothing that was loaded is kept."""
+    """The digest; if it has changed since this process last looked, everything that was loaded is dropped."""
     if _latest.setdefault(path, digest) != digest:
         _latest[path] = digest
         _forget()
@@ -208,13 +208,13 @@ def _held(path: str, digest: str) -> str:
 
 
 def _stamp(path: str) -> _Stamp:
-    """What changes with a file: its size, and when, and which it is. The second time cannot be set back, as by `touch -r`."""
+    """What changes with a file: its size, its times and its inode. The second time cannot be set back, as by `touch -r`."""
     status = os.stat(path)
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]
 
 
 def _forget() -> None:
-    """Lets go of what this process has loaded, as a file that it may be from holds something else now."""
+    """Drops what this process has loaded, because a file that it may be from has changed."""
     for name, module in list(sys.modules.items()):
         if f"{name}.".startswith(_OWN):
             for member in list(vars(module).values()):
@@ -241,8 +241,8 @@ def _load() -> None:
 def _stored(cache: Path) -> dict[str, tuple[_Stamp, str]]:
     found: dict[str, tuple[_Stamp, str]] = {}
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        told = json.loads(cache.read_bytes()) if cache.is_file() else {}
-        for path, entry in told.items() if isinstance(told, dict) else ():
+        stored = json.loads(cache.read_bytes()) if cache.is_file() else {}
+        for path, entry in stored.items() if isinstance(stored, dict) else ():
             match entry:
                 case [[int(), int(), int(), int(), int()] as stamp, str(digest)] if re.fullmatch(r"[0-9a-f]{64}", digest):
                     found[path] = (stamp, digest)

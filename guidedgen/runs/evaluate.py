@@ -22,7 +22,7 @@ from guidedgen.rewards import Reward
 from guidedgen.runs.store import Record, RunFolder
 from guidedgen.zoo import Features
 
-GRID = "grid.png"  # the overview that a run puts beside its samples
+GRID = "grid.png"  # the overview that a run writes next to its samples
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,8 +52,8 @@ class Images:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def beside(self) -> dict[str, Images]:
-        """What methods have kept beside a run's images, by name: images of the same samples, of those that have one."""
+    def extra_images(self) -> dict[str, Images]:
+        """Extra images that methods have kept, by name: further images of the same samples, of those that have one."""
         if not self.records:
             return {}
         folder = self.paths[0].parent
@@ -94,7 +94,7 @@ class Images:
 
 
 def check_reference(folder: Path) -> Path:
-    """The folder, with `~` for one's home. Raises UsageError unless it holds images, all of which can be decoded."""
+    """The folder, with `~` expanded. Raises UsageError unless it holds images, all of which can be decoded."""
     try:
         found = folder.expanduser()
         if not found.is_dir():
@@ -110,11 +110,11 @@ def check_reference(folder: Path) -> Path:
     return found
 
 
-def check_stored(folder: RunFolder, way_out: str) -> None:
-    """Raises UsageError, which ends by the way out, where the image of one of a run's finished samples is missing or damaged."""
+def check_stored(folder: RunFolder, hint: str) -> None:
+    """Raises UsageError, which ends with the hint, where the image of one of a run's finished samples is missing or damaged."""
     for path in Images.of_run(folder).paths:
         if reason := _damage(path, images.verify):
-            raise UsageError(f"{path}: {reason}{way_out}")
+            raise UsageError(f"{path}: {reason}{hint}")
 
 
 def _damage(path: Path, check: Callable[[Path], None]) -> str | None:
@@ -139,9 +139,9 @@ def score(
 ) -> dict[str, list[float]]:
     """Scores of a run's stored images, one per image, by scorer; `known` are tasks by sample, with what records lack of them.
 
-    Computed anew even where the records hold scores of that name: those may be of other options, or another network. Of what is
-    stored blurred the recorded score is taken, which is of the sharp picture: of the scorers that are named in `recorded`, which
-    are the same as then; the others' is NaN.
+    Computed again even where the records hold scores of that name: those may be of other options, or another network. For images
+    stored blurred the recorded score is taken, which is of the sharp picture: for the scorers named in `recorded`, which are
+    unchanged; for others it is NaN.
     """
     assert pictures.records is not None
     sharp = pictures.without(pictures.blurred)
@@ -173,9 +173,10 @@ def summarise(
     theirs: Mapping[str, list[float]],
     verdicts: Collection[str] = (),
 ) -> dict[str, Any]:
-    """What scores (as `score` gives them; the reference's may be missing) come to, with what the samples have cost.
+    """Summary of the scores (as `score` gives them; the reference's may be missing), with what the samples have cost.
 
-    Of `verdicts`, the names of scores that are 1 where a filter flags and 0 elsewhere, no wins are counted but what slipped past.
+    For `verdicts`, the names of scores that are 1 where a filter flags and 0 elsewhere, the share that slipped past is counted, not
+    wins.
     """
     assert own.records is not None
     metrics: dict[str, Any] = {"samples": len(own), "prompts": len({record.task for record in own.records}), "scores": {}}
@@ -195,7 +196,7 @@ def summarise(
 
 
 def expected(pictures: Images, scores: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Any]]:
-    """What each score, one number per image, comes to: its mean over prompts, with a 95 % interval."""
+    """Summary of each score, one number per image: its mean over prompts, with a 95 % interval."""
     return {name: _score_entry(_by_prompt(pictures, values)) for name, values in scores.items()}
 
 
@@ -227,7 +228,7 @@ def _win_rate(ours: Mapping[str, Sequence[float]], theirs: Mapping[str, Sequence
 
 def _slipped(own: Images, reference: Images, ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float] | None:
     """How many of the samples that the filter flagged in the unguided run it does not flag in this one: their share, with its
-    Wilson interval at 95 %. AdjointDPM's Table 3 does not say of what its success ratio is one. None where nothing was flagged.
+    Wilson interval at 95 %. AdjointDPM's Table 3 does not define its success ratio. None where nothing was flagged.
     """
     assert own.records is not None and reference.records is not None
     before = {record.name: verdict for record, verdict in zip(reference.records, theirs, strict=True)}
@@ -277,9 +278,9 @@ def distances(pair: Pair, measures: Mapping[str, SetMetric]) -> dict[str, Any]:
 def per_class(pair: Pair, measure: PerClass, tasks: Mapping[str, Task]) -> dict[str, Any]:
     """Distance of each class's pictures, a class being a task, to real ones of it, and its change against the unguided run.
 
-    The classes that have two pictures in both; nothing without one.
+    Only classes that have two pictures in both count; empty if there are none.
     """
-    guided, unguided = (_places_of_tasks(pictures) for pictures in (pair.own, pair.reference))
+    guided, unguided = (_indices_of_tasks(pictures) for pictures in (pair.own, pair.reference))
     shared = [task for task in guided if min(len(guided[task]), len(unguided.get(task, ()))) >= 2]
     if not shared:
         return {}
@@ -292,13 +293,13 @@ def per_class(pair: Pair, measure: PerClass, tasks: Mapping[str, Task]) -> dict[
     }  # fmt: skip
 
 
-def _places_of_tasks(pictures: Images) -> dict[str, list[int]]:
-    """Which of a run's images are of a task, by its id."""
+def _indices_of_tasks(pictures: Images) -> dict[str, list[int]]:
+    """Indices of a run's images by task id."""
     assert pictures.records is not None
-    places: dict[str, list[int]] = {}
+    indices: dict[str, list[int]] = {}
     for i, record in enumerate(pictures.records):
-        places.setdefault(record.task, []).append(i)
-    return places
+        indices.setdefault(record.task, []).append(i)
+    return indices
 
 
 def _cost(records: Sequence[Record]) -> dict[str, float]:

@@ -29,8 +29,8 @@ from guidedgen.runs.store import RunFailed, check_writable
 def main(cfg: DictConfig) -> float | None:
     """Runs one config to its end; returns the value of `run.objective`, where there is one, for a sweeper that chooses by it.
 
-    Leaves by SystemExit with 2 for a wrong config, 75 after a signal, 130 after Ctrl-C. A wrong config and a failure of one run of
-    a sweep are RuntimeErrors, which Hydra tells at the end: the runs after it go on.
+    Ends with SystemExit: 2 for a wrong config, 75 after a signal, 130 after Ctrl-C. A wrong config and a failure of one run of
+    a sweep are RuntimeErrors, which Hydra reports at the end: the runs after it go on.
     """
     for number in (signal.SIGTERM, signal.SIGUSR2):
         if signal.getsignal(number) in (signal.SIG_DFL, signal.SIG_IGN):  # submitit has its own, which requeue the job
@@ -60,7 +60,7 @@ def main(cfg: DictConfig) -> float | None:
 
 
 def _of_sweep() -> bool:
-    """Whether the run is one of several of a process."""
+    """Whether the process makes several runs."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -73,7 +73,7 @@ def _stop(number: int, _frame: object) -> None:
 
 @contextlib.contextmanager
 def _noted(job: Job) -> Iterator[None]:
-    """Writes into the run's own log why it ended before it was done: what the cluster shows may be lost, or the next run's."""
+    """Writes into the run's own log why it ended before it was done: the cluster's log may be lost, or belong to the next run."""
     try:
         yield
     except Stopped as stopped:
@@ -91,7 +91,7 @@ def _noted(job: Job) -> Iterator[None]:
 
 
 def run(job: Job) -> Mapping[str, Any]:
-    """Samples what is missing, judges, shows and mirrors; returns the metrics. A finished run only shows."""
+    """Samples what is missing, judges, shows and mirrors; returns the metrics. A finished run is only shown."""
     started = time.perf_counter()
     fresh = job.cfg.run.fresh
     job.model.ledger.device = job.cfg.device if job.cfg.run.profile else None
@@ -115,7 +115,7 @@ def run(job: Job) -> Mapping[str, Any]:
             with job.folder.alone("learning"):
                 learning.learn(job)
         sampling.sample_all(job, job.method_name)
-    with job.folder.alone("judging"):  # of several processes, one comes out last
+    with job.folder.alone("judging"):  # of several processes, one is last
         if left := sampling.left(job):
             print(f"{job.folder.path}: share {job.shard.part} is done; others have {left} samples to make")
             job.folder.note(f"share {job.shard.part} is done")
@@ -149,7 +149,7 @@ def _track(job: Job, metrics: Mapping[str, Any]) -> None:
 
 
 def _open(job: Job, *, fresh: bool = False) -> None:
-    """Makes the job's folder ready, and torch repeat itself."""
+    """Opens the job's folder, and makes torch deterministic."""
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     job.folder.open(OmegaConf.to_yaml(job.cfg), _environment(job), fresh=fresh)
 
@@ -159,7 +159,7 @@ def _command() -> list[str]:
 
 
 def _environment(job: Job) -> dict[str, Any]:
-    """What else numbers may depend on."""
+    """What else the results may depend on."""
     packages = ("torch", "diffusers", "transformers", "open_clip_torch", "numpy", "pillow")
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=config.CONF, capture_output=True, text=True, check=False

@@ -1,5 +1,5 @@
 """Which of Hydra's flags and settings a command line and its overlays may give: those that choose what is run, how a sweep goes and
-what is shown. The others would run code of somebody's choice, or move files that guidedgen keeps.
+what is shown. The others would run arbitrary code, or move files that guidedgen keeps.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _REFUSED = {
 }
 _MODES = ("run", "multirun", "cfg", "info", "shell_completion")  # of which a command line has one at most
 _GROUPS = ("hydra/launcher", "hydra/sweeper")
-_WAY_OUT = "of Hydra's settings, hydra/launcher=, hydra/sweeper= and their options can be given, as in hydra.launcher.partition=gpu"
+_HINT = "of Hydra's settings, hydra/launcher=, hydra/sweeper= and their options can be set, as in hydra.launcher.partition=gpu"
 # What Hydra starts, as its own options and those of its plug-ins name it: nothing that a module merely imports.
 _TARGETS = (
     r"(hydra\._internal\.core_plugins|hydra_plugins\.\w+)\.[a-z_]+\.[A-Z]\w*(Launcher|Sweeper)|optuna\.samplers\.[A-Z]\w*Sampler"
@@ -36,7 +36,7 @@ _JOB = ("override_dirname", "id", "num", "name", "config_name", "config")
 
 
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    """Flags and overrides. Raises UsageError for a flag that is none or not taken here, and for flags that do not go together."""
+    """Flags and overrides. Raises UsageError for an unknown or unsupported flag, and for flags that do not go together."""
     found = _parser().parse_intermixed_args(list(arguments))
     for name, why in _REFUSED.items():
         if getattr(found, name) is not None:
@@ -58,7 +58,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
 
 @functools.cache
 def _parser() -> argparse.ArgumentParser:
-    """Hydra's own."""
+    """Hydra's own parser."""
     from hydra._internal.utils import get_args_parser
 
     parser = get_args_parser()
@@ -93,28 +93,28 @@ def concerns(item: Override) -> bool:
 
 
 def check_overrides(items: Sequence[Override]) -> None:
-    """Raises UsageError for an override of a setting that is not to be given."""
+    """Raises UsageError for an override of a setting that may not be set."""
     for item in filter(concerns, items):
         key = item.key_or_group
         plain = item.package is None and not item.is_delete() and "_target_" not in key.split(".")
         if not plain or not (key in _GROUPS or key.startswith(("hydra.launcher.", "hydra.sweeper."))):
-            raise UsageError(f"{item.input_line}: is not to be given; {_WAY_OUT}")
+            raise UsageError(f"{item.input_line}: may not be set; {_HINT}")
 
 
 def check_composed(settings: DictConfig, own: DictConfig) -> None:
-    """Raises UsageError where composed settings differ from guidedgen's `own` in what is not to be given, or start what is no
-    launcher, sweeper or sampler: an overlay may have brought them.
+    """Raises UsageError where composed settings differ from guidedgen's `own` in what may not be set, or start what is no
+    launcher, sweeper or sampler: an overlay may have set them.
     """
     for name in sorted({*map(str, settings), *map(str, own)} - {*_WRITTEN}):
         if _raw(settings, name) != _raw(own, name):
-            raise UsageError(f"hydra.{name}: is not to be given, by an overlay neither; {_WAY_OUT}")
+            raise UsageError(f"hydra.{name}: may not be set, not even by an overlay; {_HINT}")
     for name in ("launcher", "sweeper"):
-        for key, value in _leaves(settings[name], f"hydra.{name}"):
+        for key, value in _plain_values(settings[name], f"hydra.{name}"):
             last = key.rpartition(".")[2]
             if last == "_target_" and not re.fullmatch(_TARGETS, str(value)):
                 raise UsageError(f"{key}={value}: no launcher, sweeper or sampler")
             if last == "custom_search_space" and value is not None:
-                raise UsageError(f"{key}={value}: calls code by its name, which is not taken here")
+                raise UsageError(f"{key}={value}: calls code by its name, which is not allowed here")
 
 
 def _raw(settings: DictConfig, name: str) -> Any:
@@ -126,7 +126,7 @@ def _raw(settings: DictConfig, name: str) -> Any:
     return {key: held for key, held in value.items() if key not in _JOB} if name == "job" and isinstance(value, dict) else value
 
 
-def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+def _plain_values(node: Any, key: str) -> Iterator[tuple[str, Any]]:
     """The values inside a node, those that it refers to as well; what cannot be resolved yet is left to Hydra."""
     for name in range(len(node)) if isinstance(node, ListConfig) else list(node):
         if OmegaConf.is_missing(node, name):
@@ -136,6 +136,6 @@ def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
         except Exception:  # OmegaConf's many errors: an interpolation that only a run can resolve
             value = str(node._get_node(name))
         if isinstance(value, DictConfig | ListConfig):
-            yield from _leaves(value, f"{key}.{name}")
+            yield from _plain_values(value, f"{key}.{name}")
         else:
             yield f"{key}.{name}", value

@@ -19,27 +19,27 @@ from guidedgen.runs.shards import Shard
 from guidedgen.runs.store import RunFailed
 
 
-def place(cfg: DictConfig) -> Path:
+def folder_of_run(cfg: DictConfig) -> Path:
     """The folder that the run will write to. No more is built than its name depends on; its device may be another machine's.
 
     Raises UsageError where that much is wrong with it.
     """
-    (folder,) = places(cfg, [{}])
+    (folder,) = folders_of_runs(cfg, [{}])
     return folder
 
 
-def places(cfg: DictConfig, alternatives: Iterable[Mapping[str, Any]]) -> Iterator[Path]:
+def folders_of_runs(cfg: DictConfig, alternatives: Iterable[Mapping[str, Any]]) -> Iterator[Path]:
     """The folder of each run that differs from a config by the values of some dotted keys, which nothing in it may refer to.
 
-    Inside `config.sharing` what they have in common is built once. Raises UsageError as `place` does.
+    Inside `config.sharing` what they have in common is built once. Raises UsageError as `folder_of_run` does.
     """
     cfg = options.settled(cfg, Shard(), elsewhere=True)
     plain = plain_values(cfg)
     for values in alternatives:
-        yield _place(cfg, functools.reduce(_with, values.items(), plain), values)
+        yield _folder_of_run(cfg, functools.reduce(_with, values.items(), plain), values)
 
 
-def _place(cfg: DictConfig, plain: Mapping[str, Any], values: Mapping[str, Any]) -> Path:
+def _folder_of_run(cfg: DictConfig, plain: Mapping[str, Any], values: Mapping[str, Any]) -> Path:
     """The folder of a settled config with other values, which `plain` holds with all the rest."""
     allow = tuple(plain["allow_targets"])
 
@@ -51,7 +51,7 @@ def _place(cfg: DictConfig, plain: Mapping[str, Any], values: Mapping[str, Any])
         return found
 
     def made(name: str, make: Callable[[Any], Any]) -> Any:
-        return config.once(lambda: make(node(name)), lambda: ("made", name, allow, config.spelled(plain[name])))
+        return config.once(lambda: make(node(name)), lambda: ("made", name, allow, config.as_text(plain[name])))
 
     method = made("method", lambda node: config.build(node, "method", allow))
     reward = made("reward", lambda node: config.build(config.without_weightless(node), "reward", allow) if node else None)
@@ -108,7 +108,7 @@ def digests(
     allow = tuple(cfg["allow_targets"])
 
     def once(part: str, digests: Callable[[], contents.Digests]) -> contents.Digests:
-        return config.once(digests, lambda: ("contents", part, allow, config.spelled(cfg[part])))
+        return config.once(digests, lambda: ("contents", part, allow, config.as_text(cfg[part])))
 
     found = {
         "dataset": once("dataset", lambda: {"tasks": contents.of_tasks(tasks)}),
@@ -141,12 +141,12 @@ def check_unchanged(job: Job) -> None:
             continue
         held = now.get(part, {})
         if changed := [name for name in recorded if name != "lessons" and held.get(name, recorded[name]) != recorded[name]]:
-            told = f"{part} ({changed[0]}) was changed while the run was at work"
-            raise RunFailed(f"{job.folder.path}: {told}; the same command makes the run of what it holds now")
+            change = f"{part} ({changed[0]}) was changed while the run was at work"
+            raise RunFailed(f"{job.folder.path}: {change}; the same command makes another run, of its present contents")
 
 
 def stored_unguided(folder: Path, cfg: DictConfig, parts: contents.Parts | None) -> list[Path]:
-    """Where the unguided run of a stored run may lie beside it, made of the same contents: as one that blurs nothing, and as one
+    """Folders next to a stored run that may hold its unguided run, made of the same contents: one that blurs nothing, and one
     that does. `parts` are the contents that the run has recorded, None of runs that recorded none.
     """
     cfg = unguided(cfg)

@@ -1,4 +1,4 @@
-"""Files of a folder, read and written so that nothing leads out of it: no link, no name, and nothing that is not a file.
+"""Reads and writes files of a folder safely: no link and no name leads out of it, and only regular files are opened.
 
 A name is relative to the folder, as in images/a-0.png. The folder itself may be reached through links, as outputs on a scratch disk
 are; below it a link is never followed, and a pipe, a socket or a device is never opened. What is written replaces the file of that
@@ -24,7 +24,7 @@ _SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
 class NotPlain(OSError):
-    """What has the name is a link, or not of the kind that belongs there."""
+    """There is a link of this name, or something of another kind than expected."""
 
     def __init__(self, what: str, path: Path) -> None:
         super().__init__(errno.EINVAL, what, str(path))
@@ -33,18 +33,18 @@ class NotPlain(OSError):
 @contextlib.contextmanager
 def entered(root: Path, folder: str = "") -> Iterator[int]:
     """The descriptor of a folder inside `root`. Raises OSError where it is not there, and where a link would lead to it."""
-    place = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         path = root
         for part in _parts(root, folder):
             path = path / part
-            _check(place, part, path, stat.S_IFDIR)
-            inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | _SAFE, dir_fd=place)
-            os.close(place)
-            place = inner
-        yield place
+            _check(directory, part, path, stat.S_IFDIR)
+            inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | _SAFE, dir_fd=directory)
+            os.close(directory)
+            directory = inner
+        yield directory
     finally:
-        os.close(place)
+        os.close(directory)
 
 
 def _parts(root: Path, name: str) -> tuple[str, ...]:
@@ -56,14 +56,14 @@ def _parts(root: Path, name: str) -> tuple[str, ...]:
 
 def _split(root: Path, name: str) -> tuple[str, str]:
     """The folder and the last part of a name."""
-    *folders, leaf = _parts(root, name)
-    return "/".join(folders), leaf
+    *folders, entry = _parts(root, name)
+    return "/".join(folders), entry
 
 
-def _check(place: int, leaf: str, path: Path, wanted: int) -> bool:
+def _check(directory: int, entry: str, path: Path, wanted: int) -> bool:
     """Whether there is something of this name; it has to be of the wanted kind. A device is not even opened to find out."""
     try:
-        kind = stat.S_IFMT(os.lstat(leaf, dir_fd=place).st_mode)
+        kind = stat.S_IFMT(os.lstat(entry, dir_fd=directory).st_mode)
     except FileNotFoundError:
         return False
     if kind != wanted:
@@ -73,18 +73,18 @@ def _check(place: int, leaf: str, path: Path, wanted: int) -> bool:
 
 def opened(root: Path, name: str, flags: int = os.O_RDONLY) -> int:
     """The descriptor of a file. Raises FileNotFoundError where there is none, NotPlain where it is none, OSError otherwise."""
-    folder, leaf = _split(root, name)
-    with entered(root, folder) as place:
-        _check(place, leaf, root / name, stat.S_IFREG)
-        return os.open(leaf, flags | _SAFE, 0o666, dir_fd=place)
+    folder, entry = _split(root, name)
+    with entered(root, folder) as directory:
+        _check(directory, entry, root / name, stat.S_IFREG)
+        return os.open(entry, flags | _SAFE, 0o666, dir_fd=directory)
 
 
 def is_file(root: Path, name: str) -> bool:
     """Whether a file of this name is there."""
     try:
-        folder, leaf = _split(root, name)
-        with entered(root, folder) as place:
-            return _check(place, leaf, root / name, stat.S_IFREG)
+        folder, entry = _split(root, name)
+        with entered(root, folder) as directory:
+            return _check(directory, entry, root / name, stat.S_IFREG)
     except OSError:
         return False
 
@@ -128,12 +128,12 @@ def _skips_to_end(file: IO[bytes]) -> bool:
     return False
 
 
-def ends_with(place: int, leaf: str, end: bytes) -> bool:
+def ends_with(directory: int, entry: str, end: bytes) -> bool:
     """Whether a file is there, in a folder that was entered, and its last bytes are these."""
     try:
-        if not _check(place, leaf, Path(leaf), stat.S_IFREG):
+        if not _check(directory, entry, Path(entry), stat.S_IFREG):
             return False
-        with os.fdopen(os.open(leaf, os.O_RDONLY | _SAFE, dir_fd=place), "rb") as file:
+        with os.fdopen(os.open(entry, os.O_RDONLY | _SAFE, dir_fd=directory), "rb") as file:
             file.seek(-len(end), os.SEEK_END)
             return file.read() == end
     except OSError:  # it is shorter, or cannot be read
@@ -150,23 +150,23 @@ def names(root: Path) -> list[str]:
 
 def write(root: Path, name: str, content: bytes) -> None:
     """Writes a file so that it is there whole or not at all, after a power cut too. Raises OSError where it cannot."""
-    folder, leaf = _split(root, name)
-    with entered(root, folder) as place:
-        _check(place, leaf, root / name, stat.S_IFREG)
-        partial = f".{leaf}.{os.getpid()}.partial"
+    folder, entry = _split(root, name)
+    with entered(root, folder) as directory:
+        _check(directory, entry, root / name, stat.S_IFREG)
+        partial = f".{entry}.{os.getpid()}.partial"
         try:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(partial, dir_fd=place)  # of a process of this number that was killed
-            with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE, 0o666, dir_fd=place), "wb") as file:
+                os.unlink(partial, dir_fd=directory)  # of a process of this number that was killed
+            with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE, 0o666, dir_fd=directory), "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(partial, leaf, src_dir_fd=place, dst_dir_fd=place)
+            os.replace(partial, entry, src_dir_fd=directory, dst_dir_fd=directory)
         except OSError:
             with contextlib.suppress(OSError):
-                os.unlink(partial, dir_fd=place)  # it would take what is left of a full disk
+                os.unlink(partial, dir_fd=directory)  # it would take what is left of a full disk
             raise
-        os.fsync(place)
+        os.fsync(directory)
 
 
 def append(root: Path, name: str, content: bytes) -> None:
@@ -205,11 +205,11 @@ def drop_torn_line(root: Path, name: str) -> None:
 
 def make_folder(root: Path, name: str) -> None:
     """Makes a folder inside one that is there. Raises NotPlain where something else has its name."""
-    folder, leaf = _split(root, name)
-    with entered(root, folder) as place:
-        if not _check(place, leaf, root / name, stat.S_IFDIR):
+    folder, entry = _split(root, name)
+    with entered(root, folder) as directory:
+        if not _check(directory, entry, root / name, stat.S_IFDIR):
             with contextlib.suppress(FileExistsError):  # another process was faster
-                os.mkdir(leaf, dir_fd=place)
+                os.mkdir(entry, dir_fd=directory)
 
 
 def check(root: Path, name: str) -> None:
@@ -227,16 +227,16 @@ def check(root: Path, name: str) -> None:
 
 def is_folder(root: Path, name: str) -> bool:
     """Whether there is something of this name. Raises NotPlain where that is no folder."""
-    folder, leaf = _split(root, name)
-    with entered(root, folder) as place:
-        return _check(place, leaf, root / name, stat.S_IFDIR)
+    folder, entry = _split(root, name)
+    with entered(root, folder) as directory:
+        return _check(directory, entry, root / name, stat.S_IFDIR)
 
 
 def check_file(root: Path, name: str) -> None:
     """Raises NotPlain where something is there under the name that is no file."""
-    folder, leaf = _split(root, name)
-    with entered(root, folder) as place:
-        _check(place, leaf, root / name, stat.S_IFREG)
+    folder, entry = _split(root, name)
+    with entered(root, folder) as directory:
+        _check(directory, entry, root / name, stat.S_IFREG)
 
 
 def check_links(root: Path, name: str) -> None:

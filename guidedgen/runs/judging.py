@@ -1,4 +1,4 @@
-"""How a sampled job fares: its metrics, from the images it has stored."""
+"""Metrics of a sampled job, computed from the images it has stored."""
 
 from __future__ import annotations
 
@@ -46,14 +46,17 @@ def _judge_at(job: Job) -> dict[str, Any]:
         theirs = {}
         if reference is not None and paired:
             theirs = evaluate.score(reference, job.scorers, tasks, recorded=_recorded(job, reference), **where)
-        beside = {name: (kept, evaluate.score(kept, job.scorers, tasks, **where)) for name, kept in own.beside().items()}
+        extra_images = {
+            name: (kept, evaluate.score(kept, job.scorers, tasks, **where)) for name, kept in own.extra_images().items()
+        }
         summary = evaluate.summarise(own, reference, ours, theirs, job.verdicts)
         metrics = {**_described(job, guide), "judged_by": judged_by(job), "judged_with": judged_with(job), **summary}
         metrics["blurred"] = len(own.blurred)
         metrics["failed"] = len(lost)
-        if beside:
-            metrics["beside"] = {
-                name: {"samples": len(kept), "scores": evaluate.expected(kept, scores)} for name, (kept, scores) in beside.items()
+        if extra_images:
+            metrics["extra_images"] = {
+                name: {"samples": len(kept), "scores": evaluate.expected(kept, scores)}
+                for name, (kept, scores) in extra_images.items()
             }
         if lost:
             metrics["failures"] = lost
@@ -76,7 +79,7 @@ def _judge_at(job: Job) -> dict[str, Any]:
     score = next(iter(job.scorers), "")  # the reward, where there is one
     rows = {"base": (reference, theirs.get(score, ()))} if reference is not None and job.base is not None else {}
     rows |= {job.method_name: (own, ours.get(score, ()))}
-    rows |= {f"the {name}": (kept, scores.get(score, ())) for name, (kept, scores) in beside.items() if len(kept) == len(own)}
+    rows |= {f"the {name}": (kept, scores.get(score, ())) for name, (kept, scores) in extra_images.items() if len(kept) == len(own)}
     report.write_grid(job.folder.path / "images" / evaluate.GRID, rows, score)
     return metrics
 
@@ -109,7 +112,7 @@ def _recorded(job: Job, pictures: evaluate.Images) -> set[str]:
 
 
 def _described(job: Job, guide: DictConfig | None) -> dict[str, Any]:
-    """What a table of runs calls this one, and what its source prints of it where it is a row of a published table."""
+    """The run's name in a table of runs, and its published figures where it is a row of a published table."""
     table, printed = job.cfg.get("table") or {}, config.published(job.cfg)
     return {
         "title": job.name,
@@ -131,7 +134,7 @@ def _reference(job: Job) -> evaluate.Images | None:
 
 
 def _mark_shared(job: Job, metrics: Mapping[str, Any], guide: DictConfig | None) -> None:
-    """Says of each figure whether a network that measured it has guided too, and what else it depends on."""
+    """Marks each figure that was measured by a network that also guided, and what else it depends on."""
     reward = job.reward
     if guide and guide != job.cfg.reward:
         reward = config.build(config.without_weightless(guide), "reward", tuple(job.cfg.allow_targets))
@@ -145,7 +148,7 @@ def _mark_shared(job: Job, metrics: Mapping[str, Any], guide: DictConfig | None)
 
 
 def judged_by(job: Job) -> str:
-    """Names what a run is judged by, which may change after it was sampled: the files that its judges read do too."""
+    """A digest of what a run is judged by: options, and the files that its judges read. It may change after the run was sampled."""
     options = {key: job.cfg[key] for key in ("reward", "metrics", "reference")}
     return config.digest({**options, "contents": [job.contents, judged_with(job)]})
 

@@ -32,8 +32,8 @@ _Found = TypeVar("_Found")
 
 def spent(job: Job) -> Mapping[str, Any]:
     """What learning has cost."""
-    told = job.folder.read_json(f"{FOLDER}/learning.json")
-    return {name: value for name, value in told.items() if name != "curve"}
+    learning = job.folder.read_json(f"{FOLDER}/learning.json")
+    return {name: value for name, value in learning.items() if name != "curve"}
 
 
 def learn(job: Job) -> None:
@@ -67,10 +67,10 @@ def learn(job: Job) -> None:
             curve.append({"update": step, **{name: float(value) for name, value in values.items()}})
             advance()
 
-        method.learn(Posed(job), len(job.lessons), tuned.free, saved.get("state", {}), save, observe)
+        method.learn(LessonProblems(job), len(job.lessons), tuned.free, saved.get("state", {}), save, observe)
     tuned.freeze()
-    with job.folder.assembled(FOLDER) as place:
-        tuned.save(place)
+    with job.folder.assembled(FOLDER) as target:
+        tuned.save(target)
     job.folder.write_json(f"{FOLDER}/learning.json", {**so_far(), "lessons": len(job.lessons), "curve": curve})
     checkpoint.unlink(missing_ok=True)
 
@@ -79,22 +79,22 @@ def _saved(checkpoint: Path, device: str, free: Sequence[Tensor]) -> Mapping[str
     """What had been learned when it was stopped; nothing, and a line on stderr, where the file is damaged or of something else."""
     try:
         saved = torch.load(checkpoint, weights_only=True, map_location=device)
-        state, told = saved["state"], (saved["curve"], saved["seconds"])
-        whole = isinstance(told[0], list) and isinstance(told[1], float) and isinstance(state["done"], int)
+        state = saved["state"]
+        whole = isinstance(saved["curve"], list) and isinstance(saved["seconds"], float) and isinstance(state["done"], int)
         shapes = [tuple(value.shape) for value in state["free"]]
         if not whole or shapes != [tuple(value.shape) for value in free] or "param_groups" not in state["optimizer"]:
             raise ValueError("it is of something else")
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # of the unpickler, of zip files, and of whatever else lies there in place of a checkpoint
+    except Exception as error:  # of the unpickler, of zip files, and of whatever else the file is instead of a checkpoint
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        print(f"guidedgen: {checkpoint}: damaged ({reason}); learning begins anew", file=sys.stderr)
+        print(f"guidedgen: {checkpoint}: damaged ({reason}); learning starts again", file=sys.stderr)
         return {}
     return saved
 
 
-class Posed:
-    """A job's lessons as problems (`types.Pose`), `batch_size` at once.
+class LessonProblems:
+    """Makes problems of a job's lessons (see `guidedgen.methods.MakeProblems`), `batch_size` at once.
 
     Where a device's memory is too small for so many, they are taken again, with what torch keeps of it given back, and then in
     halves, as all that follow: the same comes out, to the rounding of batched kernels. An attempt that fails costs nothing.
@@ -103,12 +103,12 @@ class Posed:
     def __init__(self, job: Job) -> None:
         self._job, self._small = job, False
 
-    def __call__(self, places: Sequence[int], compute: Callable[[Problem], _Found]) -> Iterator[_Found]:
-        """Raises RunFailed where there is no room for one."""
-        queue, again = collections.deque(self._parts([places])), False
+    def __call__(self, indices: Sequence[int], compute: Callable[[Problem], _Found]) -> Iterator[_Found]:
+        """Raises RunFailed where memory is too small for one."""
+        queue, again = collections.deque(self._parts([indices])), False
         while queue:
             part, found, before = queue[0], [], self._job.model.ledger.counts()
-            # It is dealt with below, where its traceback does not hold on to the memory any more.
+            # Handled below, where its traceback does not keep the memory alive any more.
             with contextlib.suppress(torch.OutOfMemoryError):
                 found.append(compute(self._problem(part)))
             if found:
@@ -127,8 +127,8 @@ class Posed:
         size = self._job.cfg.batch_size
         return [part[i : i + size] for part in parts for i in range(0, len(part), size)]
 
-    def _problem(self, places: Sequence[int]) -> Problem:
-        return sampling.problem(self._job, [self._job.lessons[place] for place in places], self._job.originals)
+    def _problem(self, indices: Sequence[int]) -> Problem:
+        return sampling.problem(self._job, [self._job.lessons[index] for index in indices], self._job.originals)
 
     def _halve(self) -> None:
         if not self._small:

@@ -20,7 +20,7 @@ _HOLDER = re.compile(r"process \d+ on [\w.-]+")
 
 
 class Lock:
-    """A lock on the bytes of a file. The kernel gives it back when its holder ends, however it ends.
+    """A lock on the bytes of a file. The kernel releases it when its holder ends, however it ends.
 
     A POSIX lock (fcntl) and not BSD's (flock): NFS, GPFS and Lustre hold it between machines wherever they have locks at all, and
     children do not inherit it. A process excludes others, not itself. A link is not followed: OSError.
@@ -40,7 +40,7 @@ class Lock:
 
     @property
     def held(self) -> bool:
-        """Whether the file that was opened is the one that lies there now."""
+        """Whether the file that was opened is the one at this path now."""
         try:
             return self._file is not None and os.path.samestat(os.fstat(self._file.fileno()), self._path.lstat())
         except OSError:  # gone, or its folder is
@@ -63,7 +63,7 @@ class Lock:
         return True
 
     def _sign(self, file: IO[bytes]) -> None:
-        """Says in the file who holds it; not in one that has another name too, whose content is not ours."""
+        """Writes into the file who holds it; not into a file with another hard link, whose content is not ours."""
         if os.fstat(file.fileno()).st_nlink == 1:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {platform.node()}".encode())
@@ -71,27 +71,27 @@ class Lock:
 
     def _holder(self, file: IO[bytes]) -> str:
         file.seek(0)
-        told = _HOLDER.fullmatch(file.read(300).decode(errors="replace"))
-        return told[0] if told else "another process"
+        holder = _HOLDER.fullmatch(file.read(300).decode(errors="replace"))
+        return holder[0] if holder else "another process"
 
     def _there(self) -> IO[bytes]:
-        """The file that lies there now, open."""
+        """The file at this path now, open."""
         if self._file is None or not self.held:
             self._close()
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
             self._file = os.fdopen(inside.opened(self._path.parent, self._path.name, flags), "a+b")
         return self._file
 
-    def keep(self, place: int) -> None:
-        """Gives back all but the byte at `place`."""
+    def keep(self, offset: int) -> None:
+        """Releases all but the byte at `offset`."""
         assert self._file is not None
         with contextlib.suppress(OSError):  # where there are no locks
-            fcntl.lockf(self._file, fcntl.LOCK_UN, 0, place + 1)
-            if place:
-                fcntl.lockf(self._file, fcntl.LOCK_UN, place, 0)
+            fcntl.lockf(self._file, fcntl.LOCK_UN, 0, offset + 1)
+            if offset:
+                fcntl.lockf(self._file, fcntl.LOCK_UN, offset, 0)
 
     def drop(self) -> None:
-        """Gives it back; the file goes with its last holder."""
+        """Releases it; the last holder removes the file."""
         if self._file is None:
             return
         with contextlib.suppress(OSError):  # the folder may be gone, or not be written to any more

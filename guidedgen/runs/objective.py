@@ -1,4 +1,4 @@
-"""The number that a run is worth to a sweeper that chooses the next by it: `run.objective`."""
+"""`run.objective`: the number that a sweeper maximises, and by which it chooses the next run."""
 
 from __future__ import annotations
 

@@ -29,6 +29,11 @@ _MODULES = {
     "guidedgen.images": ("guidedgen.basics.images",),
     "guidedgen.noise": ("guidedgen.basics.noise",),
 }  # fmt: skip
+# Former names of what those modules held.
+_NAMES = {"Pose": "MakeProblems"}
+# Former names of keys of metrics.json, and of events that a method reports to its observer.
+_METRICS = {"beside": "extra_images"}
+_EVENTS = {"beside": "extra_images"}
 # What stored configs may lack: none of it decides a sample.
 _MISSING = {
     "shard": {"count": 1, "index": 0},
@@ -36,6 +41,16 @@ _MISSING = {
     "run.objective": None,
     "run.objective_limit": None,
 }
+
+
+def event_now(event: str) -> str:
+    """The name that an observer's event has now, by that or a former one."""
+    return _EVENTS.get(event, event)
+
+
+def metrics_now(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The contents of a metrics.json with the keys that it has now. Keys of its own win."""
+    return {_METRICS.get(key, key): value for key, value in metrics.items() if _METRICS.get(key) not in metrics}
 
 
 def class_now(name: str) -> str:
@@ -77,22 +92,22 @@ def run_id(deciding: Mapping[str, Any]) -> str:
 
 def know_modules() -> None:
     """Lets code of the user's import what is needed for methods, rewards and data sets by the names of older versions."""
-    for name, places in _MODULES.items():
+    for name, modules in _MODULES.items():
         if name not in sys.modules:
-            sys.modules[name] = _Former(name, places)
+            sys.modules[name] = _Former(name, modules)
 
 
 class _Former(types.ModuleType):
     """A module that is no longer there; what it held is looked up where it is now."""
 
-    def __init__(self, name: str, places: tuple[str, ...]) -> None:
-        super().__init__(name, f"The former name of {', '.join(places)}.")
-        self._places = places
+    def __init__(self, name: str, modules: tuple[str, ...]) -> None:
+        super().__init__(name, f"The former name of {', '.join(modules)}.")
+        self._modules = modules
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("__"):
-            for place in self._places:
-                found = vars(importlib.import_module(place)).get(name)
+            for module in self._modules:
+                found = vars(importlib.import_module(module)).get(_NAMES.get(name, name))
                 if found is not None:
                     return found
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")

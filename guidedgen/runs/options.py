@@ -1,4 +1,4 @@
-"""The options that are no nodes: counts, names, switches, device and dtype, settled before anything is built."""
+"""The options that are plain values: counts, names, switches, device and dtype, settled before anything is built."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from guidedgen.runs import config, targets
 from guidedgen.runs.shards import Shard
 
 SAMPLES = 1_000_000  # of a run at most
-# Least and largest. A seed is no count, but has to leave room for those of the images after it.
+# Least and largest. A seed is limited too: those of the images after it are larger.
 _COUNTS = {"seed": (0, 2**62), "samples_per_prompt": (1, SAMPLES), "batch_size": (1, SAMPLES)}
 _DEVICES = r"cpu|cuda(:\d{1,4})?"
 _NAME = 100  # bytes of a name that becomes a folder's, or a part of one's: there are other parts, and 255 in all
 
 
 def settled(cfg: DictConfig, shard: Shard, *, elsewhere: bool = False) -> DictConfig:
-    """A resolved copy in which device and dtype are real ones and the plain options are checked. It is the whole run's.
+    """A resolved copy in which device and dtype are real ones and the plain options are checked. It holds for the whole run.
 
     `elsewhere`: a device that is named need not be on this machine. Raises UsageError for what is wrong with it.
     """
@@ -36,7 +36,7 @@ def settled(cfg: DictConfig, shard: Shard, *, elsewhere: bool = False) -> DictCo
     _check_name("study", value(cfg, "study"), "folder name")
     for key, wanted in {"outputs": "a folder", "reference": "base, none or a folder of pictures"}.items():
         if not isinstance(found := value(cfg, key), str) or not found or not _printable(found):
-            raise UsageError(f"{key}={_told(found)}: expected {wanted}")
+            raise UsageError(f"{key}={_shown(found)}: expected {wanted}")
     targets.packages(value(cfg, "allow_targets"))
     device = value(cfg, "device")
     if not elsewhere or device == "auto":
@@ -54,17 +54,17 @@ def settled(cfg: DictConfig, shard: Shard, *, elsewhere: bool = False) -> DictCo
         _check_name("model.name", cfg.model.get("name"), "name, which its runs' folders have in theirs")
     for key in ("metrics", "metrics.scorers", "metrics.distances", "zoo"):
         if not isinstance(found := OmegaConf.select(cfg, key), DictConfig):
-            raise UsageError(f"{key}={_told(found)}: expected a mapping")
+            raise UsageError(f"{key}={_shown(found)}: expected a mapping")
     return cfg
 
 
 def value(cfg: DictConfig, key: str) -> Any:
-    """An option's value. Raises UsageError where it refers to what cannot be found, to itself or to nothing yet."""
+    """An option's value. Raises UsageError where it refers to a missing key, to itself or to a value that is not given yet."""
     try:
         return OmegaConf.select(cfg, key, throw_on_missing=True)
     except Exception as error:  # OmegaConf's many errors, and RecursionError
-        told = "refers to itself" if isinstance(error, RecursionError) else _one_line(error)
-        raise UsageError(f"{key}: {told}") from error
+        reason = "refers to itself" if isinstance(error, RecursionError) else _one_line(error)
+        raise UsageError(f"{key}: {reason}") from error
 
 
 def _held(node: DictConfig, key: str) -> Any:
@@ -78,27 +78,27 @@ def _held(node: DictConfig, key: str) -> Any:
 def _check_count(key: str, found: Any) -> None:
     least, most = _COUNTS[key]
     if not isinstance(found, int) or isinstance(found, bool):
-        raise UsageError(f"{key}={_told(found)}: expected a whole number")
+        raise UsageError(f"{key}={_shown(found)}: expected a whole number")
     if not least <= found <= most:
         bound = f"at least {least}" if found < least else f"at most {most}"
-        raise UsageError(f"{key}={_told(found)}: must be {bound}")
+        raise UsageError(f"{key}={_shown(found)}: must be {bound}")
 
 
 def _check_run(cfg: DictConfig) -> None:
-    """The node `run`, of which older runs have not all."""
+    """The node `run`, of which older runs lack some keys."""
     for key in ("fresh", "profile", "show_flagged"):
         if not isinstance(found := value(cfg, f"run.{key}"), bool) and (key != "show_flagged" or found is not None):
-            raise UsageError(f"run.{key}={_told(found)}: expected true or false")
+            raise UsageError(f"run.{key}={_shown(found)}: expected true or false")
     objective, limits = value(cfg, "run.objective"), value(cfg, "run.objective_limit")
     if not isinstance(objective, str | None):
-        raise UsageError(f"run.objective={_told(objective)}: expected a number of metrics.json, as scores.taste.value, or null")
+        raise UsageError(f"run.objective={_shown(objective)}: expected a number of metrics.json, as scores.taste.value, or null")
     if limits is None:
         return
     if not isinstance(limits, DictConfig):
-        raise UsageError(f"run.objective_limit={_told(limits)}: expected a mapping, as in {{distances.cmmd.value: 0.5}}, or null")
+        raise UsageError(f"run.objective_limit={_shown(limits)}: expected a mapping, as in {{distances.cmmd.value: 0.5}}, or null")
     for key in map(str, limits):
         if not _is_number(found := _held(limits, key)):
-            raise UsageError(f"run.objective_limit.{key}={_told(found)}: expected a finite number")
+            raise UsageError(f"run.objective_limit.{key}={_shown(found)}: expected a finite number")
 
 
 def _is_number(found: Any) -> bool:
@@ -106,11 +106,11 @@ def _is_number(found: Any) -> bool:
 
 
 def _check_name(key: str, found: Any, what: str) -> None:
-    """Raises UsageError where a text is not to become a part of a file's name."""
+    """Raises UsageError where a text cannot be part of a file name."""
     plain = isinstance(found, str) and found and "/" not in found and not found.startswith(".") and _printable(found)
     if not plain or len(found.encode()) > _NAME:
-        way_out = f"; as a text: '{key}=\"{found}\"'" if isinstance(found, int | float) else ""
-        raise UsageError(f"{key}={_told(found)}: expected a plain {what}, of at most {_NAME} bytes{way_out}")
+        hint = f"; as a text: '{key}=\"{found}\"'" if isinstance(found, int | float) else ""
+        raise UsageError(f"{key}={_shown(found)}: expected a plain {what}, of at most {_NAME} bytes{hint}")
 
 
 def _printable(text: str) -> bool:
@@ -118,8 +118,8 @@ def _printable(text: str) -> bool:
     return not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text)
 
 
-def _told(found: object) -> str:
-    """A value as a message has it: in one line, and not longer than a line should be."""
+def _shown(found: object) -> str:
+    """A value as shown in a message: in one line, cut where it is too long."""
     text = str(found)
     text = text if _printable(text) else ascii(text)[1:-1]
     return text if len(text) <= 200 else f"{text[:200]}..."
@@ -136,9 +136,9 @@ def _devices(node: DictConfig | ListConfig, key: str = "") -> Iterator[tuple[str
 
 
 def real_device(name: object, local: int | None = None, key: str = "device") -> str:
-    """The device that a name stands for, auto too; of several GPUs the one of the process's place `local` on its machine.
+    """The device that a name stands for, auto too; of several GPUs the one at index `local`, the process's local rank.
 
-    Raises UsageError where it is not on this machine, or of a kind that runs are not made on.
+    Raises UsageError where it is not on this machine, or of an unsupported kind.
     """
     count = torch.cuda.device_count()  # which every process of a machine may see
     if name == "auto":
@@ -155,11 +155,13 @@ def real_device(name: object, local: int | None = None, key: str = "device") -> 
 
 
 def _not_here(key: str, name: object, count: int) -> str:
-    return f"{key}={_told(name)}: not on this machine; choose from auto, {', '.join(['cpu', *(f'cuda:{i}' for i in range(count))])}"
+    return (
+        f"{key}={_shown(name)}: not on this machine; choose from auto, {', '.join(['cpu', *(f'cuda:{i}' for i in range(count))])}"
+    )
 
 
 def _resolved(cfg: DictConfig) -> DictConfig:
-    """With what values refer to written out. Raises UsageError where that is not there, and for what the user has to give."""
+    """The config with references resolved. Raises UsageError where one cannot be, and for values that the user has to give."""
     try:
         cfg = config.resolved(cfg)
         missing = sorted(OmegaConf.missing_keys(cfg))
@@ -167,8 +169,8 @@ def _resolved(cfg: DictConfig) -> DictConfig:
         wanted = str(error).split("'")[1]
         if wanted.startswith("table."):
             raise UsageError(f"row={cfg.table.row}: no row of experiment={cfg.table.name}, which has no {wanted}") from error
-        way_out = rf"for the text itself write \${{{wanted}}}, or read it from a file: dataset=text"
-        raise UsageError(f"${{{wanted}}}: no such key; {way_out}") from error
+        hint = rf"for the text itself write \${{{wanted}}}, or read it from a file: dataset=text"
+        raise UsageError(f"${{{wanted}}}: no such key; {hint}") from error
     except Exception as error:  # OmegaConf's many errors
         referred = re.search(r"Missing mandatory value: (\S+)", str(error))  # by an interpolation
         if referred is None:

@@ -1,4 +1,4 @@
-"""A stored config as plain values. It was written by OmegaConf: whatever OmegaConf does not write is damage, or worse."""
+"""A stored config as plain values. It was written by OmegaConf: whatever OmegaConf does not write is treated as damage."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, ten times 
 
 
 class Damaged(Exception):
-    """Not what OmegaConf has written; says why in a line."""
+    """The file is not one that OmegaConf has written; the message says why in a line."""
 
 
 def read(file: Path) -> tuple[dict[str, Any], str]:
-    """A stored config as plain values, and its text. Raises Damaged for what is no mapping of names to values, for aliases, tags
-    and interpolations, with which a few lines can be made to fill any memory, and for what is nested deeper than any config.
+    """A stored config as plain values, and its text. Raises Damaged for anything but a mapping of names to values, for aliases,
+    tags and interpolations, which let a few lines fill any memory, and for deeper nesting than any config has.
     """
     try:
         text = inside.read(file.parent, file.name, _MOST).decode()
         _check_events(text)
         found = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
-        told = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise Damaged(" ".join(told.split())) from error
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise Damaged(" ".join(reason.split())) from error
     if found is None:
         found = {}
     if not isinstance(found, dict):

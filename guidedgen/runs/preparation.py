@@ -1,4 +1,4 @@
-"""From config to a checked job: what a run is made of, built before any network is loaded."""
+"""From config to a checked job: all parts of a run, built before any network is loaded."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from guidedgen.runs.store import RunFolder, check_writable
 def prepare(cfg: DictConfig, tasks: Sequence[Task] | None = None) -> Job:
     """Builds and checks a run. Raises UsageError for whatever is wrong with it; loads no network.
 
-    `tasks` stand in for those of a data set that is no longer there.
-    Inside `config.sharing` it is the same job for all configs that differ in no more than a valid seed.
+    `tasks` replace those of a data set that is no longer there.
+    Inside `config.sharing` it is the same job for all configs that differ only in a valid seed.
     """
     shard = find_shard(options.value(cfg, "shard.count"), options.value(cfg, "shard.index"), os.environ)
     if shard.count > 1 and options.value(cfg, "run.fresh"):
@@ -40,13 +40,13 @@ def prepare(cfg: DictConfig, tasks: Sequence[Task] | None = None) -> Job:
         try:
             check_writable(job.folder.path.parent, "outputs")
         except UsageError:
-            if cfg.run.fresh or not job.folder.done:  # a finished run is shown, wherever it lies
+            if cfg.run.fresh or not job.folder.done:  # a finished run is shown, wherever it is
                 raise
         return job
 
     if tasks is not None:
         return checked()
-    return config.once(checked, lambda: ("job", shard, config.spelled({**identity.plain_values(cfg), "seed": None})))
+    return config.once(checked, lambda: ("job", shard, config.as_text({**identity.plain_values(cfg), "seed": None})))
 
 
 def _prepare(cfg: DictConfig, shard: Shard, model: LatentModel | None = None, tasks: Sequence[Task] | None = None) -> Job:

@@ -1,4 +1,4 @@
-"""A stored run judged again, from its images: by what it was judged by, or by what is chosen now."""
+"""Judges a stored run again, from its images: by the metrics it was judged by, or by others that are chosen now."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _KEYS = ("reference", "batch_size", "device", "allow_targets")
 
 
 def judge_again(folder: Path, overrides: Sequence[str] = (), config_dir: Path | None = None) -> Mapping[str, Any]:
-    """Judges a stored run anew, from its images and with `metrics=...` or any key of it changed; rewrites metrics.json.
+    """Judges a stored run again from its images, with `metrics=...` or any of its keys changed; rewrites metrics.json.
 
-    `config_dir` is a folder with options beside the project's, as Hydra's --config-dir.
+    `config_dir` is a folder with options in addition to the project's, as Hydra's --config-dir.
     Raises UsageError where an override is wrong, and where the folder or that of its unguided run is damaged.
     """
     if folder.is_symlink():
@@ -42,7 +42,7 @@ def judge_again(folder: Path, overrides: Sequence[str] = (), config_dir: Path | 
         raise UsageError(f"{folder / 'config.yaml'}: {error}") from error
     job = _as_made(job, cfg, chosen={item.key_or_group.split(".")[0] for item in composition.parse(overrides)})
     _check_stored(job)
-    if not _left(job):  # whoever of several processes was to be the last may have died
+    if not _left(job):  # the process that would have been the last may have died
         sampling.close(job.base)
         sampling.merge(job)
         job.folder.finish()
@@ -50,7 +50,7 @@ def judge_again(folder: Path, overrides: Sequence[str] = (), config_dir: Path | 
 
 
 def _prepared(cfg: DictConfig, folder: RunFolder) -> Job:
-    """The job of a stored config; where its data set is no longer there, of the tasks that were recorded, less their references."""
+    """The job of a stored config. If its data set is no longer there, its tasks are the recorded ones, without references."""
     try:
         return prepare(cfg)
     except UsageError as error:
@@ -70,26 +70,28 @@ def _recorded_tasks(folder: RunFolder) -> dict[str, Task]:
 
 
 def _as_made(job: Job, cfg: DictConfig, chosen: Collection[str]) -> Job:
-    """The job of a stored run, whose config is given, with the samples that were made, and against the unguided run of the same
-    contents. Says it where files have changed since, or where that is not known; not of a reward that is `chosen` anew.
+    """The job of a stored run, whose config is given, with the samples that were made, measured against the unguided run of the
+    same contents. Prints a note where files have changed since, or where that is unknown, except for a newly `chosen` reward.
     """
     parts = contents.recorded(job.folder.read_json("environment.json"))
     if parts is None:
-        _tell(job, "what its files held when it was made is not recorded; it is judged by what they hold now")
+        _warn(job, "what its files held when it was made is not recorded; it is judged by what they hold now")
     elif differ := contents.changed(*({p: d for p, d in of.items() if p not in chosen} for of in (parts, job.contents))):
-        _tell(job, f"changed since it was made: {', '.join(differ)}; its pictures stay, and are judged by what is there now")
+        _warn(job, f"changed since it was made: {', '.join(differ)}; its pictures stay, and are judged by what is there now")
     samples = _samples(job, parts)
     base = job.base
     if base is not None:
-        places = stored_unguided(job.folder.path.absolute(), cfg, parts)
-        likely = sorted(places, key=lambda place: place != places[job.blurs])  # another reward may be chosen, that blurs nothing
-        place = next((place for place in likely if (place / "config.yaml").exists()), likely[0])
-        base = dataclasses.replace(base, folder=RunFolder(place), samples=samples)
+        candidates = stored_unguided(job.folder.path.absolute(), cfg, parts)
+        likely = sorted(
+            candidates, key=lambda path: path != candidates[job.blurs]
+        )  # another reward may be chosen, that blurs nothing
+        path = next((path for path in likely if (path / "config.yaml").exists()), likely[0])
+        base = dataclasses.replace(base, folder=RunFolder(path), samples=samples)
     return dataclasses.replace(job, samples=samples, base=base)
 
 
 def _samples(job: Job, parts: contents.Parts | None) -> Sequence[Sample]:
-    """The job's; where its prompts have changed since, or may have, those that were recorded."""
+    """The job's samples; the recorded ones if its prompts have changed since, or may have."""
     known = {sample.name: sample for sample in job.samples}
     records = job.folder.records()
     if records.keys() <= known.keys() if parts is None else parts.get("dataset") == job.contents.get("dataset"):
@@ -104,33 +106,35 @@ def _left(job: Job) -> int:
     return max(sampling.left(job), wanted - len(job.folder.tried()) if isinstance(wanted, int) else 0)
 
 
-def _tell(job: Job, note: str) -> None:
+def _warn(job: Job, note: str) -> None:
     print(f"guidedgen: {job.folder.path}: {note}", file=sys.stderr)
 
 
 def _check_stored(job: Job) -> None:
-    """Raises UsageError where a picture that is to be judged is missing or damaged, or all of the unguided run's are. Says it
-    where records are, without which a sample is not judged: they may be of a run that is not finished.
+    """Raises UsageError where a picture that is to be judged is missing or damaged, or all of the unguided run's are. Prints a note
+    where records are missing or damaged: those samples are not judged, and the run may not be finished.
     """
     runs = [(job, "its own command")]
     if job.base is not None:
         if not (job.base.folder.path / "config.yaml").exists():
-            raise UsageError(f"{job.folder.path}: its unguided run {job.base.name} is not beside it; reference=none judges without")
+            raise UsageError(
+                f"{job.folder.path}: its unguided run {job.base.name} is not in the same folder; reference=none judges without"
+            )
         job.base.folder.check_plain(deep=True)
         runs.append((job.base, "the same with method=base"))
     for run, command in runs:
         evaluate.check_stored(run.folder, f"; where it is damaged remove it: {command} makes it anew")
-        left, spoiled = _left(run), run.folder.spoiled
-        if left or spoiled:
-            damage = f" (damaged lines of records.jsonl: {spoiled})" if spoiled else ""
+        left, damaged_lines = _left(run), run.folder.damaged_lines
+        if left or damaged_lines:
+            damage = f" (damaged lines of records.jsonl: {damaged_lines})" if damaged_lines else ""
             missing = f"{left} of {max(left, len(run.samples))} samples missing{damage}"
-            _tell(run, f"{missing}, and not judged; {command} makes what is missing")
+            _warn(run, f"{missing}, and not judged; {command} makes what is missing")
 
 
 def changed(cfg: DictConfig, overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
     """A stored config with what it is judged by replaced: by options, as Hydra composes them, and then by single values.
 
-    Raises UsageError for what is no such option or key, and for what does not concern the judging.
+    Raises UsageError for an unknown option or key, and for one that does not concern the judging.
     """
     cfg, items = cfg.copy(), composition.parse(overrides)
     for item in items:
@@ -158,21 +162,21 @@ def changed(cfg: DictConfig, overrides: Sequence[str], config_dir: Path | None =
 
 
 def _check_concern(item: Any, cfg: DictConfig) -> None:
-    """Raises UsageError where an override, as Hydra reads it, is not of what judges, or not of the form that this has."""
-    key, told, free = item.key_or_group, item.input_line, (*_GROUPS, *_KEYS)
+    """Raises UsageError where an override, as Hydra reads it, does not concern the judging, or has another form."""
+    key, given, free = item.key_or_group, item.input_line, (*_GROUPS, *_KEYS)
     root, choices = key.split(".")[0], f"; when judging choose from {', '.join(free)}"
     if item.package is not None or root not in free:
         if item.package is None and root in cfg:
-            raise UsageError(f"{told}: {root} has made the pictures, which stay{choices}")
-        raise UsageError(f"{told}: there is no key {item.get_key_element()!r}{config.near(root, free)}{choices}")
+            raise UsageError(f"{given}: {root} has made the pictures, which stay{choices}")
+        raise UsageError(f"{given}: there is no key {item.get_key_element()!r}{config.near(root, free)}{choices}")
     if item.is_sweep_override():
-        raise UsageError(f"{told}: several values; give one, or quotes if it is one text")
+        raise UsageError(f"{given}: several values; give one, or quotes if it is one text")
     if key in free and (item.is_delete() or item.is_add() or item.is_force_add()):
-        raise UsageError(f"{told}: {key} is always there; give it as {key}=...")
+        raise UsageError(f"{given}: {key} is always there; give it as {key}=...")
     if item.is_delete() and item.value() is not None:
-        raise UsageError(f"{told}: takes no value; give it as ~{key}")
+        raise UsageError(f"{given}: takes no value; give it as ~{key}")
     if key == "reference" and not isinstance(item.value(), str):
-        raise UsageError(f"{told}: expected base, none or a folder")
+        raise UsageError(f"{given}: expected base, none or a folder")
 
 
 def _change(cfg: DictConfig, item: Any) -> None:
@@ -184,8 +188,8 @@ def _change(cfg: DictConfig, item: Any) -> None:
     # What a constructor takes may be missing in its node: names are checked where that is built.
     if not there and (not mapping or item.is_delete() or above == "metrics" or not (adds or "_target_" in parent)):
         near = config.near(key, composition.keys(cfg[root], f"{root}.") if isinstance(cfg[root], DictConfig) else ())
-        beside = f"; choose from {', '.join(map(str, parent))}" if mapping and parent else ""
-        raise UsageError(f"{item.input_line}: there is no key {key!r}{near}{beside}")
+        hint = f"; choose from {', '.join(map(str, parent))}" if mapping and parent else ""
+        raise UsageError(f"{item.input_line}: there is no key {key!r}{near}{hint}")
     if there and item.is_add():
         raise UsageError(f"{item.input_line}: there is one already; {key}=... changes it")
     if item.is_delete():
@@ -195,7 +199,7 @@ def _change(cfg: DictConfig, item: Any) -> None:
 
 
 def _unpin(node: Any, device: str) -> None:
-    """Makes all that is stored with the run's device follow the one it is judged on."""
+    """Replaces the run's device everywhere in its config by the one it is judged on."""
     for key in node if isinstance(node, DictConfig) else range(len(node)):
         child = node[key]
         if key == "device" and child == device and node._get_parent() is not None:

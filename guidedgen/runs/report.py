@@ -1,4 +1,4 @@
-"""What a run shows: its progress, its table, its grid of images."""
+"""What a run prints and draws: its progress, its table, its grid of images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NETWORKS = ("text", "denoise", "decode", "encode", "reward", "backward", "judge
 
 @contextlib.contextmanager
 def progress(label: str, *, total: int) -> Iterator[Callable[[], None]]:
-    """A bar on a terminal, else a line every half minute; yields what to call after each step."""
+    """A progress bar on a terminal, otherwise a line every half minute; yields a function to call after each step."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _lines(label, total)
@@ -40,20 +40,20 @@ def progress(label: str, *, total: int) -> Iterator[Callable[[], None]]:
 
 
 def _lines(label: str, total: int) -> Callable[[], None]:
-    done, told = 0, time.monotonic()
+    done, last_printed = 0, time.monotonic()
 
     def advance() -> None:
-        nonlocal done, told
+        nonlocal done, last_printed
         done += 1
-        if time.monotonic() - told > 30:
-            told = time.monotonic()
+        if time.monotonic() - last_printed > 30:
+            last_printed = time.monotonic()
             print(f"{label}: {done}/{total} steps", flush=True)
 
     return advance
 
 
 def show(metrics: Mapping[str, Any]) -> None:
-    """Prints the table of a run: base beside guided, with sample sizes, cost and what shares a network with the guidance."""
+    """Prints a run's table: base and guided side by side, sample sizes, cost, and what shares a network with the guidance."""
     title = escape(printable(str(metrics.get("title", ""))))
     table = Table(title=title, title_justify="left", caption_justify="left")
     printed = published(metrics)
@@ -90,26 +90,26 @@ def show(metrics: Mapping[str, Any]) -> None:
     cost, base = metrics.get("cost", {}), metrics.get("base_cost", {})
     for name in ("nfe", "nfe_backward", "decodes", "reward_calls", "seconds"):
         row(f"{name} / sample", name, base.get(name), cost.get(name))
-    told = [
+    notes = [
         f"{metrics.get('samples')} samples, {metrics.get('prompts')} prompts" + "; * shares a network with the guidance" * shared
     ]
     for name, entry in metrics.get("scores", {}).items():
         if entry.get("described"):
-            told.append(f"{name}: {entry['described']}")
+            notes.append(f"{name}: {entry['described']}")
     if learned := metrics.get("learning"):
         rows = f"{learned['nfe']} network rows, {learned['nfe_backward']} of them backward"
-        told.append(f"learned first, on {learned['lessons']} pictures: {rows}, {learned['seconds']:.0f} s")
-    for name, kept in metrics.get("beside", {}).items():
+        notes.append(f"learned first, on {learned['lessons']} pictures: {rows}, {learned['seconds']:.0f} s")
+    for name, kept in metrics.get("extra_images", {}).items():
         found = {score: entry["value"] for score, entry in kept["scores"].items() if entry["value"] is not None}
         scores = ", ".join(f"{score} {number(value)}" for score, value in found.items())
-        told.append(f"the {name} of {kept['samples']}, in images/{name}: {scores}")
+        notes.append(f"the {name} of {kept['samples']}, in images/{name}: {scores}")
     if metrics.get("blurred"):
-        told.append(f"{metrics['blurred']} are stored blurred and left out of distances")
+        notes.append(f"{metrics['blurred']} are stored blurred and left out of distances")
     if metrics.get("failed"):
-        told.append(f"{metrics['failed']} failed and are left out: {', '.join(metrics.get('failures', {}))}")
+        notes.append(f"{metrics['failed']} failed and are left out: {', '.join(metrics.get('failures', {}))}")
     if printed:
-        told.append(f"published: {metrics['published']['source']}")
-    table.caption = "\n".join(escape(printable(line)) for line in told)
+        notes.append(f"published: {metrics['published']['source']}")
+    table.caption = "\n".join(escape(printable(line)) for line in notes)
     Console().print(table)
 
 

@@ -1,4 +1,4 @@
-"""A job's samples, batch by batch: those that come out are stored, those that fail are told apart and the others go on."""
+"""A job's samples, batch by batch: those that come out are stored, those that fail are marked and the others go on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from guidedgen.basics.noise import Noise
 from guidedgen.basics.tasks import Sample, Task
 from guidedgen.methods.problem import Problem
 from guidedgen.process.grid import Grid, tail
-from guidedgen.runs import blurring, report
+from guidedgen.runs import blurring, older, report
 from guidedgen.runs.identity import check_unchanged
 from guidedgen.runs.job import Job
 from guidedgen.runs.store import Record, RunFailed
@@ -38,12 +38,12 @@ class Outcome:
     sample: Sample
     record: Record
     image: Tensor | None = None  # 3 H W
-    beside: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)  # 3 H W by name
+    extra_images: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)  # 3 H W by name
     trace: Sequence[Mapping[str, Any]] = ()
 
 
 def sample_all(job: Job, label: str) -> None:
-    """Samples every batch of this process's share that is not finished. What is learned on is drawn by the first that comes."""
+    """Samples every batch of this process's share that is not finished. Images to learn on are sampled by the first process."""
     if label == "originals" and job.shard.part:
         with job.folder.alone("originals"):
             _sample_batches(job, label, _batches(job))
@@ -69,8 +69,8 @@ def _sample_batches(job: Job, label: str, batches: Sequence[Sequence[Sample]]) -
             if sample.name in finished:
                 continue
             if made.image is not None:
-                beside = {name: images.png(image) for name, image in made.beside.items()}
-                job.folder.save(sample, images.png(made.image), record, made.trace, beside)
+                extra_images = {name: images.png(image) for name, image in made.extra_images.items()}
+                job.folder.save(sample, images.png(made.image), record, made.trace, extra_images)
                 came_out = True
                 continue
             job.folder.fail(record)
@@ -83,7 +83,7 @@ def _sample_batches(job: Job, label: str, batches: Sequence[Sequence[Sample]]) -
 
 
 def _at_most(total: int, advance: Callable[[], None]) -> Callable[[], None]:
-    """`advance` that does nothing after `total` calls: what is taken again does not count twice."""
+    """`advance` that does nothing after `total` calls: steps that are repeated do not count twice."""
     left = iter(range(total))
 
     def once() -> None:
@@ -98,10 +98,10 @@ def _outcomes(
 ) -> Iterator[Outcome]:
     """Every sample of the batches, made or failed.
 
-    Where a device's memory is too small for a batch, it is taken again, with what torch keeps of the memory given back; and then,
-    with those after it, in halves, of its rows too. Where something raises, the batch is taken sample by sample, and those fail
-    that raise alone. Samples do not depend on their neighbours but by the rounding of batched kernels, so that in smaller batches
-    the same images come out, to a level or two of 255: to the byte those of that batch_size.
+    Where a device's memory is too small for a batch, it is computed again after torch has freed its cached memory, and then, with
+    all later ones, at half the size, also in rows. Where something raises, the batch is computed sample by sample, and only the
+    samples that raise alone fail. Samples depend on the rest of their batch only by the rounding of batched kernels, so smaller
+    batches give the same images to a level or two of 255, and to the byte those of that batch_size.
     """
     queue, flagged, again, small, raised = collections.deque(batches), blurring.flagged_unguided(job), False, False, False
     while queue:
@@ -109,14 +109,14 @@ def _outcomes(
         try:
             outcomes = list(_sample(job, batch, flagged, advance))
         except torch.OutOfMemoryError:
-            full = True  # dealt with below, where its traceback does not hold on to the memory any more
+            full = True  # handled below, where its traceback does not keep the memory alive any more
         except (UsageError, torch.AcceleratorError):  # missing weights; a device that is lost: nothing of this sample
             raise
         except Exception as error:  # whatever a reward may raise
             if len(batch) > 1:
                 queue.extendleft([sample] for sample in reversed(batch) if sample.name not in finished)
                 continue
-            if not raised:  # for whoever has to repair it; once is enough
+            if not raised:  # for debugging; once is enough
                 traceback.print_exc()
             raised, outcomes = True, [_raised(batch[0], error)]
         if not full:
@@ -151,36 +151,36 @@ def _cut(batches: Iterable[Sequence[Sample]], size: int) -> Iterator[Sequence[Sa
 
 
 def _raised(sample: Sample, error: Exception) -> Outcome:
-    """What there is of a sample that raised."""
+    """The outcome of a sample that raised."""
     *_, last = traceback.extract_tb(error.__traceback__)
-    told = " ".join(f"{type(error).__name__}: {error}".split())
+    message = " ".join(f"{type(error).__name__}: {error}".split())
     record = Record(
         task=sample.task.id, prompt=sample.task.prompt, category=sample.task.category, seed=sample.seed, image="", scores={},
         nfe=0, nfe_backward=0, decodes=0, reward_calls=0, seconds=0.0, peak_memory_mib=0.0,
-        failed=f"{told} ({Path(last.filename).name}:{last.lineno})",
+        failed=f"{message} ({Path(last.filename).name}:{last.lineno})",
     )  # fmt: skip
     return Outcome(sample=sample, record=record)
 
 
 class _Guides:
-    """Listens to what guides b samples: their rewards, and the gradients of these by the pictures.
+    """Checks what guides b samples: their rewards, and the gradients of these by the pictures.
 
     Methods leave out a reward or a gradient that is not finite, and go on with the others; a sample for which none is has not
     been guided.
     """
 
-    def __init__(self, posed: Problem, device: str) -> None:
+    def __init__(self, given: Problem, device: str) -> None:
         # A task of its own for every sample: samples of one prompt may share one.
         self.problem = dataclasses.replace(
-            posed, tasks=[dataclasses.replace(task) for task in posed.tasks], reward=None if posed.reward is None else self._reward
+            given, tasks=[dataclasses.replace(task) for task in given.tasks], reward=None if given.reward is None else self._reward
         )
-        self._posed, self._place = posed, {id(task): i for i, task in enumerate(self.problem.tasks)}
-        self._seen = {kind: torch.zeros(2, len(posed), dtype=torch.int64, device=device) for kind in ("reward", "gradient")}
+        self._given, self._index = given, {id(task): i for i, task in enumerate(self.problem.tasks)}
+        self._seen = {kind: torch.zeros(2, len(given), dtype=torch.int64, device=device) for kind in ("reward", "gradient")}
 
     def _reward(self, pictures: Tensor, owners: Sequence[Task]) -> Tensor:
-        assert self._posed.reward is not None
-        rows = torch.tensor([self._place[id(task)] for task in owners], device=pictures.device)
-        rewards = self._posed.reward(pictures, owners)
+        assert self._given.reward is not None
+        rows = torch.tensor([self._index[id(task)] for task in owners], device=pictures.device)
+        rewards = self._given.reward(pictures, owners)
         self._note("reward", rows, rewards.detach())
         if pictures.requires_grad:
             pictures.register_hook(lambda gradient: self._note("gradient", rows, gradient))
@@ -193,7 +193,7 @@ class _Guides:
 
     def useless(self) -> list[str | None]:
         """Why a sample has not been guided, if so."""
-        reasons: list[str | None] = [None] * len(self._place)
+        reasons: list[str | None] = [None] * len(self._index)
         for kind, (seen, finite) in ((kind, counts.tolist()) for kind, counts in self._seen.items()):
             for i in range(len(reasons)):
                 if seen[i] and not finite[i] and reasons[i] is None:
@@ -216,19 +216,19 @@ def _failures(job: Job, guides: _Guides, x_0: Tensor, pictures: Tensor, scores: 
 
 
 def _sample(job: Job, batch: Sequence[Sample], flagged: Collection[str], advance: Callable[[], None]) -> Iterator[Outcome]:
-    """One batch, taken at once; a filter has flagged the unguided pictures of the samples in `flagged`.
+    """One batch, computed at once; a filter has flagged the unguided pictures of the samples in `flagged`.
 
     A sample fails where its latents, its picture or the guiding reward of that are not finite, or nothing that guided it was.
     """
     traces: list[list[dict[str, Any]]] = [[] for _ in batch]
-    beside: dict[str, Tensor] = {}
+    extra_images: dict[str, Tensor] = {}
 
     def observe(event: str, step: int, values: Mapping[str, Any]) -> None:
         if event == "step":
             advance()
             return
-        if event == "beside":
-            beside.update(values)
+        if older.event_now(event) == "extra_images":
+            extra_images.update(values)
             return
         for i, trace in enumerate(traces):  # values are per sample along their first axis
             trace.append({"event": event, "step": step, **{name: value[i].tolist() for name, value in values.items()}})
@@ -241,9 +241,9 @@ def _sample(job: Job, batch: Sequence[Sample], flagged: Collection[str], advance
         x_0 = job.method(guides.problem, observe)
         decoded = _decoded(job, x_0)
         pictures = _as_stored(decoded)
-        if job.blurs:  # of these nobody asks whether the filter flags them
-            beside.clear()
-        others = {name: _as_stored(_decoded(job, latents)) for name, latents in beside.items()}
+        if job.blurs:  # the filter does not check extra images
+            extra_images.clear()
+        others = {name: _as_stored(_decoded(job, latents)) for name, latents in extra_images.items()}
     spent = {name: (value - before[name]) // len(batch) for name, value in ledger.counts().items()}
     cost.wait_for(job.cfg.device)
     seconds = (time.perf_counter() - started) / len(batch)
@@ -264,7 +264,7 @@ def _sample(job: Job, batch: Sequence[Sample], flagged: Collection[str], advance
             continue
         yield Outcome(
             sample=sample, record=record, trace=traces[i], image=blurring.blurred(pictures[i]) if blurred else pictures[i],
-            beside={name: other[i] for name, other in others.items()},
+            extra_images={name: other[i] for name, other in others.items()},
         )  # fmt: skip
 
 
@@ -274,7 +274,7 @@ def _decoded(job: Job, latents: Tensor) -> Tensor:
 
 
 def _as_stored(decoded: Tensor) -> Tensor:
-    """b 3 H W as they come back from a file, so that what is judged is what is stored."""
+    """b 3 H W as read back from a file, so that the stored images are the ones judged."""
     return images.to_bytes(decoded.nan_to_num(0)).float() / 255
 
 
@@ -323,7 +323,7 @@ def _grid(job: Job, share: float | None) -> Grid:
 
 
 def _encoded(job: Job, tasks: Sequence[Task]) -> Tensor:
-    """The tasks' references, brought to the model's size: b c h w. A picture of several is encoded once."""
+    """The tasks' references, resized to the model's size: b c h w. A picture that several tasks share is encoded once."""
     latents: dict[str, Tensor] = {}
     rows = []
     for task in tasks:
@@ -353,7 +353,7 @@ def merge(job: Job) -> None:
 
 
 def close(job: Job | None) -> None:
-    """Declares a run that is not to be judged done once all its samples are, and lets other processes have its folder."""
+    """Marks a run that is not to be judged as done once all its samples are, and releases its folder for other processes."""
     if job is None:
         return
     if not job.folder.done:

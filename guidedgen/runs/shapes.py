@@ -1,4 +1,4 @@
-"""What a run's stored files hold. Whatever is read from one is checked against this first: somebody may have edited or cut it.
+"""What a run's stored files hold. Whatever is read from one is checked against this first: it may have been edited or cut.
 
 A shape is a check: it takes a value, and where that is (dotted), and returns what is wrong with it, or None.
 """
@@ -10,17 +10,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 Shape = Callable[[Any, str], str | None]
-DEPTH = 50  # of lists and mappings inside each other, in any file
+DEPTH = 50  # of nested lists and mappings, in any file
 _HUGE = 1e100  # no figure has more; what is drawn and added up must not overflow
 
 
 def parsed(content: bytes) -> dict[str, Any] | None:
-    """The JSON object that some bytes are; None where they are none, or of more depth than any that is written."""
+    """The JSON object that some bytes are; None where they are none, or nested deeper than anything that guidedgen writes."""
     try:
-        told = json.loads(content)
+        value = json.loads(content)
     except (ValueError, RecursionError):
         return None
-    return told if isinstance(told, dict) and not _is_deep(told) else None
+    return value if isinstance(value, dict) and not _is_deep(value) else None
 
 
 def _is_deep(value: Any, depth: int = 0) -> bool:
@@ -60,56 +60,56 @@ def flag(value: Any, where: str) -> str | None:
 
 
 def anything(value: Any, where: str) -> None:
-    """What nobody reads."""
+    """Anything: it is not read."""
 
 
 def maybe(shape: Shape) -> Shape:
-    """That, or null."""
+    """This shape, or null."""
     return lambda value, where: None if value is None else shape(value, where)
 
 
 def several(shape: Shape, length: int | None = None) -> Shape:
-    """A list of such."""
+    """A list of values of this shape."""
 
     def check(value: Any, where: str) -> str | None:
         if not isinstance(value, list) or (length is not None and len(value) != length):
             return f"{where} is no list" + (f" of {length}" if length is not None else "")
-        return next((told for i, item in enumerate(value) if (told := shape(item, f"{where}.{i}"))), None)
+        return next((wrong for i, item in enumerate(value) if (wrong := shape(item, f"{where}.{i}"))), None)
 
     return check
 
 
 def each(shape: Shape) -> Shape:
-    """A mapping of names to such."""
+    """A mapping of names to values of this shape."""
 
     def check(value: Any, where: str) -> str | None:
         if not isinstance(value, dict):
             return f"{where} is no mapping"
-        return next((told for name, item in value.items() if (told := shape(item, f"{where}.{name}"))), None)
+        return next((wrong for name, item in value.items() if (wrong := shape(item, f"{where}.{name}"))), None)
 
     return check
 
 
 def fields(needed: Mapping[str, Shape], optional: Mapping[str, Shape] | None = None) -> Shape:
-    """A mapping with these names; what else is in it nobody reads."""
+    """A mapping with these names; others in it are not read."""
 
     def check(value: Any, where: str) -> str | None:
         if not isinstance(value, dict):
             return f"{where or 'all of it'} is no mapping"
         for name, shape in {**needed, **(optional or {})}.items():
-            place = f"{where}.{name}" if where else name
+            path = f"{where}.{name}" if where else name
             if name not in value:
                 if name in needed:
-                    return f"{place} is missing"
-            elif told := shape(value[name], place):
-                return told
+                    return f"{path} is missing"
+            elif wrong := shape(value[name], path):
+                return wrong
         return None
 
     return check
 
 
 def together(one: Shape, other: Shape) -> Shape:
-    """Both."""
+    """Both shapes."""
     return lambda value, where: one(value, where) or other(value, where)
 
 
@@ -147,7 +147,7 @@ def _name(value: Any, where: str) -> str | None:
 
 
 def _or_nothing(shape: Shape) -> Shape:
-    """That, or an empty mapping or null: no such thing was measured."""
+    """This shape, or an empty mapping or null where it was not measured."""
     return lambda value, where: shape(value, where) if value or not (value is None or isinstance(value, dict)) else None
 
 
@@ -166,7 +166,7 @@ METRICS = fields(
         "distances": each(_DISTANCE), "reference_samples": count, "compared": several(count, 2),
         "per_class": _or_nothing(_PER_CLASS), "published": _or_nothing(_published),
         "failures": each(text), "failed": count, "missing": count, "blurred": count, "learning": _or_nothing(fields(_LEARNING)),
-        "beside": each(fields({"samples": count, "scores": each(_SCORE)})),
+        "extra_images": each(fields({"samples": count, "scores": each(_SCORE)})),
     },
 )  # fmt: skip
 ENVIRONMENT = fields(

@@ -15,7 +15,7 @@ _MOST = 100_000  # shares
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One of `count` shares, the `index`-th from 0. `local` is the process's place among those of its machine."""
+    """One of `count` shares, the `index`-th from 0. `local` is the process's index among those of its machine."""
 
     index: int = 0
     count: int = 1
@@ -23,7 +23,7 @@ class Shard:
 
     @property
     def part(self) -> str:
-        """What the files of this share are named by; empty where there is one share."""
+        """The name of this share in file names; empty where there is one share."""
         return f"{self.index}-of-{self.count}" if self.count > 1 else ""
 
     def of(self, items: Sequence[Item]) -> Sequence[Item]:
@@ -32,12 +32,12 @@ class Shard:
 
 
 def find_shard(count: int | str, index: int | str, environ: Mapping[str, str]) -> Shard:
-    """The share that the options `shard.count` and `shard.index` name; `auto` is what the process was started as:
+    """The share that the options `shard.count` and `shard.index` name; `auto` is read from the environment:
 
-    count    torchrun's WORLD_SIZE, or the tasks of an srun step; else 1. An array is not taken for one run: its tasks may be many.
-    index    torchrun's RANK, the task's place in an srun step, or that in an array from its first index on
+    count    torchrun's WORLD_SIZE, or the tasks of an srun step; else 1. An array is not taken as one run: it may hold several.
+    index    torchrun's RANK, the task's index in an srun step, or in an array, counted from its first index
 
-    Raises UsageError for a count or an index that cannot be, and where a share is asked for that nothing says the index of.
+    Raises UsageError for a count or an index that cannot be, and where a share has no index.
     """
     torchrun = "TORCHELASTIC_RUN_ID" in environ
     step = not torchrun and _number(environ, "SLURM_STEP_NUM_TASKS", 1, "1") > 1
@@ -45,19 +45,19 @@ def find_shard(count: int | str, index: int | str, environ: Mapping[str, str]) -
     size = _number(environ, "WORLD_SIZE", 1) if torchrun else _number(environ, "SLURM_STEP_NUM_TASKS", 1) if step else 1
     found = size if count == "auto" else _whole("shard.count", count, 1)
     if index != "auto":
-        place = _whole("shard.index", index, 0)
+        rank = _whole("shard.index", index, 0)
     elif torchrun or step:
-        place = _number(environ, "RANK" if torchrun else "SLURM_PROCID", 0)
+        rank = _number(environ, "RANK" if torchrun else "SLURM_PROCID", 0)
     elif found > 1 and "SLURM_ARRAY_TASK_ID" in environ:
-        place = _number(environ, "SLURM_ARRAY_TASK_ID", 0) - _number(environ, "SLURM_ARRAY_TASK_MIN", 0, "0")
+        rank = _number(environ, "SLURM_ARRAY_TASK_ID", 0) - _number(environ, "SLURM_ARRAY_TASK_MIN", 0, "0")
     elif found > 1:
-        way_out = f"give shard.index=0..{found - 1}, or start the shares as tasks of torchrun, srun or a SLURM array"
-        raise UsageError(f"shard.count={count}: which share is this? {way_out}")
+        hint = f"give shard.index=0..{found - 1}, or start the shares as tasks of torchrun, srun or a SLURM array"
+        raise UsageError(f"shard.count={count}: which share is this? {hint}")
     else:
-        place = 0
-    if not 0 <= place < found:
-        raise UsageError(f"shard.index={place}: shard.count={found} has shares 0..{found - 1}")
-    return Shard(index=place, count=found, local=None if local < 0 else local)
+        rank = 0
+    if not 0 <= rank < found:
+        raise UsageError(f"shard.index={rank}: shard.count={found} has shares 0..{found - 1}")
+    return Shard(index=rank, count=found, local=None if local < 0 else local)
 
 
 def _whole(key: str, value: object, least: int) -> int:
@@ -68,10 +68,12 @@ def _whole(key: str, value: object, least: int) -> int:
 
 
 def _number(environ: Mapping[str, str], name: str, least: int, default: str | None = None) -> int:
-    """What a launcher has set. Raises UsageError where that is no number, or is missing without a default."""
-    told = environ.get(name, default)
-    if told is None:
+    """A number that a launcher has set. Raises UsageError where that is no number, or is missing without a default."""
+    value = environ.get(name, default)
+    if value is None:
         raise UsageError(f"{name}: is missing, which the launcher that started this process sets; give shard.count and shard.index")
-    if name in environ and not (re.fullmatch(r"\d{1,9}", told) and int(told) >= least):
-        raise UsageError(f"{name}={told}: in the environment, expected a whole number of at least {least}; unset it, or mend it")
-    return int(told)
+    if name in environ and not (re.fullmatch(r"\d{1,9}", value) and int(value) >= least):
+        raise UsageError(
+            f"{name}={value}: in the environment, expected a whole number of at least {least}; unset it, or correct it"
+        )
+    return int(value)

@@ -1,13 +1,13 @@
 """A run's folder: written so that a kill at any moment loses at most the samples in flight, and read back.
 
 config.yaml        resolved config            records.jsonl  one line per finished sample
-environment.json   versions, device, command  trace.jsonl    what methods told on the way
-images/NAME.png    one per sample             metrics.json   how the set fares
-images/KIND/       kept beside them
+environment.json   versions, device, command  trace.jsonl    what methods logged on the way
+images/NAME.png    one per sample             metrics.json   scores and distances of the set
+images/KIND/       extra images that a method keeps
 learned/           where the method learns    run.log        when it started, and why it ended
 .lock              while a process is at work DONE           written last
 
-Nothing of it leads out of the folder: see guidedgen.runs.inside.
+No path or link in it leads out of the folder: see guidedgen.runs.inside.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 
 from guidedgen.basics.errors import UsageError, printable
 from guidedgen.basics.tasks import Sample
-from guidedgen.runs import inside, shapes
+from guidedgen.runs import inside, older, shapes
 from guidedgen.runs.locks import Lock, is_taken
 
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # the chunk that every PNG file ends with
@@ -68,12 +68,12 @@ class Record:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Told:
-    """What a run's records say, once per sample."""
+class Recorded:
+    """What a run's records hold, once per sample."""
 
     records: dict[str, Record]  # of finished samples, by name, in the order they were finished
     failures: dict[str, str]  # why others have failed
-    spoiled: int  # whole lines that are no record: damaged, or somebody else's
+    damaged_lines: int  # whole lines that are no record: damaged, or written by something else
 
 
 # What is written into a run's folder, and checked before it is: users may keep other things there.
@@ -97,7 +97,7 @@ class RunFolder:
         return f"{name}.{self.part}.jsonl" if self.part else f"{name}.jsonl"
 
     def _logs(self, name: str) -> list[str]:
-        """Everybody's."""
+        """Those of all processes."""
         parts = [found for found in inside.names(self.path) if re.fullmatch(rf"{name}\..+\.jsonl", found)]
         return [f"{name}.jsonl", *parts]
 
@@ -114,19 +114,19 @@ class RunFolder:
             wanted = self.read_json("environment.json").get("samples", 0)
         except UsageError:  # which is written anew
             return False
-        told = self.told()
-        whole = self._whole(told.records)
-        return not told.spoiled and not told.failures and len(whole) == len(told.records) >= wanted
+        recorded = self.recorded()
+        whole = self._whole(recorded.records)
+        return not recorded.damaged_lines and not recorded.failures and len(whole) == len(recorded.records) >= wanted
 
     @property
     def finished(self) -> bool:
-        """Whether it was told to be done, whatever has become of its files."""
+        """Whether it was marked as done, whatever has happened to its files since."""
         return inside.is_file(self.path, "DONE")
 
     @property
-    def spoiled(self) -> int:
-        """How many lines of the records are none: damaged, or somebody else's. A last one that a kill cut short does not count."""
-        return self.told().spoiled
+    def damaged_lines(self) -> int:
+        """How many lines of the records are none: damaged, or not a run's. A last one that a kill cut short does not count."""
+        return self.recorded().damaged_lines
 
     def open(self, config: str, environment: Mapping[str, Any], *, fresh: bool = False) -> None:
         """Makes the folder, or picks up what an earlier process left; `fresh` discards it first.
@@ -145,11 +145,11 @@ class RunFolder:
                 inside.write(self.path, "config.yaml", config.encode())
                 self.write_json("environment.json", environment)
             if self.part:
-                self._lock.keep(self._place)
+                self._lock.keep(self._lock_offset)
 
     @contextlib.contextmanager
     def _own(self) -> Iterator[None]:
-        """Turns what cannot be written into RunFailed. The run's folder is no link: it may be another run's, or anybody's."""
+        """Turns what cannot be written into RunFailed. The run's folder is no link: it may lead anywhere."""
         with writing(self.path):
             if self.path.is_symlink():
                 raise inside.NotPlain("a link, not a run's folder: remove it", self.path)
@@ -171,7 +171,7 @@ class RunFolder:
             check(self.path, name)
 
     @property
-    def _place(self) -> int:
+    def _lock_offset(self) -> int:
         """The byte of the lock that stands for this part."""
         return int(self.part.split("-")[0])
 
@@ -179,7 +179,7 @@ class RunFolder:
         """Takes the whole lock for the whole run; a part needs its own byte. Whether no other process has any of it."""
         alone = self._lock.take(wait=not self.part)
         if not alone:
-            self._lock.take(self._place, 1)
+            self._lock.take(self._lock_offset, 1)
         return alone
 
     def _clear(self) -> None:
@@ -189,16 +189,19 @@ class RunFolder:
                 _remove(found)
 
     def _tidy(self, alone: bool) -> None:
-        """Takes away what a kill has cut short and what will come again: samples that failed or have lost their image, traces of
-        those without a record. Of other parts, what has failed is theirs to try again; where they are at work, what is merged too.
+        """Removes what a kill has cut short and what will be made again: samples that failed or have lost their image, and traces
+        of those without a record. Failed samples of other parts stay, and while those are at work, merged files too.
         """
         if alone:
             (self.path / "DONE").unlink(missing_ok=True)
             self._drop_partials()
-        told = self.told()
-        if told.spoiled:
-            print(f"{self.path}: damaged lines of its records: {told.spoiled}; what they were of is made again", file=sys.stderr)
-        kept = self._whole(told.records)
+        recorded = self.recorded()
+        if recorded.damaged_lines:
+            print(
+                f"{self.path}: damaged lines of its records: {recorded.damaged_lines}; what they were of is made again",
+                file=sys.stderr,
+            )
+        kept = self._whole(recorded.records)
         for kind in ("records", "trace"):
             shared = [f"{kind}.jsonl"] if alone else []
             for log in {*shared, self._log(kind)} if self.part else self._logs(kind):
@@ -206,36 +209,36 @@ class RunFolder:
                 self._keep_lines(log, kept, _record if kind == "records" else dict)
 
     def _keep_lines(self, log: str, names: Collection[str], whole: Callable[[dict[str, Any]], object]) -> None:
-        """Leaves in a log what is of samples of these names and `whole` holds of; the file stays as it is where that is all."""
+        """Keeps the lines of a log that belong to these samples and for which `whole` is true; writes only if that changes it."""
         found = [(line, _parsed(line)) for line in inside.lines(self.path, log)]
-        kept = [line for line, told in found if whole(told) and not told.get("failed") and _name(told) in names]
+        kept = [line for line, record in found if whole(record) and not record.get("failed") and _name(record) in names]
         if len(kept) < len(found):
             inside.write(self.path, log, b"".join(line + b"\n" for line in kept))
 
     def _drop_partials(self) -> None:
-        """Files, and folders that were being put together."""
+        """Removes files and folders that were not finished."""
         for partial in list(self.path.rglob(".*.partial")):
             _remove(partial)
 
     def _whole(self, records: Mapping[str, Record]) -> set[str]:
-        """The names of samples whose images lie there to their ends."""
+        """The names of samples whose images are there and complete."""
         try:
-            with inside.entered(self.path, "images") as place:
-                return {name for name in records if inside.ends_with(place, f"{name}.png", _PNG_END)}
+            with inside.entered(self.path, "images") as folder:
+                return {name for name in records if inside.ends_with(folder, f"{name}.png", _PNG_END)}
         except OSError:
             return set()
 
-    def told(self) -> Told:
-        """What the records say. A line cut short by a kill is none. Raises UsageError where they are no file that can be read."""
-        latest, spoiled = self._latest()
-        return Told(
+    def recorded(self) -> Recorded:
+        """The run's records. A line cut short by a kill is ignored. Raises UsageError where they are no file that can be read."""
+        latest, damaged_lines = self._latest()
+        return Recorded(
             records={name: record for name, record in latest.items() if record.failed is None},
             failures={name: record.failed for name, record in latest.items() if record.failed is not None},
-            spoiled=spoiled,
+            damaged_lines=damaged_lines,
         )
 
     def _latest(self) -> tuple[dict[str, Record], int]:
-        """Samples that were made or failed, by name, in the order they were first tried; and how many whole lines are no record."""
+        """Samples that were made or failed, by name, in the order they were first tried; and how many full lines are no record."""
         found: list[Record | None] = []
         for log in self._logs("records"):
             try:
@@ -250,16 +253,16 @@ class RunFolder:
 
     def records(self) -> dict[str, Record]:
         """Finished samples by name, in the order they were finished; those that failed are not among them."""
-        return self.told().records
+        return self.recorded().records
 
     def tried(self) -> set[str]:
         """Names of the samples that are finished or have failed."""
-        told = self.told()
-        return {*told.records, *told.failures}
+        recorded = self.recorded()
+        return {*recorded.records, *recorded.failures}
 
     def failures(self) -> dict[str, str]:
         """Why samples have failed, by name."""
-        return self.told().failures
+        return self.recorded().failures
 
     @contextlib.contextmanager
     def alone(self, what: str) -> Iterator[None]:
@@ -275,21 +278,21 @@ class RunFolder:
     def merge(self, names: Sequence[str]) -> None:
         """One records.jsonl and one trace.jsonl of what parts have written, in the order of the samples' names, all tried.
 
-        The same files come out whoever merges, and again after a kill in the middle.
+        The result is the same whichever process merges, and after a kill in the middle.
         """
         parts = [log for name in ("records", "trace") for log in self._logs(name)[1:]]
         if not parts:
             return
         with self._own():
             records, _ = self._latest()
-            told: dict[str, list[dict[str, Any]]] = {}
+            by_sample: dict[str, list[dict[str, Any]]] = {}
             for log in self._logs("trace"):
                 here: dict[str, list[dict[str, Any]]] = {}
                 for line in filter(None, map(_parsed, inside.lines(self.path, log))):
                     here.setdefault(_name(line), []).append(line)
-                told = {**here, **told}  # the merged file first, where a merge was cut short
-            if told:
-                events = [line for name in names for line in told.get(name, ())]
+                by_sample = {**here, **by_sample}  # the merged file first, where a merge was cut short
+            if by_sample:
+                events = [line for name in names for line in by_sample.get(name, ())]
                 inside.write(self.path, "trace.jsonl", "".join(map(_json_line, events)).encode())
             lines = (_json_line(dataclasses.asdict(records[name])) for name in names)
             inside.write(self.path, "records.jsonl", "".join(lines).encode())
@@ -303,18 +306,18 @@ class RunFolder:
         png: bytes,
         record: Record,
         trace: Sequence[Mapping[str, Any]],
-        beside: Mapping[str, bytes] = MappingProxyType({}),
+        extra_images: Mapping[str, bytes] = MappingProxyType({}),
     ) -> None:
-        """Stores a finished sample: its image, those kept beside it, its trace, then its record, which makes it count."""
+        """Stores a finished sample: its image, its extra images, its trace, then its record, which makes it count."""
         self._check_held()
         self.write(record.image, png)
-        for name, other in beside.items():
-            file = sample.beside(name)
+        for name, other in extra_images.items():
+            file = sample.extra_image(name)
             self.make_folder(str(Path(file).parent))
             self.write(file, other)
         if trace:
-            told = {"task": sample.task.id, "seed": sample.seed}
-            self._append(self._log("trace"), "".join(_json_line({**told, **event}) for event in trace))
+            key = {"task": sample.task.id, "seed": sample.seed}
+            self._append(self._log("trace"), "".join(_json_line({**key, **event}) for event in trace))
         self._append(self._log("records"), _json_line(dataclasses.asdict(record)))
 
     def fail(self, record: Record) -> None:
@@ -369,19 +372,21 @@ class RunFolder:
         self.write(name, (json.dumps(_finite(value), indent=1) + "\n").encode())
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Reads a JSON file of the run; empty where there is none. Raises UsageError where it is damaged: what its file holds is
-        known (guidedgen.runs.shapes.FILES).
+        """Reads a JSON file of the run, in today's format; empty where there is none. Raises UsageError where it is damaged: what
+        its file holds is known (guidedgen.runs.shapes.FILES).
         """
         try:
-            told = shapes.parsed(inside.read(self.path, name))
+            value = shapes.parsed(inside.read(self.path, name))
         except FileNotFoundError:
             return {}
         except OSError as error:
             raise self._unreadable(name, error) from error
-        wrong = "not a JSON object" if told is None else shapes.FILES.get(name, shapes.anything)(told, "")
-        if told is None or wrong:
+        if value is not None and name == "metrics.json":
+            value = older.metrics_now(value)
+        wrong = "not a JSON object" if value is None else shapes.FILES.get(name, shapes.anything)(value, "")
+        if value is None or wrong:
             raise UsageError(f"{self.path / name}: damaged, {wrong}; remove it, and the run's own command goes on")
-        return told
+        return value
 
     def note(self, text: str) -> None:
         """Adds what happened, with the time, to run.log, where there is a folder; further lines of the text are indented."""
@@ -405,7 +410,7 @@ class RunFolder:
         return is_taken(self.path / ".lock")
 
     def finish(self) -> None:
-        """Declares the run done, and closes its folder."""
+        """Marks the run as done, and closes its folder."""
         self.write("DONE", b"")
         self.close()
 
@@ -432,7 +437,7 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Whatever is there, with what is in it; of a link, the link."""
+    """Removes a file, a folder with its contents, or a link itself."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -459,12 +464,12 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
-    """What a line says; nothing where it is spoiled."""
+    """What a line says; nothing where it is damaged."""
     return shapes.parsed(line) or {}
 
 
 def _record(line: Mapping[str, Any]) -> Record | None:
-    """The record that a line is; None where it is not one. A picture lies where its sample's name says, and nowhere else."""
+    """The record that a line is; None where it is not one. An image's path follows from its sample's name."""
     try:
         record = Record(**line)
     except TypeError:
@@ -491,7 +496,7 @@ def _json_line(value: Mapping[str, Any]) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The value with NaN and infinities as null, which JSON has no words for."""
+    """The value with NaN and infinities as null, which JSON does not have."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

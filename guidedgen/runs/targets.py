@@ -1,5 +1,6 @@
-"""Which class or function a config node may name by `_target_`: one of the kind that its key asks for, defined in a room where such
-are, or in a package that `allow_targets` adds. What such a room merely imports is not taken: it could be anything.
+"""Which class or function a config node may name by `_target_`: one of the kind that its key asks for, defined in a module of
+guidedgen for such classes, or in a package that `allow_targets` adds. What such a module merely imports is not accepted: it could
+be anything.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from guidedgen.runs import older
 TARGETS = ("guidedgen.",)  # whose code a config may call; `allow_targets` adds to it
 # Networks and other parts, which constructors ask for by the types of their options.
 _PARTS = ("guidedgen.zoo", "guidedgen.lab.answers", "guidedgen.lab.classes")
-_ROOMS = {
+_MODULES = {
     Method: ("guidedgen.methods",),
     Reward: ("guidedgen.rewards", "guidedgen.metrics", "guidedgen.lab.judge"),
     Dataset: ("guidedgen.datasets",),
     Scheduler: ("guidedgen.process.schedulers",),
     GradientEngine: ("guidedgen.gradients",),
 }
-# Rooms in which a file is one thing, whose name it has.
+# Packages in which each file holds one class, named as the file.
 _ONE_EACH = ("guidedgen.methods.", "guidedgen.rewards.", "guidedgen.datasets.")
 
 
@@ -45,13 +46,15 @@ class Kind:
     """What a key asks for: where guidedgen defines such, and what each of them has."""
 
     what: str
-    rooms: tuple[str, ...]
+    modules: tuple[str, ...]
     methods: tuple[str, ...] = ()  # that its class has
     members: tuple[str, ...] = ()  # that it has once it is built
     base: type | None = None  # that its class is derived from
 
 
-_ANY = Kind("part of a run", (*(room for rooms in _ROOMS.values() for room in rooms), *_PARTS, "guidedgen.basics.augment"))
+_ANY = Kind(
+    "part of a run", (*(module for modules in _MODULES.values() for module in modules), *_PARTS, "guidedgen.basics.augment")
+)
 _KEYS: Mapping[str, Any] = {
     "method": Method,
     "reward": Reward,
@@ -76,18 +79,18 @@ def of(hint: Any) -> Kind:
     options = [option for option in typing.get_args(hint) if option is not type(None)]
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         kinds = [of(option) for option in options]
-        return kinds[0] if len(kinds) == 1 else dataclasses.replace(_ANY, rooms=sum((kind.rooms for kind in kinds), ()))
+        return kinds[0] if len(kinds) == 1 else dataclasses.replace(_ANY, modules=sum((kind.modules for kind in kinds), ()))
     if hint is None or hint in (Any, object, inspect.Parameter.empty) or isinstance(hint, typing.TypeVar):
         return _ANY
     if not inspect.isclass(hint) or hint.__module__ == "builtins":
         return Kind(str(getattr(hint, "__name__", hint)), ())  # a number, a text, a list: no object
-    rooms = _ROOMS.get(hint, (hint.__module__, *_PARTS))
+    modules = _MODULES.get(hint, (hint.__module__, *_PARTS))
     if not getattr(hint, "_is_protocol", False):
-        return Kind(hint.__name__, rooms, base=hint)
+        return Kind(hint.__name__, modules, base=hint)
     members = {name: getattr(base, name, None) for base in hint.__mro__[:-1] if base.__module__ != "typing" for name in
                {**vars(base), **_annotated(base)} if name == "__call__" or not name.startswith("_")}  # fmt: skip
     methods = tuple(name for name, member in members.items() if inspect.isfunction(member))
-    return Kind(hint.__name__, rooms, methods, tuple(members.keys() - {*methods}))
+    return Kind(hint.__name__, modules, methods, tuple(members.keys() - {*methods}))
 
 
 def packages(value: object) -> tuple[str, ...]:
@@ -115,23 +118,23 @@ def named(node: DictConfig, key: str, allow: Sequence[str], kind: Kind) -> Calla
         raise UsageError(f"{key}._target_={path}: only {', '.join(prefixes)} may be called; add its package to allow_targets=[...]")
     module = path.rpartition(".")[0]
     own = path.startswith(TARGETS)
-    told = f"{key}._target_={path}"
-    if own and not _within(module, kind.rooms):
-        asked = f"a class of {' or '.join(kind.rooms)}, or of a package in allow_targets" if kind.rooms else "no object"
-        raise UsageError(f"{told}: {key} takes {asked}")
+    given = f"{key}._target_={path}"
+    if own and not _within(module, kind.modules):
+        asked = f"a class of {' or '.join(kind.modules)}, or of a package in allow_targets" if kind.modules else "no object"
+        raise UsageError(f"{given}: {key} takes {asked}")
     try:
         found = load(path)
     except (ImportError, AttributeError) as error:
-        raise UsageError(f"{told}: {error}") from error
+        raise UsageError(f"{given}: {error}") from error
     except (Exception, SystemExit) as error:  # whatever a module of the user's may raise
-        raise UsageError(f"{told}: {raised(error)}") from error
+        raise UsageError(f"{given}: {raised(error)}") from error
     if not (inspect.isclass(found) or inspect.isfunction(found)) or getattr(found, "_is_protocol", False):
-        raise UsageError(f"{told}: not a class or function that makes something")
+        raise UsageError(f"{given}: not a class or function that makes something")
     defined = str(found.__module__)
     if (own and defined != module) or not (own or _within(defined, [entry.rstrip(".") for entry in allow])):
-        raise UsageError(f"{told}: is defined in {defined}, and only imported there; name it where it is defined")
+        raise UsageError(f"{given}: is defined in {defined}, and only imported there; name it where it is defined")
     if (why := _misfit(found, kind, own)) is not None:
-        raise UsageError(f"{told}: {key} takes a {kind.what}; {why}")
+        raise UsageError(f"{given}: {key} takes a {kind.what}; {why}")
     return found
 
 
@@ -161,7 +164,7 @@ def hints(target: Callable[..., Any]) -> dict[str, Any]:
 
 
 def called(path: str) -> str:
-    """What a target is called in names of runs and of scores: its file, where a file is one thing, else its file and its class."""
+    """A target's name in names of runs and of scores: its file, where a file holds one class, else its file and its class."""
     module, _, name = path.rpartition(".")
     file = module.rpartition(".")[2]
     return file if module.startswith(_ONE_EACH) else "_".join(filter(None, [file, name]))
@@ -179,7 +182,7 @@ def _misfit(target: Any, kind: Kind, own: bool) -> str | None:
     if kind.base is not None and not issubclass(made, kind.base):
         return f"{made.__name__} is no {kind.base.__name__}"
     # Others may set their members as they are made.
-    wanted = [*kind.methods, *(kind.members if own and kind.rooms in _ROOMS.values() else ())]
+    wanted = [*kind.methods, *(kind.members if own and kind.modules in _MODULES.values() else ())]
     lacking = [name for name in wanted if not any(name in {**vars(base), **_annotated(base)} for base in made.__mro__)]
     return f"{made.__name__} has no {', '.join(lacking)}" if lacking else None
 
@@ -188,12 +191,12 @@ def _annotated(base: type) -> Mapping[str, Any]:
     return inspect.get_annotations(base)
 
 
-def _within(module: str, rooms: Sequence[str]) -> bool:
-    return any(module == room or module.startswith(f"{room}.") for room in rooms)
+def _within(name: str, modules: Sequence[str]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
 def raised(error: BaseException) -> str:
-    """What code of the user's has raised, and where, in one line."""
+    """What the user's code has raised, and where, in one line."""
     last = traceback.extract_tb(error.__traceback__)[-1:]
     where = f" ({Path(last[0].filename).name}, line {last[0].lineno})" if last else ""
     return " ".join(f"{type(error).__name__}: {error}{where}".split())

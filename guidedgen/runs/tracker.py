@@ -1,4 +1,4 @@
-"""Mirrors a finished run to Weights & Biases. The run's folder is the record; losing the mirror loses nothing."""
+"""Mirrors a finished run to Weights & Biases. All results are in the run's folder, so a lost mirror loses nothing."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ class Wandb:
         try:
             self._log(folder, run_id, name, config, records, metrics)
         except Exception as error:  # whatever the client or its server does must not cost the run
-            told = printable(" ".join(str(error).split()))  # its own words may be several lines
-            warnings.warn(f"wandb: {told}; the run is whole in {folder}", RuntimeWarning, stacklevel=2)
+            reason = printable(" ".join(str(error).split()))  # its own words may be several lines
+            warnings.warn(f"wandb: {reason}; the run is whole in {folder}", RuntimeWarning, stacklevel=2)
 
     def _log(
         self, folder: Path, run_id: str, name: str, config: Mapping[str, Any], records: Sequence[Record], metrics: Mapping[str, Any]

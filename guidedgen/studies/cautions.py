@@ -1,4 +1,4 @@
-"""What a reader has to know before believing a study's figures."""
+"""Warnings about a study's figures: missing samples, unlike rows, metrics that share a network with the guidance."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAMED = 4  # runs, or options, that are named before the rest is counted
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Caution:
-    """A sentence, and whether it may turn what the figures seem to say."""
+    """A sentence, and whether it may change the conclusion from the figures."""
 
     text: str
     serious: bool = True
@@ -47,8 +47,10 @@ def _damaged(study: Study) -> Iterator[Caution]:
     for name, why in study.damaged.items():
         yield Caution(text=f"{name} is damaged and not shown: {why}.")
     for run in study.runs:
-        if run.spoiled:
-            yield Caution(text=f"{run.name}: {run.spoiled} lines of its records are damaged; its own command makes them again.")
+        if run.damaged_lines:
+            yield Caution(
+                text=f"{run.name}: {run.damaged_lines} lines of its records are damaged; its own command makes them again."
+            )
 
 
 def _unfinished(study: Study) -> Iterator[Caution]:
@@ -64,9 +66,9 @@ def _failed(runs: Sequence[Run]) -> Iterator[Caution]:
         failures = {**run.metrics.get("failures", {}), **run.failures}
         reasons = collections.Counter(failures.values())
         if reasons:
-            told = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
+            summary = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
             many = "sample has failed and is" if len(failures) == 1 else "samples have failed and are"
-            yield Caution(text=f"{run.name}: {len(failures)} {many} not in its figures ({told}).")
+            yield Caution(text=f"{run.name}: {len(failures)} {many} not in its figures ({summary}).")
 
 
 def _shared(runs: Sequence[Run]) -> Iterator[Caution]:
@@ -132,8 +134,8 @@ def _unlike(study: Study, judged: Sequence[Run]) -> Iterator[Caution]:
     for what, key in (("commits", "commit"), ("devices", "device")):
         found = collections.Counter(str(run.environment[key]) for run in judged if run.environment.get(key))
         if len(found) > 1:
-            told = ", ".join(f"{value[:12] if key == 'commit' else value} ({count})" for value, count in found.most_common())
-            yield Caution(text=f"Rows are of several {what}: {told}.", serious=False)
+            versions = ", ".join(f"{value[:12] if key == 'commit' else value} ({count})" for value, count in found.most_common())
+            yield Caution(text=f"Rows are of several {what}: {versions}.", serious=False)
 
 
 def _unlike_rewards(runs: Sequence[Run]) -> Iterator[Caution]:
@@ -141,10 +143,14 @@ def _unlike_rewards(runs: Sequence[Run]) -> Iterator[Caution]:
     by_name: dict[str, list[dict[str, str]]] = {}
     for run in runs:
         if node := run.config.get("reward"):
-            told = {key: str(value) for key, value in options(node) if key.rpartition(".")[2] != "device"}
-            by_name.setdefault(config.module_of(node), []).append(told)
+            settings = {key: str(value) for key, value in options(node) if key.rpartition(".")[2] != "device"}
+            by_name.setdefault(config.module_of(node), []).append(settings)
     for name, those in by_name.items():
-        keys = [key for key in dict.fromkeys(key for told in those for key in told) if len({told.get(key) for told in those}) > 1]
+        keys = [
+            key
+            for key in dict.fromkeys(key for settings in those for key in settings)
+            if len({settings.get(key) for settings in those}) > 1
+        ]
         if keys:
             yield Caution(text=f"{name} is not the same in every row, it differs in {_listed(keys)}: do not compare rows by it.")
 

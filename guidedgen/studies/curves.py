@@ -1,4 +1,4 @@
-"""What methods have told on the way, as curves: means over a run's samples by step or update.
+"""What methods have logged on the way, as curves: means over a run's samples by step or update.
 
 trace.jsonl holds lines {task, seed, event, step, quantity: value of the sample, or one per particle}; learned/learning.json, of
 methods that learn first, {"curve": [{update, quantity: value}]}.
@@ -31,12 +31,12 @@ _WHO = ("task", "seed", "event", "step")
 
 def curves(run: Run, style: Style) -> dict[tuple[str, str], Curve]:
     """A run's curves by event and quantity; those of fewer than two steps are left out."""
-    told: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    values: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for event in _events(run.folder):
         for quantity, value in event.items():
             if quantity not in _WHO and shapes.figure(value) and (figure := _one(value)) is not None:
-                told[event["event"], quantity][event["step"]].append(figure)
-    return {which: _curve(run.name, style, by_step) for which, by_step in told.items() if len(by_step) > 1}
+                values[event["event"], quantity][event["step"]].append(figure)
+    return {which: _curve(run.name, style, by_step) for which, by_step in values.items() if len(by_step) > 1}
 
 
 def _events(folder: Path) -> Iterator[Mapping[str, Any]]:
@@ -55,9 +55,9 @@ def _events(folder: Path) -> Iterator[Mapping[str, Any]]:
 def _logged(folder: Path, log: str) -> Iterator[Mapping[str, Any]]:
     try:
         for line in inside.lines(folder, log):
-            told = shapes.parsed(line)
-            if told is not None and _is_event(told):
-                yield told
+            event = shapes.parsed(line)
+            if event is not None and _is_event(event):
+                yield event
     except OSError:  # it cannot be read
         return
 
@@ -81,7 +81,7 @@ def _curve(name: str, style: Style, by_step: Mapping[int, Sequence[float]]) -> C
 
 
 def _middle(values: Sequence[float]) -> tuple[float, float]:
-    """Between which the middle 80 % of the values lie."""
+    """The bounds of the middle 80 % of the values."""
     if len(values) == 1:
         return values[0], values[0]
     deciles = statistics.quantiles(values, n=10, method="inclusive")

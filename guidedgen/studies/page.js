@@ -34,11 +34,11 @@ if (filter) {
   });
 }
 
-// A click enlarges a picture, beside the unguided one that it is paired with; arrows go on to the other runs.
+// A click enlarges a picture, next to the unguided one that it is paired with; arrows go on to the other runs.
 const viewer = one("#viewer");
 let current = null;
 
-const place = (side, shot) => {
+const show = (side, shot) => {
   side.hidden = !shot;
   if (!shot) return;
   side.querySelector("img").src = shot.querySelector("img").src;
@@ -52,8 +52,8 @@ const show = (shot) => {
   const pair = shot.closest(".pair");
   const unguided = all(".shot[data-unguided]", pair).find((other) => other.dataset.setting === shot.dataset.setting);
   one("#prompt").textContent = pair.querySelector("h3").textContent;
-  place(one("#before"), unguided === shot ? null : unguided);
-  place(one("#after"), shot);
+  show(one("#before"), unguided === shot ? null : unguided);
+  show(one("#after"), shot);
   one("#file").href = shot.dataset.link;
   if (!viewer.open) viewer.showModal();
 };

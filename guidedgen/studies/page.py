@@ -1,7 +1,7 @@
-"""A study as one HTML page that asks the network for nothing: tables, plots, pictures, curves, cost, commands and cautions.
+"""A study as one HTML page that loads nothing from the network: tables, plots, pictures, curves, cost, commands and cautions.
 
 The same study gives the same bytes. Everything inline is named by its hash in the page's content security policy, so that a
-browser runs this script and no other, whatever a prompt says.
+browser runs this script and no other, whatever a prompt contains.
 """
 
 from __future__ import annotations
@@ -84,13 +84,13 @@ def _hash(text: str) -> str:
 def _summary(study: Study) -> Markup:
     done = sum(run.done for run in study.runs)
     models = dict.fromkeys(str(run.config["model"].get("name")) for run in study.runs if run.config.get("model"))
-    told = [
+    parts = [
         f"{done} of {len(study.runs) + len(study.damaged)} runs done",
         f"{len({(record.task, record.prompt) for run in study.drawn for record in run.records}):,} prompts",
         f"{sum(len(run.records) for run in study.runs):,} pictures",
         *(f"model {model}" for model in models),
     ]
-    return tag("p", " · ".join(told), class_="summary")
+    return tag("p", " · ".join(parts), class_="summary")
 
 
 def _cautions(study: Study) -> Markup | None:
@@ -100,7 +100,7 @@ def _cautions(study: Study) -> Markup | None:
 
 
 def _viewer() -> Markup:
-    """What a click enlarges into: the picture, with the unguided one of its pair beside it."""
+    """The enlarged view after a click: the picture, with the unguided one of its pair next to it."""
     sides = [tag("figure", tag("img", alt=""), tag("figcaption", tag("b"), tag("span")), id=name) for name in ("before", "after")]
     buttons = [
         tag("button", "Previous", type="button", id="previous", title="left arrow"),
@@ -116,22 +116,22 @@ def _viewer() -> Markup:
 
 def _command(run: Run, style: Style) -> Markup:
     served = run.unguided and not run.judged
-    told = [f"{len(run.records):,} pictures", *(["unguided, for others to be measured against"] if served else [])]
-    state = tag("span", ", ".join([*told, *([] if run.done else ["not done"])]), class_="said")
+    parts = [f"{len(run.records):,} pictures", *(["unguided, for others to be measured against"] if served else [])]
+    state = tag("span", ", ".join([*parts, *([] if run.done else ["not done"])]), class_="remark")
     return tag("details", tag("summary", swatch(style), tag("b", run.name), " ", state), *_behind(run), id=anchor(run))
 
 
 def _behind(run: Run) -> Iterator[Markup]:
-    """The command line and the config that a run was made by, and on what."""
+    """The command line and the config of a run, and the machine it was made on."""
     environment = run.environment
     if command := environment.get("command"):
         yield tag("pre", f"python {shlex.join(map(str, command))}", class_="command")
         if {"-m", "--multirun"} & set(command):
-            yield tag("p", "A sweep, of which this is one run; below is the config of this run alone.", class_="said")
+            yield tag("p", "A sweep, of which this is one run; below is the config of this run alone.", class_="remark")
     packages = ", ".join(f"{name} {version}" for name, version in environment.get("packages", {}).items())
     python = f"Python {environment['python']}" if environment.get("python") else None
     known = [environment.get("device"), python, packages, environment.get("commit") and f"commit {environment['commit'][:12]}"]
-    yield tag("p", " · ".join(str(item) for item in known if item), class_="said")
-    yield tag("p", tag("a", f"{run.folder.name}/", href=address(f"{run.folder.name}/")), class_="said")
+    yield tag("p", " · ".join(str(item) for item in known if item), class_="remark")
+    yield tag("p", tag("a", f"{run.folder.name}/", href=address(f"{run.folder.name}/")), class_="remark")
     if run.text:
         yield tag("pre", run.text)

@@ -18,7 +18,7 @@ _COSTS = {"nfe": "network rows per image", "seconds": "seconds per image"}
 
 
 def anchor(run: Run) -> str:
-    """Where the page tells of a run."""
+    """The id of a run's section on the page."""
     return f"run-{run.folder.name}"
 
 
@@ -48,16 +48,16 @@ def downloads(study: Study) -> dict[str, str]:
 
 
 def figures_panel(study: Study, styles: Mapping[str, Style]) -> Iterator[Markup]:
-    """Methods by metrics, what has to be said of them, and the tables as files."""
+    """Methods by metrics, notes on them, and the tables as files."""
     if not study.rows:
         yield tag("p", "No run has been judged yet.")
         return
     table = tables.of_metrics(study.rows)
     yield _table(table, styles)
     marks = "Small: 95 % interval, bootstrap over prompts. ▲ ▼: it lies above or below the unguided mean."
-    yield tag("p", " ".join([marks, *tables.notes(table)]), class_="said")
+    yield tag("p", " ".join([marks, *tables.notes(table)]), class_="remark")
     yield from (
-        tag("p", f"Published: {source}, where the setting is the printed one.", class_="said") for source in tables.sources(table)
+        tag("p", f"Published: {source}, where the setting is the printed one.", class_="remark") for source in tables.sources(table)
     )
     yield tag("p", *(_download(name, text) for name, text in downloads(study).items()), class_="downloads")
 
@@ -69,7 +69,7 @@ def _download(name: str, text: str) -> Markup:
 
 
 def _table(table: Table, styles: Mapping[str, Style]) -> Markup:
-    """Every run is a body of its own, so that its published figures stay below it when rows are sorted."""
+    """Every run is a table body of its own, so that its published figures stay below it when rows are sorted."""
     heads = [
         tag("th", tag("button", column.title, type="button"), scope="col", title=column.hint or None) for column in table.columns
     ]
@@ -97,7 +97,7 @@ def _table(table: Table, styles: Mapping[str, Style]) -> Markup:
 
 
 def _cell(cell: Cell) -> Markup:
-    told = [
+    notes = [
         f"unguided {cell.figure(cell.base)}" if cell.base is not None else "",
         f"wins {100 * cell.wins:.0f} %" if cell.wins is not None else "",
     ]
@@ -107,7 +107,7 @@ def _cell(cell: Cell) -> Markup:
         _arrow(cell),
         tag("b", cell.text),
         tag("small", small) if small else None,
-        title="; ".join(filter(None, [*told, cell.described])) or None,
+        title="; ".join(filter(None, [*notes, cell.described])) or None,
         data_value=cell.value,
     )
 
@@ -138,8 +138,8 @@ def plots_panel(study: Study, styles: Mapping[str, Style]) -> Iterator[Markup]:
         plotted += [_scatter(runs, reward, name, label, styles) for name, label in _COSTS.items()]
         if any(plotted):
             yield tag("div", *plotted, class_="plots")
-            said = f"The line is the Pareto front: no run has more {reward} for less. Whiskers: 95 % interval. Grey: unguided."
-            yield tag("p", said, class_="said")
+            caption = f"The line is the Pareto front: no run has more {reward} for less. Whiskers: 95 % interval. Grey: unguided."
+            yield tag("p", caption, class_="remark")
 
 
 def _scatter(runs: Sequence[Run], reward: str, name: str, label: str, styles: Mapping[str, Style]) -> Markup | None:
@@ -157,7 +157,7 @@ def _scatter(runs: Sequence[Run], reward: str, name: str, label: str, styles: Ma
 
 
 def _abscissa(run: Run, name: str) -> float | None:
-    """A run's cost, or its distance to the unguided run, which that has none to."""
+    """A run's cost, or its distance to the unguided run, which the unguided run itself does not have."""
     if name in _COSTS:
         return run.metrics["cost"].get(name)
     measured = run.metrics.get("distances", {}).get(name)
@@ -165,7 +165,7 @@ def _abscissa(run: Run, name: str) -> float | None:
 
 
 def curves_panel(study: Study, styles: Mapping[str, Style]) -> Iterator[Markup]:
-    """What methods have told on the way, a plot per quantity with the runs that tell it; rewards first."""
+    """What methods have logged on the way, a plot per quantity with the runs that log it; rewards first."""
     found: dict[tuple[str, ...], list[Curve]] = {}
     for run in study.runs:
         for which, curve in curves(run, styles[run.name]).items():
@@ -181,7 +181,7 @@ def curves_panel(study: Study, styles: Mapping[str, Style]) -> Iterator[Markup]:
     if drawn:
         yield tag("div", *drawn, class_="plots")
         yield tag(
-            "p", "Means over a run's samples; bands, where few runs share a plot, hold the middle 80 % of them.", class_="said"
+            "p", "Means over a run's samples; bands, where few runs share a plot, hold the middle 80 % of them.", class_="remark"
         )
 
 
@@ -189,7 +189,7 @@ def curves_panel(study: Study, styles: Mapping[str, Style]) -> Iterator[Markup]:
 
 
 def pictures_panel(study: Study, styles: Mapping[str, Style], budget: int) -> Iterator[Markup]:
-    """The same prompt and seed across runs, with a filter; what is over the budget is linked."""
+    """The same prompt and seed across runs, with a filter; pictures over the budget are linked."""
     shown, rest = pictures.pairs(study, budget)
     if not shown:
         return
@@ -205,8 +205,8 @@ def pictures_panel(study: Study, styles: Mapping[str, Style], budget: int) -> It
     )
     yield from (_pair(pair, styles) for pair in shown)
     if rest:
-        told = f", the first {_LINKED} by name" if len(rest) > _LINKED else ""
-        yield tag("details", tag("summary", f"{len(rest):,} more, as links{told}"), *_links(rest), _folders(study))
+        limit = f", the first {_LINKED} by name" if len(rest) > _LINKED else ""
+        yield tag("details", tag("summary", f"{len(rest):,} more, as links{limit}"), *_links(rest), _folders(study))
 
 
 def _pair(pair: pictures.Pair, styles: Mapping[str, Style]) -> Markup:
@@ -230,10 +230,15 @@ def _shot(shot: pictures.Shot, styles: Mapping[str, Style]) -> Markup:
             tag("figcaption", name),
         )
     image = tag("img", src=shot.embedded, alt=f"{run.name}, seed {record.seed}: {record.prompt}")
-    told = {"data_name": run.name, "data_scores": pictures.told(record.scores), "data_link": shot.link, "data_setting": run.setting}
-    button = tag("button", image, type="button", class_="shot", data_unguided=run.unguided, **told)
+    data = {
+        "data_name": run.name,
+        "data_scores": pictures.scores_text(record.scores),
+        "data_link": shot.link,
+        "data_setting": run.setting,
+    }
+    button = tag("button", image, type="button", class_="shot", data_unguided=run.unguided, **data)
     scorer = run.reward if run.reward in record.scores else next(iter(record.scores), "")
-    figure = pictures.told({scorer: record.scores.get(scorer)})
+    figure = pictures.scores_text({scorer: record.scores.get(scorer)})
     blurred = tag("small", "blurred") if record.blurred else None
     return tag("figure", button, tag("figcaption", name, tag("small", figure) if figure else None, blurred))
 

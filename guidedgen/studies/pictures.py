@@ -1,4 +1,4 @@
-"""Stored pictures beside each other: the same prompt and seed across runs, as many of them as a page can carry."""
+"""Stored pictures side by side: the same prompt and seed across runs, as many of them as a page can carry."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Shot:
     run: Run
     record: Record | None = None  # None where the sample has failed
     failed: str = ""
-    embedded: str = ""  # a data: address; empty where there is no picture that can be read, or no room
+    embedded: str = ""  # a data: address; empty where there is no picture that can be read, or the page is full
 
     @property
     def link(self) -> str:
-        """Where the stored file lies, from the study's folder."""
+        """Path of the stored file, from the study's folder."""
         assert self.record is not None
         return address(f"{self.run.folder.name}/{self.record.image}")
 
@@ -90,11 +90,11 @@ def _gathered(runs: Sequence[Run]) -> Iterator[Pair]:
 
 
 def _turns(everything: Sequence[Pair]) -> list[tuple[int, int]]:
-    """Of each, how many seeds of its prompt come before it, then its own place."""
+    """Of each, how many seeds of its prompt come before it, then its own index."""
     turns: list[tuple[int, int]] = []
-    for place, pair in enumerate(everything):
-        same = place > 0 and everything[place - 1].task == pair.task
-        turns.append((turns[-1][0] + 1 if same else 0, place))
+    for index, pair in enumerate(everything):
+        same = index > 0 and everything[index - 1].task == pair.task
+        turns.append((turns[-1][0] + 1 if same else 0, index))
     return turns
 
 
@@ -116,6 +116,6 @@ def _address(folder: Path, image: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def told(scores: Mapping[str, float | None]) -> str:
+def scores_text(scores: Mapping[str, float | None]) -> str:
     """A picture's scores as one line."""
     return ", ".join(f"{name} {value:.4g}" for name, value in scores.items() if value is not None)

@@ -1,4 +1,4 @@
-"""Points and curves as SVG: axes with round ticks, names where there is room, the rest in titles that show on hovering.
+"""Points and curves as SVG: axes with round ticks, names where there is space, the rest in titles that show on hovering.
 
 Colours and shapes are classes, `c0` to `c7` and `base`; the page's style sheet says what they look like.
 """
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from guidedgen.studies.html import Markup, tag
 
 _WIDTH, _HEIGHT = 480, 340
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 16, 46  # room around the axes
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 16, 46  # margins around the axes
 _COLOURS, _SHAPES = 8, 5
 _LETTER, _LINE = 6.1, 12  # px of a letter and a line of the labels
 _BANDS = 4  # curves from which on bands hide each other
@@ -63,7 +63,7 @@ class Curve:
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Places of the points (x, y) that no other is as good as in both and better in one, x being better lower and y higher; by x.
+    """The Pareto front: indices of the points (x, y) that no other point dominates, where lower x and higher y are better; by x.
 
     Equal points are all on the front.
     """
@@ -107,15 +107,15 @@ class _Axis:
 
     @staticmethod
     def around(values: Sequence[float], *, log: bool, start: float, end: float) -> _Axis:
-        """An axis with some room at both ends of the values; a logarithmic one where it is asked for and the values need it."""
+        """An axis with a margin at both ends of the values; a logarithmic one where it is asked for and the values need it."""
         low, high = min(values), max(values)
         if log and low > _TINY and high / low > _SPREAD:
-            room = (high / low) ** 0.06
-            return _Axis(low=low / room, high=high * room, log=True, start=start, end=end)
-        room = 0.06 * (high - low)
+            margin = (high / low) ** 0.06
+            return _Axis(low=low / margin, high=high * margin, log=True, start=start, end=end)
+        margin = 0.06 * (high - low)
         if high - low <= _TINY:
-            room = 0.5 * abs(high) if abs(high) > _TINY else 0.5
-        return _Axis(low=low - room, high=high + room, log=False, start=start, end=end)
+            margin = 0.5 * abs(high) if abs(high) > _TINY else 0.5
+        return _Axis(low=low - margin, high=high + margin, log=False, start=start, end=end)
 
     def __call__(self, value: float) -> float:
         turn: Callable[[float], float] = math.log if self.log else float
@@ -154,7 +154,7 @@ def _svg(described: str, *parts: Markup) -> Markup:
 
 
 def mark(style: Style, x: float, y: float, size: float = 5) -> Markup:
-    """A run's mark: a circle, square, triangle, diamond or cross of its colour, at a place."""
+    """A run's mark: a circle, square, triangle, diamond or cross of its colour, at a position."""
     side, half, long, tall = (round(share * size, 1) for share in (2, 1.3, 1.4, 2.2))
     paths = {
         1: f"M{x - size:.1f} {y - size:.1f}h{side}v{side}h{-side}z",
@@ -176,23 +176,23 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str, *, log_x: bool 
     line = tag("polyline", points=" ".join(f"{x(points[i].x)},{y(points[i].y)}" for i in best), class_="front")
     parts = []
     for i, point in enumerate(points):
-        left, whisker, told = x(point.x), None, f"{point.name}: {y_label} {point.y:.4g}"
+        left, whisker, text = x(point.x), None, f"{point.name}: {y_label} {point.y:.4g}"
         if point.low is not None and point.high is not None:
-            told += f" ({point.low:.4g} to {point.high:.4g})"
+            text += f" ({point.low:.4g} to {point.high:.4g})"
             whisker = tag("line", x1=left, x2=left, y1=y(point.low), y2=y(point.high), class_=f"whisker {point.style.colour}")
-        title = tag("title", f"{told}, {x_label} {point.x:.4g}{', on the front' if i in on_front else ''}")
+        title = tag("title", f"{text}, {x_label} {point.x:.4g}{', on the front' if i in on_front else ''}")
         parts.append(tag("g", title, whisker, mark(point.style, left, y(point.y)), class_="point"))
     names = _placed([(point.name, x(point.x), y(point.y)) for point in points])
     return _svg(f"{y_label} against {x_label}", *_frame(x, y, x_label, y_label), line, *parts, *names)
 
 
 def _placed(points: Sequence[tuple[str, float, float]]) -> Iterator[Markup]:
-    """Names beside their points where they hide neither a point nor another name; others are left to the titles."""
+    """Names next to their points where they hide neither a point nor another name; others are left to the titles."""
     taken = _Boxes()
     for _, x, y in points:
         taken.add((x - 6, y - 6, x + 6, y + 6))
     for name, x, y in points:
-        text = name if len(name) <= 24 else f"{name[:10]}…{name[-13:]}"  # what tells runs apart stands last
+        text = name if len(name) <= 24 else f"{name[:10]}…{name[-13:]}"  # the end distinguishes runs
         width = _LETTER * len(text)
         for left, middle in itertools.product((x + 9, x - 9 - width, x - width / 2), (y + 4, y - 9, y + 17)):
             box = (left, middle - _LINE + 2, left + width, middle + 2)
@@ -237,11 +237,11 @@ def lines(curves: Sequence[Curve], x_label: str, y_label: str, *, log_y: bool = 
         there = [f"{x(step)},{y(high)}" for step, high in zip(curve.steps, curve.highs, strict=True)]
         back = [f"{x(step)},{y(low)}" for step, low in zip(curve.steps, curve.lows, strict=True)]
         bands.append(tag("polygon", points=" ".join([*there, *reversed(back)]), class_=f"band {curve.style.colour}"))
-        places = [(x(step), y(mean)) for step, mean in zip(curve.steps, curve.means, strict=True)]
+        points = [(x(step), y(mean)) for step, mean in zip(curve.steps, curve.means, strict=True)]
         first, last = (f"{curve.means[i]:.4g} at {curve.steps[i]:g}" for i in (0, -1))
         title = tag("title", f"{curve.name}: {first}, {last}")
-        line = tag("polyline", points=" ".join(f"{left},{top}" for left, top in places), class_=f"curve {curve.style.colour}")
-        means.append(tag("g", title, line, mark(curve.style, *places[-1], size=4), class_="point"))
+        line = tag("polyline", points=" ".join(f"{left},{top}" for left, top in points), class_=f"curve {curve.style.colour}")
+        means.append(tag("g", title, line, mark(curve.style, *points[-1], size=4), class_="point"))
     return _svg(f"{y_label} by {x_label}", *_frame(x, y, x_label, y_label), *(bands if banded else ()), *means)
 
 

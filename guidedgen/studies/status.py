@@ -1,4 +1,4 @@
-"""What the runs of a study or a sweep have come to: done, running, stopped, failed and why, or missing."""
+"""States of the runs of a study or a sweep: done, running, stopped, failed and why, or missing."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ STATES = ("done", "running", "partial", "failed", "damaged", "missing")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class State:
     """How far a run is. `state` is one of STATES: partial means that it was stopped, or killed, and the same command goes on;
-    damaged, that a file of it is not what was written there.
+    damaged, that one of its files is not what was written.
     """
 
     name: str
     state: str
     samples: int = 0  # that are finished
     wanted: int | None = None  # of so many; None: not known
-    told: str = ""  # why it failed or ended
+    reason: str = ""  # why it failed or ended
 
 
 def of_folder(path: Path) -> State:
@@ -40,23 +40,23 @@ def of_folder(path: Path) -> State:
     if not os.path.lexists(path / "config.yaml"):
         return State(name=path.name, state="missing")
     try:
-        told, wanted = folder.told(), folder.read_json("environment.json").get("samples")
+        recorded, wanted = folder.recorded(), folder.read_json("environment.json").get("samples")
         folder.check_plain()
     except UsageError as error:
-        return State(name=path.name, state="damaged", told=str(error).replace(f"{path}/", ""))
+        return State(name=path.name, state="damaged", reason=str(error).replace(f"{path}/", ""))
     last, why = folder.last_note, ""
-    if told.failures:
-        name, reason = next(iter(told.failures.items()))
-        why = f"{len(told.failures)} failed, as {name}: {reason}"
+    if recorded.failures:
+        name, reason = next(iter(recorded.failures.items()))
+        why = f"{len(recorded.failures)} failed, as {name}: {reason}"
     if folder.busy:
         state = "running"
-    elif folder.finished and len(told.records) + len(told.failures) >= (wanted or 0):
+    elif folder.finished and len(recorded.records) + len(recorded.failures) >= (wanted or 0):
         state = "done"
     elif last.startswith("failed: "):
         state, why = "failed", last.removeprefix("failed: ")
     else:
         state, why = "partial", last if last.startswith(("stopped", "interrupted")) else why
-    return State(name=path.name, state=state, samples=len(told.records), wanted=wanted, told=why)
+    return State(name=path.name, state=state, samples=len(recorded.records), wanted=wanted, reason=why)
 
 
 def of_study(folder: Path) -> list[State]:
@@ -74,8 +74,8 @@ def of_sweep(runs: Sequence[Run]) -> list[State]:
     """
     shared = set.intersection(*(set(run.overrides) for run in runs)) if len(runs) > 1 else set()
     names = [shlex.join(override for override in run.overrides if override not in shared) for run in runs]
-    places = sweeps.folders(runs)
-    return [dataclasses.replace(of_folder(place), name=name) for place, name in zip(places, names, strict=True)]
+    folders = sweeps.folders(runs)
+    return [dataclasses.replace(of_folder(folder), name=name) for folder, name in zip(folders, names, strict=True)]
 
 
 def show(states: Sequence[State]) -> None:
@@ -83,7 +83,7 @@ def show(states: Sequence[State]) -> None:
     table = Table(Column("run", overflow="fold"), "state", "samples", "")  # a name is there to be copied
     for state in states:
         samples = f"{state.samples}/{state.wanted}" if state.wanted is not None else str(state.samples or "")
-        table.add_row(escape(printable(state.name)), state.state, samples, escape(printable(state.told)))
+        table.add_row(escape(printable(state.name)), state.state, samples, escape(printable(state.reason)))
     Console().print(table)
 
 

@@ -14,7 +14,7 @@ from guidedgen.basics.errors import UsageError
 from guidedgen.runs import config, contents, shapes
 from guidedgen.runs.store import Record, RunFolder
 
-_TOLD = 2  # options that a name may hold to tell runs of one label apart
+_SHOWN = 2  # options that a name may hold to distinguish runs of one label
 # Of the config, what makes the samples.
 _MAKES = ("method", "reward", "model", "dataset", "scheduler", "seed", "samples_per_prompt", "batch_size", "device", "dtype")
 
@@ -22,7 +22,7 @@ _MAKES = ("method", "reward", "model", "dataset", "scheduler", "seed", "samples_
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
     """One run folder. `metrics` is empty until it is judged; of an unguided run that was made for others to be measured against,
-    it holds what they say of it, and `lent` is true.
+    it holds what their metrics say of it, and `from_guided` is true.
     """
 
     folder: Path
@@ -33,15 +33,15 @@ class Run:
     environment: Mapping[str, Any]
     config: Mapping[str, Any]  # resolved; empty where the folder has none
     setting: str  # equal of runs that differ in no more than method and reward, so that their samples are pairs
-    done: bool  # and told so; failed samples aside
-    spoiled: int = 0  # lines of its records that are none
+    done: bool  # and marked so, whatever samples failed
+    damaged_lines: int = 0  # lines of its records that are none
     text: str = ""  # of its config
-    lent: bool = False
+    from_guided: bool = False
 
     @property
     def judged(self) -> bool:
         """Whether it has metrics of its own."""
-        return bool(self.metrics) and not self.lent
+        return bool(self.metrics) and not self.from_guided
 
     @property
     def unguided(self) -> bool:
@@ -77,7 +77,7 @@ class Study:
 def read_study(folder: Path) -> Study:
     """The runs in a study's folder.
 
-    A run that is damaged is left out of the runs and told of, so that it does not hide the others.
+    A run that is damaged is left out of the runs and reported, so that it does not hide the others.
 
     Raises:
         UsageError: the folder holds no run, or none that can be read.
@@ -95,11 +95,11 @@ def read_study(folder: Path) -> Study:
     if not read:
         name, why = next(iter(damaged.items()))
         raise UsageError(f"{folder}: holds no run that can be read, of {len(found)}: {name}/{why}")
-    return Study(folder=folder, runs=sorted(_named(_with_lent(read)), key=_place), damaged=damaged)
+    return Study(folder=folder, runs=sorted(_named(_with_base_metrics(read)), key=_sort_key), damaged=damaged)
 
 
 def folders(study: Path) -> list[Path]:
-    """The folders of a study's runs: where something is called as a config or metrics are. A run may be linked from elsewhere."""
+    """The folders of a study's runs: those that hold a config.yaml or metrics.json. A run may be linked from elsewhere."""
     return sorted(path for path in study.glob("*") if any(os.path.lexists(path / name) for name in ("config.yaml", "metrics.json")))
 
 
@@ -107,18 +107,18 @@ def _read(path: Path) -> Run:
     stored = RunFolder(path)
     stored.check_plain()
     plain, text = _config(path / "config.yaml")
-    told, environment = stored.told(), stored.read_json("environment.json")
+    recorded, environment = stored.recorded(), stored.read_json("environment.json")
     return Run(
         folder=path,
         name=path.name,
         metrics=stored.read_json("metrics.json"),
-        records=list(told.records.values()),
-        failures=told.failures,
+        records=list(recorded.records.values()),
+        failures=recorded.failures,
         environment=environment,
         config=plain,
         setting=_setting(plain, contents.recorded(environment)) if plain else path.name,
         done=stored.finished,
-        spoiled=told.spoiled,
+        damaged_lines=recorded.damaged_lines,
         text=text,
     )
 
@@ -134,19 +134,19 @@ def _config(file: Path) -> tuple[dict[str, Any], str]:
 
 
 def _setting(plain: Mapping[str, Any], parts: contents.Parts | None) -> str:
-    """What an unguided run shares with those measured against it: all that is sampled from but the method and its reward, and what
-    of that the files held.
+    """What an unguided run shares with those measured against it: all sampling options except the method and its reward, and the
+    contents of the files that they name.
     """
     theirs = ("method", "reward")
     held = {part: digests for part, digests in (parts or {}).items() if part not in theirs}
     return config.identity({key: value for key, value in plain.items() if key not in theirs}, held)
 
 
-def _with_lent(runs: Sequence[Run]) -> list[Run]:
-    """The runs, with metrics lent to unguided ones that were never judged, from the `base` columns of those measured against them.
+def _with_base_metrics(runs: Sequence[Run]) -> list[Run]:
+    """The runs; unguided ones that were never judged get metrics from the `base` values of the guided runs measured against them.
 
-    Intervals are not lent: the guided run's metrics have none of the unguided one. Nor is a score of which they say different
-    things, as it is not the same in all of them: a sum of other weights, say.
+    Intervals are not taken over: the guided run's metrics have none for the unguided one. Nor is a score on which they differ,
+    because it is not the same score in all of them: a sum with other weights, for example.
     """
     found = []
     against: dict[str, list[Mapping[str, Any]]] = {}
@@ -159,27 +159,27 @@ def _with_lent(runs: Sequence[Run]) -> list[Run]:
             found.append(run)
             continue
         rewards = {metrics.get("reward") for metrics in guided}
-        lent = {
+        reported = {
             "title": run.folder.name, "label": "base", "reward": rewards.pop() if len(rewards) == 1 else None,
             "samples": len(run.records), "prompts": len({record.task for record in run.records}),
             "scores": {name: {"value": value, "shares_guide": False} for name, value in _agreed(guided).items()},
             "cost": guided[0]["base_cost"],
         }  # fmt: skip
-        found.append(dataclasses.replace(run, metrics=lent, lent=True))
+        found.append(dataclasses.replace(run, metrics=reported, from_guided=True))
     return found
 
 
 def _agreed(guided: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """What the metrics of guided runs say of the unguided one, by score, where they do not contradict each other."""
-    told: dict[str, list[float]] = {}
+    values: dict[str, list[float]] = {}
     for metrics in guided:
         for name, entry in metrics["scores"].items():
             if entry.get("base") is not None:
-                told.setdefault(name, []).append(entry["base"])
+                values.setdefault(name, []).append(entry["base"])
     # Rounding differs between devices and batch sizes.
     return {
         name: first
-        for name, (first, *others) in told.items()
+        for name, (first, *others) in values.items()
         if all(math.isclose(value, first, rel_tol=1e-3, abs_tol=1e-6) for value in others)
     }
 
@@ -189,7 +189,7 @@ def _against_base(run: Run) -> bool:
     return run.judged and not run.unguided and run.config.get("reference") == "base" and "base_cost" in run.metrics
 
 
-def _place(run: Run) -> tuple[Any, ...]:
+def _sort_key(run: Run) -> tuple[Any, ...]:
     """Unguided first, those with metrics of their own before others; then by cost, unjudged runs last."""
     cost = run.metrics.get("cost", {}).get("nfe", float("inf"))
     return (not run.unguided, not run.judged, cost, str(run.metrics.get("label")), str(run.metrics.get("title", run.folder.name)))
@@ -199,29 +199,29 @@ def _place(run: Run) -> tuple[Any, ...]:
 
 
 def _named(runs: Sequence[Run]) -> list[Run]:
-    """The runs with names that tell them apart: a label alone where it is one run's, else with the options that differ."""
+    """The runs with distinct names: a label alone where only one run has it, else with the options that differ."""
     labels = _labels(runs)
     groups: dict[str, list[int]] = {}
     for i, label in enumerate(labels):
         groups.setdefault(label, []).append(i)
     names = list(labels)
     for group in groups.values():
-        for i, told in zip(group, _differences([runs[i] for i in group]), strict=True):
-            names[i] += told
+        for i, difference in zip(group, _differences([runs[i] for i in group]), strict=True):
+            names[i] += difference
     digits = [str(run.metrics.get("title", run.folder.name)).rsplit("-", 1)[-1] for run in runs]
-    names = _told_apart(names, [f"{label} {own}" for label, own in zip(labels, digits, strict=True)])
-    names = _told_apart(names, [run.folder.name for run in runs])
+    names = _made_distinct(names, [f"{label} {own}" for label, own in zip(labels, digits, strict=True)])
+    names = _made_distinct(names, [run.folder.name for run in runs])
     return [dataclasses.replace(run, name=name) for run, name in zip(runs, names, strict=True)]
 
 
-def _told_apart(names: Sequence[str], others: Sequence[str]) -> list[str]:
-    """Names, the other ones of those that several have."""
+def _made_distinct(names: Sequence[str], others: Sequence[str]) -> list[str]:
+    """The names, replaced by the `others` where several runs have the same."""
     counts = collections.Counter(names)
     return [name if counts[name] == 1 else other for name, other in zip(names, others, strict=True)]
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
-    """What a run's table calls it, else its method's file; of an unguided run beside others whom it serves."""
+    """A run's name in its table, else its method's file; of an unguided run, next to others that are measured against it."""
     labels = [_label(run) for run in runs]
     served: dict[str, set[str]] = {}
     for run, label in zip(runs, labels, strict=True):
@@ -257,8 +257,8 @@ def _differences(group: Sequence[Run]) -> list[str]:
     usual = {key: counted.most_common(1)[0][0] for key, counted in counts.items()}
     found = []
     for own in flat:
-        told = [f"{key.rsplit('.', 1)[-1]}={value}" for key, value in own.items() if value != usual[key]]
-        found.append(" ".join(["", *told]) if len(told) <= _TOLD else "")
+        shown = [f"{key.rsplit('.', 1)[-1]}={value}" for key, value in own.items() if value != usual[key]]
+        found.append(" ".join(["", *shown]) if len(shown) <= _SHOWN else "")
     return found
 
 

@@ -28,19 +28,19 @@ class Run:
 
     @functools.cached_property
     def folder(self) -> Path:
-        """Where its files go. Raises UsageError where its config is wrong.
+        """The folder of its files. Raises UsageError where its config is wrong.
 
         The device is part of a run's name: that of `device=auto` is the one of the machine this is asked on.
         """
 
-        return identity.place(composition.composed(self.overrides, self.config_dir))
+        return identity.folder_of_run(composition.composed(self.overrides, self.config_dir))
 
 
 def runs(overrides: Sequence[str], config_dir: Path | None = None) -> list[Run]:
     """Every combination of `a=1,2 b=3,4`, with what an experiment sweeps by itself, in the order in which Hydra runs them.
 
-    Overrides of `hydra.` say how runs are made and are no part of them. Raises UsageError for overrides that cannot be read, and
-    for sweeps that no list is made of: intervals, from which a sweeper chooses as it goes.
+    Overrides of `hydra.` say how runs are started and are no part of them. Raises UsageError for overrides that cannot be read,
+    and for sweeps that cannot be listed: intervals, from which a sweeper chooses while it runs.
     """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
@@ -56,7 +56,7 @@ def runs(overrides: Sequence[str], config_dir: Path | None = None) -> list[Run]:
 
 
 def folders(runs: Sequence[Run]) -> list[Path]:
-    """Where the files of each go, as `Run.folder` says. Those that differ by values of free keys alone are composed once.
+    """The folder of each run, as in `Run.folder`. Runs that differ only in values of free keys are composed once.
 
     Raises UsageError where a config is wrong.
     """
@@ -72,8 +72,8 @@ def folders(runs: Sequence[Run]) -> list[Path]:
         for members in groups.values():
             first = runs[members[0][0]]
             cfg = composition.composed(first.overrides, first.config_dir)
-            places = identity.places(cfg, [values for _, values in members])
-            found |= {i: place for (i, _), place in zip(members, places, strict=True)}
+            folders = identity.folders_of_runs(cfg, [values for _, values in members])
+            found |= {i: folder for (i, _), folder in zip(members, folders, strict=True)}
     return [found[i] for i in range(len(runs))]
 
 
@@ -85,7 +85,7 @@ def composed_once() -> None:
 
 
 def listed(overrides: Sequence[str], config_dir: Path | None = None) -> list[Run]:
-    """The runs of a sweep that can be listed before it starts; none where a sweeper chooses them as it goes."""
+    """The runs of a sweep that can be listed before it starts; none where a sweeper chooses them while it runs."""
     try:
         return runs(overrides, config_dir)
     except UsageError:

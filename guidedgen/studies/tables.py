@@ -38,7 +38,7 @@ class Cell:
     wins: float | None = None  # share of images above the unguided one's
     printed: float | None = None  # what the source prints of this very setting
     shared: bool = False  # measured by a network that has guided
-    note: str = ""  # stands beside the figure
+    note: str = ""  # shown next to the figure
     described: str = ""  # what else it depends on
 
     @property
@@ -177,7 +177,7 @@ def _without_empty(columns: Sequence[Column], rows: Sequence[tuple[Run, Mapping[
 
 
 def notes(table: Table, star: str = "*") -> Iterator[str]:
-    """What has to be said of the table: its words, its marks, and where published figures are from."""
+    """Notes on the table: its terms, its marks, and where published figures are from."""
     keys, cells = {column.key for column in table.columns}, [cell for i in range(len(table.rows)) for cell in table.cells(i)]
     yield "nfe, nfe_backward: network rows per sample; seconds per sample; n images; wins: guided reward against the base's."
     if "slipped past" in keys:
@@ -194,7 +194,7 @@ def sources(table: Table) -> list[str]:
 
 
 def study_table(folder: Path) -> str:
-    """A Markdown table of a study's judged runs, base first, then by cost; published figures stand in brackets where they apply.
+    """A Markdown table of a study's judged runs, base first, then by cost; published figures are in brackets where they apply.
 
     Raises:
         UsageError: no run in the folder has been judged.
@@ -207,7 +207,7 @@ def study_table(folder: Path) -> str:
 
 
 def markdown(table: Table) -> str:
-    """A Markdown table, published figures and notes in brackets, and what has to be said of it."""
+    """A Markdown table, published figures and notes in brackets, and notes on it."""
     lines = [["", *(_one_cell(column.title) for column in table.columns)], ["---"] + ["---:"] * len(table.columns)]
     lines += [[_one_cell(run.name), *map(_bracketed, table.cells(i))] for i, (run, _) in enumerate(table.rows)]
     text = [f"| {' | '.join(line)} |" for line in lines]
@@ -216,13 +216,13 @@ def markdown(table: Table) -> str:
 
 
 def _one_cell(text: str) -> str:
-    """Text that is no markup in a table, nor anything that a terminal obeys."""
+    """Text without table markup or terminal control characters."""
     return re.sub(r"[\\`*<>\[\]|]", r"\\\g<0>", printable(text))
 
 
 def _bracketed(cell: Cell) -> str:
-    told = ", ".join(filter(None, (cell.interval if cell.percent else "", cell.note)))
-    return " ".join(filter(None, (cell.text, *(f"({part})" for part in (cell.figure(cell.printed), told) if part))))
+    notes = ", ".join(filter(None, (cell.interval if cell.percent else "", cell.note)))
+    return " ".join(filter(None, (cell.text, *(f"({part})" for part in (cell.figure(cell.printed), notes) if part))))
 
 
 def as_csv(table: Table) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Clip(Protocol):
-    """A CLIP. `name` tells which, so that a report can mark a metric that shares its network with the guidance."""
+    """A CLIP. `name` identifies it, so that a report can mark a metric that shares its network with the guidance."""
 
     name: str
 
@@ -37,7 +37,7 @@ class Features(Protocol):
 
 
 class Matcher(Protocol):
-    """Says how well a text tells what an image shows (BLIP-2's Q-Former)."""
+    """Scores how well a text describes an image (BLIP-2's Q-Former)."""
 
     name: str
 
@@ -63,6 +63,6 @@ class Detector(Protocol):
     name: str
 
     def __call__(self, images: Tensor, labels: Sequence[Sequence[str]]) -> list[list[Detection] | None]:
-        """b 3 H W in [0, 1] and what is looked for in each -> what is found in each, the most confident first; None of a picture
-        that it knows nothing of.
+        """b 3 H W in [0, 1] and what is looked for in each -> what is found in each, the most confident first; None for a picture
+        that it has no detections for.
         """

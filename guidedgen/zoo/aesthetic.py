@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from guidedgen.basics.errors import UsageError
 from guidedgen.zoo.files import locate_file, locate_lab, read_state
-from guidedgen.zoo.needed import DOWNLOADS, Kept, Needed
+from guidedgen.zoo.needed import DOWNLOADS, CachedFile, Needed
 
 FILE, SHA256 = DOWNLOADS["aesthetic"].file, DOWNLOADS["aesthetic"].sha256
 
@@ -26,7 +26,7 @@ FILE, SHA256 = DOWNLOADS["aesthetic"].file, DOWNLOADS["aesthetic"].sha256
 class LaionHead:
     """A LAION head, v2 or v1 by what the file holds. `dim` is the width of the embedding it takes.
 
-    `path` is the file, a folder or a hub repository that holds `filename`, or None for what `scripts/fetch.py` brings
+    `path` is the file, a folder or a hub repository that holds `filename`, or None for what `scripts/fetch.py` downloads
     of that name. Raises UsageError where it is missing, has another SHA-256 than the one given, or holds another architecture (as
     ava+logos-l14-reluMSE.pth does); numbers are read at first use.
     """
@@ -45,7 +45,7 @@ class LaionHead:
         self.device = torch.device(device)
         [part] = self.reads(path=path, filename=filename, key=key)
         if path is None:
-            assert isinstance(part, Kept)
+            assert isinstance(part, CachedFile)
             path, sha256 = part.locate(key=key), DOWNLOADS[part.name].sha256
         self.file = locate_file(path, filename, key=key, sha256=sha256)
         self._key = key
@@ -54,14 +54,14 @@ class LaionHead:
     @staticmethod
     def reads(
         *, path: str | Path | None = None, filename: str = FILE, key: str = "head.path", **_: object
-    ) -> tuple[Kept | Needed, ...]:
-        """What is read: the file. Raises UsageError where `path` is None and `filename` none that is brought."""
+    ) -> tuple[CachedFile | Needed, ...]:
+        """What is read: the file. Raises UsageError where `path` is None and `filename` none that can be downloaded."""
         if path is not None:
             return (Needed(name=str(path), key=key, weights=((filename,),)),)
         names = {download.file: name for name, download in DOWNLOADS.items()}
         if filename not in names:
-            raise UsageError(f"{key}: {filename} is nothing that scripts/fetch.py brings; give its path")
-        return (Kept(names[filename]),)
+            raise UsageError(f"{key}: {filename} is nothing that scripts/fetch.py downloads; give its path")
+        return (CachedFile(names[filename]),)
 
     def _read(self, device: str) -> dict[str, Tensor]:
         return read_state(self.file, key=self._key, device=device)

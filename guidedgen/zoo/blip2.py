@@ -26,7 +26,7 @@ from guidedgen.basics.errors import UsageError
 from guidedgen.basics.vision_language import QFormer
 from guidedgen.zoo import web
 from guidedgen.zoo.files import locate_lab, read_config, read_state
-from guidedgen.zoo.needed import BERT_WORDS, TOKENIZER, Needed, Survey, fetch_url, kept_file, network
+from guidedgen.zoo.needed import BERT_WORDS, TOKENIZER, Needed, Survey, cached_file, fetch_url, network
 from guidedgen.zoo.pretrained import load_pretrained, load_processor
 
 HEAD = "blip2-caption-head.safetensors"  # of HubBlip2, in torch.hub's cache
@@ -45,7 +45,7 @@ _PARTS = {  # of vision_language.CaptionHead, and what LAVIS calls them
 
 
 class HubBlip2:
-    """A Blip2ForImageTextRetrieval in transformers' format, with its captioning head: types.Matcher.
+    """A Blip2ForImageTextRetrieval in transformers' format, with its captioning head: zoo.Matcher.
 
     `path` is a folder or a hub name; `head` the file of the captioning head, or None for the one that `scripts/fetch.py blip2`
     makes. `name`, `weights` and `key` as for `zoo.clip.HubClip`. Texts are cut to 32 tokens. Raises UsageError where
@@ -69,7 +69,7 @@ class HubBlip2:
         self.folder = needed.locate()
         read_config(self.folder, source=f"{key}={path}", kind="blip-2")
         self._key = key
-        self.head = kept_file(HEAD) if head is None else Path(head).expanduser()
+        self.head = cached_file(HEAD) if head is None else Path(head).expanduser()
         if not self.head.is_file():
             how = "make it with: python scripts/fetch.py blip2" if head is None else "no such file"
             raise UsageError(f"{key}: the captioning head {self.head} is missing; {how}")
@@ -104,7 +104,7 @@ class HubBlip2:
         pixels = pictures.check(images, self.name).to(self.device, dtype)
         pixels = pictures.resize(pixels, network.network.config.vision_config.image_size, crop=False)
         pixels = pictures.normalise(pixels, pictures.CLIP_MEAN, pictures.CLIP_STD)
-        # Padded to one length, so that a text's losses do not depend on its neighbours'.
+        # Padded to one length, so that a text's losses do not depend on the other texts.
         read = [as_captions_are(text) for text in texts]
         tokens = tokenizer(read, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
         ids, mask = tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
@@ -112,7 +112,7 @@ class HubBlip2:
 
 
 class LabBlip2:
-    """The lab's BLIP-2, the same computation at small size: types.Matcher. Images are brought to 64 px.
+    """The lab's BLIP-2, the same computation at small size: zoo.Matcher. Images are resized to 64 px.
 
     Raises UsageError where its weights are missing.
     """
@@ -149,20 +149,20 @@ class MadeHead:
 
     def survey(self) -> Survey:
         """Whether it is there, and can be read."""
-        path = kept_file(HEAD)
+        path = cached_file(HEAD)
         try:
             if path.is_file() and read_state(path, key=self.name).keys() == _PARTS.keys():
                 return Survey(where=path, files=1, size=path.stat().st_size)
         except UsageError:  # which is no head
             pass
-        there = kept_file(LAVIS.rpartition("/")[2]).exists()
+        there = cached_file(LAVIS.rpartition("/")[2]).exists()
         return Survey(missing=[(HEAD if there else f"{HEAD}, of {LAVIS}", 0 if there else web.size(LAVIS))])
 
-    def bring(self) -> Path:
+    def download(self) -> Path:
         """Makes it; the checkpoint is downloaded where needed, and then not kept. Raises UsageError."""
         from safetensors.torch import save_file
 
-        path, checkpoint = kept_file(HEAD), kept_file(LAVIS.rpartition("/")[2])
+        path, checkpoint = cached_file(HEAD), cached_file(LAVIS.rpartition("/")[2])
         own = checkpoint.exists()
         if not own:
             fetch_url(self.name, LAVIS, checkpoint)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class HubClip:
-    """A CLIP in transformers' format: types.Clip.
+    """A CLIP in transformers' format: zoo.Clip.
 
     `name` labels the network in reports; `path` is a folder or a hub name (see `zoo.hub`); `key` is its config key, for
     messages. `weights` names the file that is read, its shards count as well; None: model.safetensors, or pytorch_model.bin where
@@ -100,7 +100,7 @@ class HubClip:
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """-> b d of unit length. Longer texts are cut to the model's length, the end token kept (clip.tokenize's truncate=True).
 
-        All rows are padded to the model's length, so that a text's embedding does not depend on its neighbours' lengths.
+        All rows are padded to the model's length, so that a text's embedding does not depend on the other texts' lengths.
         """
         length = self._config.text_config.max_position_embeddings
         tokens = self._tokenizer(list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
@@ -108,9 +108,9 @@ class HubClip:
 
 
 class LabClip:
-    """A CLIP of the lab, "lab-guide", "lab-preference" or "lab-judge": types.Clip.
+    """A CLIP of the lab, "lab-guide", "lab-preference" or "lab-judge": zoo.Clip.
 
-    Images are brought to 64 px; texts are cut at 40 tokens. Raises UsageError where the name is another one, or the weights are
+    Images are resized to 64 px; texts are cut at 40 tokens. Raises UsageError where the name is another one, or the weights are
     missing.
     """
 

@@ -28,7 +28,7 @@ _SLACK = 1.0  # px by which a box may be off its picture, for detectors that rou
 
 
 class Owlv2:
-    """OWLv2 (Minderer et al. 2023, arXiv:2306.09683) in transformers' format. It looks for whatever it is told, as "a photo of a
+    """OWLv2 (Minderer et al. 2023, arXiv:2306.09683) in transformers' format. It looks for whatever it is given, as "a photo of a
     ...", in pictures that its own processor prepares: no gradient passes.
 
     `threshold` is the least confidence; OWLv2's are lower than a closed detector's, and transformers' default is 0.1. Of a box,

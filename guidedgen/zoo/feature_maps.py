@@ -1,4 +1,4 @@
-"""Feature maps whose Gram matrices say what style is: early tokens of a CLIP, VGG-16, and the lab's twins of both.
+"""Feature maps whose Gram matrices say what style is: early tokens of a CLIP, VGG-16, and the lab's versions of both.
 
 Each takes images in [0, 1] of any size (b 3 H W) and gives b p d: p positions, d features, differentiable.
 """
@@ -17,7 +17,7 @@ from guidedgen.basics.errors import UsageError
 from guidedgen.zoo.clip import HubClip, LabClip
 from guidedgen.zoo.files import locate_file, locate_lab, read_config, read_state
 from guidedgen.zoo.inception import load_lab_classifier
-from guidedgen.zoo.needed import DOWNLOADS, Kept, Needed
+from guidedgen.zoo.needed import DOWNLOADS, CachedFile, Needed
 
 FILE = DOWNLOADS["vgg16"][0]  # torchvision's VGG16_Weights.IMAGENET1K_V1
 _VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)  # channels; 0: 2 x 2 maximum
@@ -57,22 +57,22 @@ class Vgg16:
 
     Images are prepared as torchvision does for these weights: shorter side to 256 px (bilinear, antialiased), the middle 224 px,
     ImageNet's mean and deviation. `path` is the file, a folder or hub repository that holds it, or None for what
-    `scripts/fetch.py vgg16` brings. Raises UsageError where it is missing.
+    `scripts/fetch.py vgg16` downloads. Raises UsageError where it is missing.
     """
 
     name = "vgg16"
 
     def __init__(self, *, path: str | Path | None = None, device: torch.device | str = "cpu", key: str = "features.path") -> None:
         if path is None:
-            path = Kept("vgg16").locate(key=key)
+            path = CachedFile("vgg16").locate(key=key)
         self.device = torch.device(device)
         self.file = locate_file(path, FILE, key=key)
         self._key = key
 
     @staticmethod
-    def reads(*, path: str | Path | None = None, key: str = "features.path", **_: object) -> tuple[Kept | Needed, ...]:
+    def reads(*, path: str | Path | None = None, key: str = "features.path", **_: object) -> tuple[CachedFile | Needed, ...]:
         """What is read: the file."""
-        return (Kept("vgg16") if path is None else Needed(name=str(path), key=key, weights=((FILE,),)),)
+        return (CachedFile("vgg16") if path is None else Needed(name=str(path), key=key, weights=((FILE,),)),)
 
     @property
     def network(self) -> nn.Sequential:
@@ -132,7 +132,7 @@ def _by_position(features: Tensor) -> Tensor:
 @functools.cache
 @torch.inference_mode(False)
 def _load_vgg16(file: Path, device: torch.device, key: str) -> nn.Sequential:
-    state = read_state(file, key=key)  # its classifier, whose layers have no place here, is left out
+    state = read_state(file, key=key)  # its classifier, whose layers are not used here, is left out
     state = {name.removeprefix("features."): value for name, value in state.items() if not name.startswith("classifier.")}
     with torch.device("meta"):  # no numbers: they come with the state
         network = _vgg16()

@@ -33,7 +33,7 @@ class SafetyChecker:
     0.01 less where one of three further concepts is above its own. The margin is how far the nearest one is above, and it is
     above 0 just where diffusers' class says so, rounding included. The 0.01 are a constant to its gradient.
 
-    `path` is its folder or its place on the hub, as in a model's `safety_checker/`. `weights` names the file that is read; None:
+    `path` is its folder or its location on the hub, as in a model's `safety_checker/`. `weights` names the file that is read; None:
     model.safetensors, or pytorch_model.bin where there is no other, by torch's `weights_only` unpickler. Raises UsageError where
     something is missing.
     """

@@ -1,6 +1,6 @@
-"""Repositories of the hub: their names, what of them is on this machine, what they hold, and bringing files of them here.
+"""Repositories of the hub: their names, their files on this machine and on the hub, and downloads.
 
-A name is `org/name`, `org/name/folder` for a model that lies in a folder of a repository, and either with `@revision`: a branch, a
+A name is `org/name`, `org/name/folder` for a model in a folder of a repository, and either with `@revision`: a branch, a
 tag or a commit. Without one it is the main branch.
 """
 
@@ -24,7 +24,7 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class Location:
     """A folder of a repository at a revision; `folder` is empty for the repository itself."""
 
     repository: str
@@ -50,14 +50,14 @@ class File:
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """The files of a place at a commit, by their paths in its folder."""
+    """The files of a location at a commit, by their paths in its folder."""
 
     commit: str
     files: Mapping[str, File]
 
 
-def parse(name: str, key: str) -> Place:
-    """The place that a name stands for. Raises UsageError where this can be no name of the hub's."""
+def parse(name: str, key: str) -> Location:
+    """The location that a name stands for. Raises UsageError where this can be no name of the hub's."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils._validators import validate_repo_id
 
@@ -69,7 +69,7 @@ def parse(name: str, key: str) -> Place:
         validate_repo_id("/".join(parts[:2]))
     except HFValidationError:
         raise UsageError(f"{key}={name}: no such path, and not a hub name (org/name)") from None
-    return Place("/".join(parts[:2]), "/".join(parts[2:]), revision)
+    return Location("/".join(parts[:2]), "/".join(parts[2:]), revision)
 
 
 def commit_of(folder: Path) -> str | None:
@@ -80,20 +80,22 @@ def commit_of(folder: Path) -> str | None:
     return None
 
 
-def cached(place: Place, files: Sequence[str] = ()) -> Path | None:
-    """The place's folder in the cache; None where it is not there, or known to lack one of these files (patterns) that the
+def cached(location: Location, files: Sequence[str] = ()) -> Path | None:
+    """The location's folder in the cache; None where it is not there, or known to lack one of these files (patterns) that the
     repository has.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     # To the hub's client `*` matches `/` too: a pattern that begins with it would ask for files of other folders.
-    patterns = [place.within(file) for file in files if not file.startswith("*")]
+    patterns = [location.within(file) for file in files if not file.startswith("*")]
     try:
-        snapshot = snapshot_download(place.repository, revision=place.revision, allow_patterns=patterns, local_files_only=True)
+        snapshot = snapshot_download(
+            location.repository, revision=location.revision, allow_patterns=patterns, local_files_only=True
+        )
     except LocalEntryNotFoundError:  # nothing there, or a download was interrupted
         return None
-    folder = Path(snapshot) / place.folder
+    folder = Path(snapshot) / location.folder
     return folder if folder.is_dir() else None
 
 
@@ -104,44 +106,44 @@ def offline() -> bool:
     return bool(constants.is_offline_mode())
 
 
-def listing(place: Place, *, name: str, key: str) -> Listing:
-    """What the hub has at a place. Raises UsageError where that cannot be said."""
+def listing(location: Location, *, name: str, key: str) -> Listing:
+    """What the hub has at a location. Raises UsageError where that cannot be found out."""
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
-    api, prefix = HfApi(), f"{place.folder}/" if place.folder else ""
-    with refusing(place, name=name, key=key):
-        commit = place.revision
+    api, prefix = HfApi(), f"{location.folder}/" if location.folder else ""
+    with refusing(location, name=name, key=key):
+        commit = location.revision
         if not _COMMIT.fullmatch(commit):
-            commit = str(api.model_info(place.repository, revision=commit).sha)
+            commit = str(api.model_info(location.repository, revision=commit).sha)
         found = [
             entry
-            for entry in api.list_repo_tree(place.repository, recursive=True, revision=commit)
+            for entry in api.list_repo_tree(location.repository, recursive=True, revision=commit)
             if isinstance(entry, RepoFile) and entry.path.startswith(prefix)
         ]
     files = {entry.path.removeprefix(prefix): File(entry.size, entry.lfs.sha256 if entry.lfs else None) for entry in found}
     return Listing(commit, files)
 
 
-def bring(place: Place, listed: Listing, stages: Sequence[Sequence[str]], *, name: str, key: str) -> Path:
-    """Downloads files of a place, stage by stage, and checks them; returns their folder. What is there already is not downloaded
+def download(location: Location, listed: Listing, stages: Sequence[Sequence[str]], *, name: str, key: str) -> Path:
+    """Downloads files of a location, stage by stage, and checks them; returns their folder. What is there already is not downloaded
     again unless it has another size or checksum than the hub says. Raises UsageError.
 
-    An interrupted download goes on where it stopped, and what of the last stage is there tells that all the rest is.
+    An interrupted download goes on where it stopped, and if a file of the last stage is there, all the rest is.
     """
     from huggingface_hub import hf_hub_download, snapshot_download
 
-    with refusing(place, name=name, key=key), _quietly():
-        there = cached(dataclasses.replace(place, revision=listed.commit))
+    with refusing(location, name=name, key=key), _quietly():
+        there = cached(dataclasses.replace(location, revision=listed.commit))
         for file in (file for stage in stages for file in stage):
             if there is not None and (there / file).exists() and differs(there / file, listed.files[file]):
-                hf_hub_download(place.repository, place.within(file), revision=listed.commit, force_download=True)
+                hf_hub_download(location.repository, location.within(file), revision=listed.commit, force_download=True)
         for stage in filter(None, stages):
             for file in stage:
-                _bring_large(place, file, listed)
-            patterns = [glob.escape(place.within(file)) for file in stage]
-            snapshot = snapshot_download(place.repository, revision=place.revision, allow_patterns=patterns)
-    folder = Path(snapshot) / place.folder
+                _download_large(location, file, listed)
+            patterns = [glob.escape(location.within(file)) for file in stage]
+            snapshot = snapshot_download(location.repository, revision=location.revision, allow_patterns=patterns)
+    folder = Path(snapshot) / location.folder
     for file in (file for stage in stages for file in stage):
         if not (folder / file).is_file() or differs(folder / file, listed.files[file]):
             _drop(folder / file)
@@ -149,7 +151,7 @@ def bring(place: Place, listed: Listing, stages: Sequence[Sequence[str]], *, nam
     return folder
 
 
-def _bring_large(place: Place, file: str, listed: Listing) -> None:
+def _download_large(location: Location, file: str, listed: Listing) -> None:
     """Downloads a file to where the cache keeps it under its SHA-256, if the hub lists that: then the client has but to link it.
 
     The client's own downloads begin anew when they have been interrupted; this one goes on, in a later process too.
@@ -158,7 +160,7 @@ def _bring_large(place: Place, file: str, listed: Listing) -> None:
     from huggingface_hub.file_download import http_get, repo_folder_name
     from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]
 
-    entry, folder = listed.files[file], repo_folder_name(repo_id=place.repository, repo_type="model")
+    entry, folder = listed.files[file], repo_folder_name(repo_id=location.repository, repo_type="model")
     if entry.sha256 is None:
         return
     blob = Path(constants.HF_HUB_CACHE, folder, "blobs", entry.sha256)
@@ -172,7 +174,7 @@ def _bring_large(place: Place, file: str, listed: Listing) -> None:
         if partial.exists() and partial.stat().st_size > entry.size:
             partial.unlink()
         with partial.open("ab") as stream:
-            url = hf_hub_url(place.repository, place.within(file), revision=listed.commit)
+            url = hf_hub_url(location.repository, location.within(file), revision=listed.commit)
             headers, have = build_hf_headers(), stream.tell()
             http_get(url, stream, resume_size=have, headers=headers, expected_size=entry.size, displayed_filename=file)
         if _digest(partial) != entry.sha256:
@@ -235,7 +237,7 @@ def endpoint() -> str:
 
 
 @contextlib.contextmanager
-def refusing(place: Place, *, name: str, key: str) -> Iterator[None]:
+def refusing(location: Location, *, name: str, key: str) -> Iterator[None]:
     """Makes a UsageError of one line of whatever the hub's client raises inside."""
     from huggingface_hub import errors
 
@@ -245,12 +247,12 @@ def refusing(place: Place, *, name: str, key: str) -> Iterator[None]:
         raise
     except errors.GatedRepoError as error:
         raise UsageError(
-            f"{key}={name}: its authors ask you to accept terms on {endpoint()}/{place.repository}, then: hf auth login"
+            f"{key}={name}: its authors ask you to accept terms on {endpoint()}/{location.repository}, then: hf auth login"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise UsageError(f"{key}={name}: no such path, and no such public repository at {endpoint()}") from error
     except errors.RevisionNotFoundError as error:
-        raise UsageError(f"{key}={name}: has no revision {place.revision}") from error
+        raise UsageError(f"{key}={name}: has no revision {location.revision}") from error
     except Exception as error:  # whatever a network or a disk throws; the cause stays chained, the user gets one line
         reason = (str(error).splitlines() or [""])[0]
         raise UsageError(

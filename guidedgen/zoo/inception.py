@@ -15,7 +15,7 @@ from guidedgen.basics import images as pictures
 from guidedgen.basics.errors import UsageError
 from guidedgen.zoo import Clip
 from guidedgen.zoo.files import locate_file, locate_lab, read_state
-from guidedgen.zoo.needed import DOWNLOADS, Kept, Needed
+from guidedgen.zoo.needed import DOWNLOADS, CachedFile, Needed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,11 +26,11 @@ FILE = DOWNLOADS["inception"][0]  # torch-fidelity's release v0.2.0; pytorch-fid
 
 
 class Inception:
-    """The TensorFlow Inception of 2015-12-05 that FID is defined on, through torch-fidelity: types.Features, 2048 wide.
+    """The TensorFlow Inception of 2015-12-05 that FID is defined on, through torch-fidelity: zoo.Features, 2048 wide.
 
     `path` is the weights file, a folder or hub repository that holds it, or None for what `scripts/fetch.py inception`
-    brings. Images are rounded to 8
-    bits and brought to 299 px by TensorFlow 1's bilinear resize without antialiasing, so no gradient passes. Raises UsageError
+    downloads. Images are rounded to 8
+    bits and resized to 299 px by TensorFlow 1's bilinear resize without antialiasing, so no gradient passes. Raises UsageError
     where torch-fidelity or the file is missing.
     """
 
@@ -47,15 +47,15 @@ class Inception:
         if importlib.util.find_spec("torch_fidelity") is None:
             raise UsageError(f"{key}: Inception features need torch-fidelity; install it with: pip install torch-fidelity")
         if path is None:
-            path = Kept("inception").locate(key=key)
+            path = CachedFile("inception").locate(key=key)
         self.device = torch.device(device)
         self.file = locate_file(path, FILE, key=key, sha256=sha256)
         self._key = key
 
     @staticmethod
-    def reads(*, path: str | Path | None = None, key: str = "features.path", **_: object) -> tuple[Kept | Needed, ...]:
+    def reads(*, path: str | Path | None = None, key: str = "features.path", **_: object) -> tuple[CachedFile | Needed, ...]:
         """What is read: the file."""
-        return (Kept("inception") if path is None else Needed(name=str(path), key=key, weights=((FILE,),)),)
+        return (CachedFile("inception") if path is None else Needed(name=str(path), key=key, weights=((FILE,),)),)
 
     @property
     def network(self) -> nn.Module:
@@ -68,7 +68,7 @@ class Inception:
 
 
 class LabInception:
-    """The lab's scene classifier as a feature network: types.Features, 120 wide. Images are brought to 64 px."""
+    """The lab's scene classifier as a feature network: zoo.Features, 120 wide. Images are resized to 64 px."""
 
     name = "lab-classifier"
 
@@ -90,7 +90,7 @@ class LabInception:
 
 
 class ClipFeatures:
-    """A CLIP's unit-length image embeddings as features, as CMMD takes them: types.Features."""
+    """A CLIP's unit-length image embeddings as features, as CMMD takes them: zoo.Features."""
 
     def __init__(self, *, clip: Clip) -> None:
         self.name = clip.name

@@ -1,4 +1,4 @@
-"""What is read of models: which files of which folder or repository. A run finds them by it, and `scripts/fetch.py` brings them.
+"""What is read of models: which files of which folder or repository. A run finds them by it, and `scripts/fetch.py` downloads them.
 
 Each class of the zoo that has weights elsewhere, and the model, says by its `reads`, of its own options, what its constructor
 locates.
@@ -97,29 +97,29 @@ class Survey:
 
 
 class Part(Protocol):
-    """What a run looks for, and `scripts/fetch.py` brings."""
+    """What a run looks for, and `scripts/fetch.py` downloads."""
 
     @property
     def name(self) -> str:
         """What it is called."""
 
     def survey(self) -> Survey:
-        """What of it is there, and undamaged. Raises UsageError where that cannot be said, as where there is no such thing."""
+        """What of it is there, and undamaged. Raises UsageError where that cannot be found out, as where there is no such thing."""
 
-    def bring(self) -> Path:
-        """Brings what is missing, and checks it. Raises UsageError."""
+    def download(self) -> Path:
+        """Downloads what is missing, and checks it. Raises UsageError."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Kept:
-    """A file of DOWNLOADS, in torch.hub's cache: a run looks for it, and `scripts/fetch.py` brings it."""
+class CachedFile:
+    """A file of DOWNLOADS, in torch.hub's cache: a run looks for it, and `scripts/fetch.py` downloads it."""
 
     name: str
 
     @property
     def path(self) -> Path:
         """Where it is kept."""
-        return kept_file(DOWNLOADS[self.name].file)
+        return cached_file(DOWNLOADS[self.name].file)
 
     def survey(self) -> Survey:
         """By its SHA-256."""
@@ -127,7 +127,7 @@ class Kept:
             return Survey(where=self.path, files=1, size=self.path.stat().st_size)
         return Survey(missing=[(self.path.name, DOWNLOADS[self.name].size)])
 
-    def bring(self) -> Path:
+    def download(self) -> Path:
         """Downloads it. Raises UsageError."""
         fetch_url(self.name, DOWNLOADS[self.name].url, self.path, sha256=DOWNLOADS[self.name].sha256)
         return self.path
@@ -141,7 +141,7 @@ class Kept:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Needed:
-    """What is read of the folder of a model, or of a repository of the hub: a run looks for it, and `scripts/fetch.py` brings it.
+    """What is read of the folder of a model, or of a repository of the hub: a run looks for it, `scripts/fetch.py` downloads it.
 
     `name` is the folder or the hub's name (see `hub`), `key` its config key, for messages. `files` are patterns, of which what
     there is is read; each of `required` must match a file, and so must each in one of the groups of `one_of`. `*` does not match
@@ -158,11 +158,11 @@ class Needed:
 
     @property
     def command(self) -> str:
-        """What brings it."""
-        place, [*others] = hub.parse(self.name, self.key), [name for group in self.weights for name in group]
+        """The command that downloads it."""
+        location, [*others] = hub.parse(self.name, self.key), [name for group in self.weights for name in group]
         if not self.files and len(others) == 1 and others[0] not in (*TRANSFORMERS, *OPEN_CLIP):
-            place = dataclasses.replace(place, folder=place.within(others[0]).removeprefix(f"{place.repository}/"))
-        return f"python scripts/fetch.py {place}"
+            location = dataclasses.replace(location, folder=location.within(others[0]).removeprefix(f"{location.repository}/"))
+        return f"python scripts/fetch.py {location}"
 
     @property
     def local(self) -> Path | None:
@@ -177,7 +177,7 @@ class Needed:
         """
         folder = self.local
         if folder is None:
-            return self.cached() or self.bring()
+            return self.cached() or self.download()
         if folder.is_file():
             raise UsageError(f"{self.key}={self.name}: is a file; a folder or a hub name (org/name) is needed")
         if missing := self.missing(folder):
@@ -196,13 +196,13 @@ class Needed:
         folder = hub.cached(hub.parse(self.name, self.key), self.files)
         return None if folder is None or self.missing(folder) else folder
 
-    def bring(self) -> Path:
+    def download(self) -> Path:
         """Downloads what is not in the hub's cache yet, the weights last. Raises UsageError."""
-        place = hub.parse(self.name, self.key)
+        location = hub.parse(self.name, self.key)
         if hub.offline():
             raise UsageError(f"{self.key}={self.name}: not on this machine and the hub is offline; fetch it with: {self.command}")
-        listed = hub.listing(place, name=self.name, key=self.key)
-        return hub.bring(place, listed, self.select(listed), name=self.name, key=self.key)
+        listed = hub.listing(location, name=self.name, key=self.key)
+        return hub.download(location, listed, self.select(listed), name=self.name, key=self.key)
 
     def survey(self) -> Survey:
         """Of what is in the cache by its checksums; of what is not, by what the hub lists."""
@@ -214,11 +214,11 @@ class Needed:
             whole = [file for file in files if not hub.damaged(file)]
             missing = [(file.relative_to(folder).as_posix(), file.stat().st_size) for file in files if file not in whole]
             return Survey(where=folder, files=len(whole), size=sum(file.stat().st_size for file in whole), missing=missing)
-        place = hub.parse(self.name, self.key)
+        location = hub.parse(self.name, self.key)
         if hub.offline():
             return Survey(missing=[("all of it (the hub is offline)", None)])
-        listed = hub.listing(place, name=self.name, key=self.key)
-        there = hub.cached(dataclasses.replace(place, revision=listed.commit))
+        listed = hub.listing(location, name=self.name, key=self.key)
+        there = hub.cached(dataclasses.replace(location, revision=listed.commit))
         number, size, missing = 0, 0, []
         for file in (file for stage in self.select(listed) for file in stage):
             if there is not None and (there / file).exists() and not hub.differs(there / file, listed.files[file]):
@@ -313,7 +313,7 @@ def fetch_url(name: str, url: str, path: Path, *, sha256: str | None = None) -> 
 
 def again(path: Path) -> str:
     """How to fetch a broken file again, if it is one of DOWNLOADS where fetching puts it; else nothing."""
-    names = [name for name in DOWNLOADS if Kept(name).path == path]
+    names = [name for name in DOWNLOADS if CachedFile(name).path == path]
     return f"; fetch it again with: python scripts/fetch.py {names[0]}" if names else ""
 
 
@@ -323,7 +323,7 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def kept_file(filename: str) -> Path:
+def cached_file(filename: str) -> Path:
     """Where a file is kept that is not the hub's: torch.hub's cache, which other packages share."""
     import torch
 

@@ -27,7 +27,7 @@ _NOT_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}  # numbers t
 
 
 class OpenClip:
-    """A CLIP that open_clip describes: types.Clip, with the tokenizer that comes with open_clip.
+    """A CLIP that open_clip describes: zoo.Clip, with the tokenizer that comes with open_clip.
 
     `architecture` is a name of open_clip's, or a JSON file that describes a model as those of open_clip do. OpenAI's weights need a
     name that ends in "-quickgelu". `path` is the file of weights, or a folder or hub repository that holds `filename` (None: a

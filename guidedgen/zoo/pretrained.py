@@ -44,7 +44,7 @@ def readable(source: object, what: str, library: str = "transformers") -> Iterat
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """The libraries log nothing and draw no bars: what is wrong with a file is said once, by the error."""
+    """The libraries log nothing and draw no bars: what is wrong with a file is reported once, by the error."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -120,7 +120,7 @@ def _check_fit(report: Mapping[str, Any], source: str, what: str, spare: Sequenc
             raise UsageError(
                 f"{source} of {what} were saved under {wrapper}: {len(left)} keys begin with {prefix} ({few}, ...); save {inside}"
             )
-    faults = {f"lack {len(missing)} tensors of {what}": missing, f"hold {len(left)} tensors that {what} has no place for": left}
+    faults = {f"lack {len(missing)} tensors of {what}": missing, f"hold {len(left)} tensors that {what} does not have": left}
     faults[f"have {len(shapes)} tensors of another shape than {what} by its config"] = shapes
-    if said := " and ".join(f"{fault}, {', '.join(keys[:3])} first" for fault, keys in faults.items() if keys):
-        raise UsageError(f"{source} {said}; {'they are of another network' if left or shapes else 'fetch them again'}")
+    if reason := " and ".join(f"{fault}, {', '.join(keys[:3])} first" for fault, keys in faults.items() if keys):
+        raise UsageError(f"{source} {reason}; {'they are of another network' if left or shapes else 'fetch them again'}")

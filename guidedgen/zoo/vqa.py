@@ -1,4 +1,4 @@
-"""Networks that answer yes/no questions about images: types.Vqa.
+"""Networks that answer yes/no questions about images: zoo.Vqa.
 
 BLIP (Li et al. 2022, arXiv:2201.12086) fine-tuned on VQAv2, which T2I-CompBench judges by; any image-text-to-text model of
 transformers; the lab's small BLIP. A score is the log-odds of "yes" against "no" as the answer's first token.
@@ -31,7 +31,7 @@ _WORDS = {"yes": ("yes", "Yes", "YES", " yes", " Yes"), "no": ("no", "No", "NO",
 
 
 class BlipVqa:
-    """BLIP's question answering, as T2I-CompBench runs it (Karine-Huang/T2I-CompBench, BLIPvqa_eval): types.Vqa.
+    """BLIP's question answering, as T2I-CompBench runs it (Karine-Huang/T2I-CompBench, BLIPvqa_eval): zoo.Vqa.
 
     `path` is a folder or a hub name in transformers' format, whose config and tokenizer are used. Its weights are too, unless
     `checkpoint` names the authors' own file (model_base_vqa_capfilt_large.pth), of which the published ones were made: they are
@@ -115,7 +115,7 @@ class BlipVqa:
         pixels = pictures.check(images, self.name).to(self.device, network.dtype)
         pixels = pictures.resize(pixels, self.size, crop=False)
         pixels = pictures.normalise(pixels, pictures.CLIP_MEAN, pictures.CLIP_STD)
-        # Padded to one length, so that an answer does not depend on its neighbours' questions.
+        # Padded to one length, so that an answer does not depend on the other questions.
         tokens = tokenizer(list(questions), padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
         ids, mask = tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
         words = network.config.text_config.vocab_size
@@ -125,12 +125,12 @@ class BlipVqa:
 
 
 class ImageTextToText:
-    """Any of transformers' image-text-to-text models (AutoModelForImageTextToText), with its processor: types.Vqa.
+    """Any of transformers' image-text-to-text models (AutoModelForImageTextToText), with its processor: zoo.Vqa.
 
     It reads the image and "QUESTION Answer yes or no.", as a chat where the processor has a template. The probability of yes is
     that of any single token that spells it ("yes", "Yes", with or without a space before it), no likewise. Images go through the
     model's own processor one by one, in [0, 1] and not rounded to 8 bits, so a bicubic resize may overshoot where the usual one is
-    clipped. `differentiable` tells whether gradients pass the processor: those that work on tensors (torchvision's) let them,
+    clipped. `differentiable` says whether gradients pass the processor: those that work on tensors (torchvision's) let them,
     those on Pillow's pictures do not. `dtype` is the weights', and what they compute in; images are prepared in float32. No remote
     code is run. Raises UsageError where something is missing.
     """
@@ -196,7 +196,7 @@ class ImageTextToText:
             if not ids:
                 raise UsageError(f"{self._key}={self.folder}: its tokenizer has no token for {word!r}")
         if set(found["yes"]) & set(found["no"]):
-            raise UsageError(f"{self._key}={self.folder}: its tokenizer does not tell yes from no")
+            raise UsageError(f"{self._key}={self.folder}: its tokenizer does not distinguish yes from no")
         return found
 
     def _asked(self, question: str) -> str:
@@ -251,9 +251,9 @@ class ImageTextToText:
 
 
 class LabVqa:
-    """The lab's small BLIP, for questions like "a red circle to the left of a blue square?": types.Vqa.
+    """The lab's small BLIP, for questions like "a red circle to the left of a blue square?": zoo.Vqa.
 
-    Images are brought to 64 px. Raises UsageError where its weights are missing.
+    Images are resized to 64 px. Raises UsageError where its weights are missing.
     """
 
     name = "lab-vqa"

@@ -1,4 +1,4 @@
-"""Files of the web that are not on the hub: brought whole and checked, or not at all."""
+"""Files of the web that are not on the hub: downloaded in full and checked, or not at all."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def size(url: str) -> int | None:
 
 
 def download(url: str, path: Path, *, sha256: str | None = None) -> None:
-    """Brings a file to `path`. What has arrived of it stays in `path`.partial when that is interrupted, and the next call goes on
-    from there; `path` is written last, by renaming, when the whole file is there with its SHA-256.
+    """Downloads a file to `path`. An interrupted download stays in `path`.partial, and the next call continues
+    it; `path` is written last, by renaming, when the whole file is there with its SHA-256.
 
     Where `sha256` is None, the MD5 that Google's storage sends is checked, and a file of a server that sends none is not resumed.
 
@@ -35,10 +35,10 @@ def download(url: str, path: Path, *, sha256: str | None = None) -> None:
     partial = path.with_name(f"{path.name}.partial")
     resumed = partial.exists()
     try:
-        if wrong := _bring(url, partial, sha256):
+        if wrong := _download(url, partial, sha256):
             partial.unlink()
             if resumed:  # what was there may have been the beginning of another file
-                wrong = _bring(url, partial, sha256)
+                wrong = _download(url, partial, sha256)
             if wrong:
                 partial.unlink(missing_ok=True)
                 raise OSError(wrong)
@@ -47,7 +47,7 @@ def download(url: str, path: Path, *, sha256: str | None = None) -> None:
     partial.replace(path)
 
 
-def _bring(url: str, partial: Path, sha256: str | None) -> str:
+def _download(url: str, partial: Path, sha256: str | None) -> str:
     """Downloads what is left of a file; returns what is wrong with the whole, or an empty string."""
     from huggingface_hub.utils.tqdm import tqdm
 

@@ -11,7 +11,7 @@ from guidedgen.basics.errors import UsageError
 from guidedgen.zoo.files import read_state
 from guidedgen.zoo.needed import index_name, placed_in
 
-_LFS = b"version https://git-lfs"  # how a pointer of Git LFS begins, which a clone without it has in place of the file
+_LFS = b"version https://git-lfs"  # how a pointer of Git LFS begins, which a clone without it has instead of the file
 _PLAIN = (
     "F64",
     "F32",
@@ -77,7 +77,7 @@ def _header(file: Path, source: str) -> Mapping[str, str]:
     except OSError as error:
         raise UsageError(f"{source}: {file.name} cannot be read ({error.strerror or error})") from error
     if is_pointer(start):
-        raise UsageError(f"{source}: {file.name} is a pointer of Git LFS and not the file itself; bring that with: git lfs pull")
+        raise UsageError(f"{source}: {file.name} is a pointer of Git LFS and not the file itself; get that with: git lfs pull")
     if file.suffix == ".safetensors":
         try:
             with safe_open(file, framework="pt") as tensors:

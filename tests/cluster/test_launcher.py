@@ -36,10 +36,10 @@ def test_pre_empted_jobs_go_on_and_leave_what_a_local_sweep_leaves(cluster: Clus
         for number in jobs:
             wait(lambda number=number: cluster.job(number)["Restarts"] == "1", lambda number=number: str(cluster.job(number)), 60)
         (tmp_path / "hold").unlink()
-        said, _ = launcher.communicate(timeout=300)
+        printed, _ = launcher.communicate(timeout=300)
     finally:
         launcher.kill()
-    assert launcher.returncode == 0, said
+    assert launcher.returncode == 0, printed
     there = lasting(tmp_path / "there")
     assert len(there) == 2 * 7
     assert there == {name: value for name, value in local.items() if name in there}

@@ -64,7 +64,7 @@ def test_a_task_ends_as_its_run_does(cluster: Cluster, submit, tmp_path: Path) -
 
 
 def test_who_is_requeued(cluster: Cluster, submit, tmp_path: Path) -> None:
-    """What is pre-empted, listening or not yet, or told twice; not what is cancelled. The last task has the array's own job id."""
+    """What is pre-empted, listening or not yet, or signalled twice; not what is cancelled. The last task has the array's own job id."""
     number = submit("wait", "slow", "deaf", "wait")
     for task in (1, 2, 3, 4):
         seen(tmp_path, task)

@@ -41,7 +41,7 @@ def test_the_launcher_s_config_is_what_sbatch_is_asked_for(script: dict[str, Any
 
 
 def test_a_line_for_each_run_and_the_lines_before_it(script: dict[str, Any], tmp_path: Path) -> None:
-    """Which a shell reads as they were meant; a container takes the place of python."""
+    """Which a shell reads as they were meant; a container replaces python."""
     prompt = 'dataset.prompt="it\'s $HOME, `x`"'
     runs = sweeps.runs(["dataset=prompt", prompt, f"outputs={tmp_path}", "study=s", "seed=0,1"])
     setup = ["module load cuda/12", 'run="apptainer exec --nv lab.sif python run.py"']
@@ -52,8 +52,8 @@ def test_a_line_for_each_run_and_the_lines_before_it(script: dict[str, Any], tmp
         ["dataset=prompt", prompt, f"outputs={tmp_path}", "study=s", f"seed={i}"] for i in (0, 1)
     ]
     show = f'module() {{ echo "module $*"; }}; . {shlex.quote(str(folder / "setup.sh"))}; echo "$run; $MAX_REQUEUES"'
-    said = subprocess.run(["bash", "-c", show], capture_output=True, text=True, check=True).stdout
-    assert said.splitlines() == ["module load cuda/12", "apptainer exec --nv lab.sif python run.py; 3"]
+    printed = subprocess.run(["bash", "-c", show], capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines() == ["module load cuda/12", "apptainer exec --nv lab.sif python run.py; 3"]
     assert script["write"](runs, launcher()) == folder  # the same sweep
     own = subprocess.run(["bash", "-c", f". {folder}/setup.sh; echo $run"], capture_output=True, text=True, check=True).stdout
     assert own.split() == [sys.executable, str(ROOT / "run.py")]  # whose environment need not be active
@@ -86,15 +86,15 @@ def test_options_in_a_folder_of_one_s_own_are_swept(script: dict[str, Any], tmp_
         "method=mine,base",
         "tracker=none",
     ]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "2 runs: 2 missing" in told
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "2 runs: 2 missing" in printed
     capsys.readouterr()
     with pytest.raises(UsageError, match=f"^--config-dir={tmp_path}/their options: no such folder$"):
         script["main"](["--config-dir=their options", "method=mine,base"])
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         (["hydra.launcher.partitoin=gpu"], "hydra.launcher.partitoin"),
         (["method=code,cod", "hydra.launcher.gres=null"], "did you mean code?"),
@@ -102,12 +102,12 @@ def test_options_in_a_folder_of_one_s_own_are_swept(script: dict[str, Any], tmp_
     ],
 )
 def test_a_wrong_sweep_is_not_written(
-    given: list[str], said: str, script: dict[str, Any], tmp_path: Path, monkeypatch, capsys
+    given: list[str], message: str, script: dict[str, Any], tmp_path: Path, monkeypatch, capsys
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises((SystemExit, UsageError)) as left:
         script["main"](given)
-    assert said in (capsys.readouterr().err or str(left.value))
+    assert message in (capsys.readouterr().err or str(left.value))
     assert not list(tmp_path.glob("outputs/*/.sweep"))
 
 

@@ -51,7 +51,9 @@ def test_jobs_that_are_killed_stopped_and_preempted_leave_what_a_local_sweep_lea
     os.kill(run_of(cluster, f"{job}_1"), signal.SIGKILL)
     assert cluster.wait_for(f"{job}_1", "FAILED")["ExitCode"] == "137:0"
     stopped = cluster.job(f"{job}_2")
-    minutes = int(stopped["RunTime"].split(":")[1]) + 2  # less than the 120 s ahead, so told when SLURM looks next, within 30 s
+    minutes = (
+        int(stopped["RunTime"].split(":")[1]) + 2
+    )  # less than the 120 s ahead, so signalled when SLURM looks next, within 30 s
     cluster("scontrol", "update", f"JobId={stopped['JobId']}", f"TimeLimit={minutes}")
     restarted(cluster, f"{job}_2")
     cluster("scontrol", "update", f"JobId={stopped['JobId']}", "TimeLimit=60")

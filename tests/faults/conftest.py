@@ -44,10 +44,10 @@ def lasting() -> Callable[[Path], dict[str, bytes]]:
         for log in ("records", "trace"):
             path = folder / f"{log}.jsonl"
             for line in path.read_text().splitlines() if path.exists() else ():
-                told = json.loads(line)
-                told.pop("seconds", None), told.pop("peak_memory_mib", None)
-                name = f"{log} {told['task']}-{told['seed']}"
-                kept[name] = kept.get(name, b"") + json.dumps(told, sort_keys=True).encode()
+                record = json.loads(line)
+                record.pop("seconds", None), record.pop("peak_memory_mib", None)
+                name = f"{log} {record['task']}-{record['seed']}"
+                kept[name] = kept.get(name, b"") + json.dumps(record, sort_keys=True).encode()
         return kept
 
     return read

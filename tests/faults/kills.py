@@ -59,9 +59,9 @@ def contents(study: Path) -> dict[str, bytes]:
         name = str(path.relative_to(study))
         if path.suffix == ".jsonl":
             for line in path.read_text().splitlines():
-                told = timeless(json.loads(line))
-                key = f"{name} {told['task']}-{told['seed']}"
-                kept[key] = kept.get(key, b"") + json.dumps(told).encode()
+                record = timeless(json.loads(line))
+                key = f"{name} {record['task']}-{record['seed']}"
+                kept[key] = kept.get(key, b"") + json.dumps(record).encode()
         elif path.name == "metrics.json":
             kept[name] = json.dumps(timeless(json.loads(path.read_text()))).encode()
         elif path.name not in ("environment.json", "run.log"):
@@ -136,8 +136,8 @@ def main(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     expected = contents(study)
     shutil.rmtree(study)
 
-    told = list(lives(job, expected, kills, length, random.Random(seed)))
-    hits = [life for life in told if life["code"]]
+    found = list(lives(job, expected, kills, length, random.Random(seed)))
+    hits = [life for life in found if life["code"]]
     last = ended(start(job))
     differ = differing(contents(study), expected)
     shutil.rmtree(study)
@@ -147,9 +147,9 @@ def main(folder: Path, kills: int, seed: int) -> dict[str, Any]:
         "kills": len(hits),
         "codes": collections.Counter(f"{life['signal']} {life['code']}" for life in hits),
         "at": collections.Counter(life["at"] for life in hits),
-        "torn": sum(not life["whole"] for life in told),
-        "compared": sum(life["at"] == "already done" for life in told) + 1,
-        "differ": sorted({name for life in told for name in life["differ"]} | set(differ)),
+        "torn": sum(not life["whole"] for life in found),
+        "compared": sum(life["at"] == "already done" for life in found) + 1,
+        "differ": sorted({name for life in found for name in life["differ"]} | set(differ)),
         "last": last,
         "pair": codes,
         "pair_differ": differing(contents(study), expected),

@@ -128,11 +128,11 @@ def test_a_disk_that_is_full_while_learned_weights_are_saved(
     run.write("learned/weights", b"old")
     with (
         pytest.raises(RunFailed, match="learned: cannot be written .*No space left on device|unexpected pos") as failed,
-        run.assembled("learned") as place,
+        run.assembled("learned") as folder,
     ):
-        (place / "unet").mkdir()
+        (folder / "unet").mkdir()
         try:
-            (place / "unet" / "weights").write_bytes(bytes(2**20))
+            (folder / "unet" / "weights").write_bytes(bytes(2**20))
         except OSError as full:
             raise RuntimeError(error) from full
     assert "the same command goes on" in str(failed.value) and str(failed.value).count("\n") == 0
@@ -140,10 +140,10 @@ def test_a_disk_that_is_full_while_learned_weights_are_saved(
         "checkpoint.pt": b"state",
         "weights": b"old",
     }
-    with run.assembled("learned") as place:
-        (place / "unet").mkdir()
-        (place / "unet" / "weights").write_bytes(b"new")
-        (place / "weights").write_bytes(b"new")
+    with run.assembled("learned") as folder:
+        (folder / "unet").mkdir()
+        (folder / "unet" / "weights").write_bytes(b"new")
+        (folder / "weights").write_bytes(b"new")
     assert (
         (disk / "run" / "learned" / "unet" / "weights").read_bytes()
         == b"new"
@@ -302,7 +302,7 @@ Start = Callable[[str], "subprocess.Popen[str]"]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts a process that opens the run folder, as a part of a run where one is named, and finishes it once told to."""
+    """Starts a process that opens the run folder, as a part of a run where one is named, and finishes it when asked to."""
     started: list[subprocess.Popen[str]] = []
 
     def go(part: str = "") -> subprocess.Popen[str]:
@@ -316,46 +316,46 @@ def start(tmp_path: Path) -> Iterator[Start]:
         process.communicate()
 
 
-def said(process: "subprocess.Popen[str]", stream: str = "stdout") -> str:
+def printed(process: "subprocess.Popen[str]", stream: str = "stdout") -> str:
     return getattr(process, stream).readline().strip()
 
 
 @pytest.mark.parametrize("ends", ["finishes", "is killed"])
 def test_of_two_processes_the_second_waits_for_the_first(start: Start, tmp_path: Path, ends: str) -> None:
     first = start("")
-    assert said(first) == "open"
+    assert printed(first) == "open"
     second = start("")
-    told = said(second, "stderr")
-    assert told.startswith(f"{tmp_path / 'run'}: process {first.pid} on ")
-    assert told.endswith(" is at work on it; waiting until it has finished")
+    message = printed(second, "stderr")
+    assert message.startswith(f"{tmp_path / 'run'}: process {first.pid} on ")
+    assert message.endswith(" is at work on it; waiting until it has finished")
     if ends == "finishes":
         first.communicate("now\n")
         assert (tmp_path / "run" / "DONE").exists()
     else:
         first.kill()
-    assert said(second) == "open"
+    assert printed(second) == "open"
     assert second.communicate("now\n")[1] == ""  # said once
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["DONE", "config.yaml", "environment.json", "images"]
 
 
 def test_parts_of_a_run_are_at_work_together_and_each_is_once(start: Start, tmp_path: Path) -> None:
     parts = [start(part) for part in ("0-of-2", "1-of-2")]
-    assert [said(part) for part in parts] == ["open", "open"]
+    assert [printed(part) for part in parts] == ["open", "open"]
     again, whole = start("1-of-2"), start("")
-    assert "is at work on it" in said(again, "stderr") and "is at work on it" in said(whole, "stderr")
+    assert "is at work on it" in printed(again, "stderr") and "is at work on it" in printed(whole, "stderr")
     parts[1].kill()
-    assert said(again) == "open"
+    assert printed(again) == "open"
     again.communicate("now\n")
     assert whole.poll() is None and (tmp_path / "run" / ".lock").exists()  # the first part is still there
     parts[0].kill()
-    assert said(whole) == "open"
+    assert printed(whole) == "open"
 
 
 def test_who_waits_can_be_stopped(start: Start) -> None:
     first = start("")
-    assert said(first) == "open"
+    assert printed(first) == "open"
     second = start("")
-    assert said(second, "stderr")
+    assert printed(second, "stderr")
     second.terminate()
     assert second.wait(timeout=20) == -15
     first.communicate("now\n")

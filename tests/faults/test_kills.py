@@ -1,4 +1,4 @@
-"""Kills at random moments, counted and printed (pytest -s): what is resumed ends as what nobody has disturbed, file by file."""
+"""Kills at random moments, counted and printed (pytest -s): a resumed run ends as an undisturbed one, file by file."""
 
 import json
 import os
@@ -23,13 +23,13 @@ def test_kills_at_random_moments_leave_the_same_files(tmp_path: Path, kills: int
     command = [sys.executable, str(HERE / "kills.py"), str(tmp_path), str(kills), "0"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=850)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    print(json.dumps(told, indent=1))
-    assert told["kills"] >= kills
-    assert set(told["codes"]) <= {"SIGKILL -9", "SIGTERM 75", "SIGTERM -15"}  # the last: before the handler was there
-    assert sum(count for at, count in told["at"].items() if "samples" in at) >= kills / 4  # while samples are made
-    assert told["torn"] == 0  # after every single kill
-    assert told["differ"] == [] and told["last"] == 0 and told["compared"] >= 1
-    assert told["pair"] == [0, 0] and told["pair_differ"] == [] and told["pair_lines"] == [4, 4]
-    tried("kills", told["kills"])
-    tried("lost", told["torn"] + len(told["differ"]))
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(json.dumps(found, indent=1))
+    assert found["kills"] >= kills
+    assert set(found["codes"]) <= {"SIGKILL -9", "SIGTERM 75", "SIGTERM -15"}  # the last: before the handler was there
+    assert sum(count for at, count in found["at"].items() if "samples" in at) >= kills / 4  # while samples are made
+    assert found["torn"] == 0  # after every single kill
+    assert found["differ"] == [] and found["last"] == 0 and found["compared"] >= 1
+    assert found["pair"] == [0, 0] and found["pair_differ"] == [] and found["pair_lines"] == [4, 4]
+    tried("kills", found["kills"])
+    tried("lost", found["torn"] + len(found["differ"]))

@@ -75,24 +75,24 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
 
 
-def emptied(place: Path) -> Path:
-    place.parent.mkdir(exist_ok=True)
-    shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
-    return place
+def emptied(path: Path) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    return path
 
 
 @pytest.mark.parametrize("target", ["file", "folder", "nowhere", "itself"])
 @pytest.mark.parametrize("name", [*FILES, *FOLDERS])
 def test_a_link_is_refused_and_named(run: Path, outside: Path, name: str, target: str, tried: Tried) -> None:
-    place = emptied(run / name)
-    place.symlink_to(place.name if target == "itself" else outside / target)
+    path = emptied(run / name)
+    path.symlink_to(path.name if target == "itself" else outside / target)
     with pytest.raises((RunFailed, UsageError), match="a link, not a f") as refused:
         work(run, 1)
-    told = str(refused.value)
-    assert str(place) in told and "remove it" in told and "\n" not in told
+    message = str(refused.value)
+    assert str(path) in message and "remove it" in message and "\n" not in message
     with pytest.raises((UsageError, RunFailed)):
         RunFolder(run).check_plain(deep=True)
-    place.unlink()
+    path.unlink()
     work(run, 1)  # the way out
     assert len(RunFolder(run).records()) >= 1 and RunFolder(run).finished
     tried("refused")
@@ -158,21 +158,21 @@ def test_a_torn_line_is_cut_in_one_s_own_file_alone(run: Path, tmp_path: Path, n
     tried("used")
 
 
-def pipe(place: Path) -> None:
-    os.mkfifo(place)
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
 
 
-def device(place: Path) -> None:
+def device(path: Path) -> None:
     try:
-        os.mknod(place, 0o600 | 0o020000, os.makedev(1, 5))  # /dev/zero
+        os.mknod(path, 0o600 | 0o020000, os.makedev(1, 5))  # /dev/zero
     except PermissionError:
         pytest.skip("only root makes devices")
 
 
-def listening(place: Path) -> None:
-    here = os.open(place.parent, os.O_RDONLY)
+def listening(path: Path) -> None:
+    here = os.open(path.parent, os.O_RDONLY)
     with socket.socket(socket.AF_UNIX) as made:
-        made.bind(f"/proc/self/fd/{here}/{place.name}")
+        made.bind(f"/proc/self/fd/{here}/{path.name}")
     os.close(here)
 
 
@@ -195,8 +195,8 @@ def test_what_is_no_file_is_neither_waited_for_nor_read(run: Path, name: str, ma
 def test_a_record_names_its_own_picture_and_no_other(run: Path, image: str, tried: Tried) -> None:
     log = run / "records.jsonl"
     log.write_text(log.read_text().replace("images/a-0.png", image))
-    told = RunFolder(run).told()
-    assert (told.records, told.spoiled) == ({}, 1)
+    recorded = RunFolder(run).recorded()
+    assert (recorded.records, recorded.damaged_lines) == ({}, 1)
     assert len(Images.of_run(RunFolder(run))) == 0
     tried("refused")
 
@@ -205,7 +205,7 @@ def test_a_record_names_its_own_picture_and_no_other(run: Path, image: str, trie
 def test_a_record_s_task_is_no_path(run: Path, task: str, tried: Tried) -> None:
     line = json.loads((run / "records.jsonl").read_text()) | {"task": task, "image": f"images/{task}-0.png"}
     (run / "records.jsonl").write_text(json.dumps(line) + "\n")
-    assert RunFolder(run).told().records == {}
+    assert RunFolder(run).recorded().records == {}
     tried("refused")
 
 

@@ -22,7 +22,7 @@ Lifted = Callable[[int], list[int]]
 
 @pytest.fixture
 def room_for(monkeypatch: pytest.MonkeyPatch) -> Lifted:
-    """Has calls of more rows than that run out of memory, as CUDA does; the sizes of all calls are told."""
+    """Has calls of more rows than that run out of memory, as CUDA does; yields the sizes of all calls."""
     network = PromptedDenoiser._network
 
     def limit(rows: int) -> list[int]:
@@ -46,7 +46,7 @@ OPTIONS = ["method=code", "method.num_particles=2", "method.block_size=1", "data
 def test_the_same_images_come_out_of_smaller_batches(
     job: Callable[..., Job], lasting: Lasting, room_for: Lifted, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two rows of guidance per latent: batches of 4 need 8 rows, and there is room for 4. Byte for byte what batch_size=2 makes."""
+    """Two rows of guidance per latent: batches of 4 need 8 rows, and memory is enough for 4. Byte for byte what batch_size=2 makes."""
     small, large = job(*OPTIONS, "batch_size=2", "study=small"), job(*OPTIONS, "study=large", "batch_size=4")
     experiment.run(small)
     experiment.run(large)
@@ -67,7 +67,7 @@ def test_the_same_images_come_out_of_smaller_batches(
 def test_once_short_of_memory_makes_the_same_bytes(
     job: Callable[..., Job], lasting: Lasting, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As where a neighbour on the device has needed its memory for a moment."""
+    """As when another process on the device needs its memory for a moment."""
     whole, made = job(*OPTIONS, "study=whole"), job(*OPTIONS)
     experiment.run(whole)
     sample, short = sampling._sample, [True]
@@ -95,7 +95,7 @@ def test_no_room_for_one_row_ends_the_run_in_one_line(job: Callable[..., Job], r
 
 
 def test_crops_are_rows_too(job: Callable[..., Job], lasting: Lasting, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of six crops a picture no more than batch_size are scored at once, and no more than there is room for."""
+    """Of six crops a picture no more than batch_size are scored at once, and no more than memory is enough for."""
     options = [
         "method=doodl", "method.process=ddim", "method.num_updates=1", "method.num_crops=6", "scheduler=ddim", "dataset.limit=2"
     ]  # fmt: skip
@@ -141,8 +141,8 @@ def test_learning_takes_smaller_batches_too(
     experiment.run(made)
     # Twice for the originals and twice to learn. That is enough: the second update is not tried as a whole.
     assert [rows for rows in calls if rows > 4] == [8] * 4
-    told = "guidedgen: batch_size=4 needs too much memory{}; going on with less"
-    assert capsys.readouterr().err.splitlines() == [told.format(""), told.format(" to learn")]
+    message = "guidedgen: batch_size=4 needs too much memory{}; going on with less"
+    assert capsys.readouterr().err.splitlines() == [message.format(""), message.format(" to learn")]
     learned = [sorted((run.folder.path / "learned").glob("*.safetensors")) for run in (made, small)]
     assert learned[0] and all(map(same_tensors, *learned))
     ours, theirs = ({**run.folder.read_json("learned/learning.json"), "seconds": 0} for run in (made, small))

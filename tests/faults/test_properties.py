@@ -1,4 +1,4 @@
-"""What every command line is held to, tried on thousands that nobody has thought of: an exit code of the contract, at most two lines
+"""What every command line is held to, tried on thousands of generated ones: an exit code of the contract, at most two lines
 on stderr, no traceback, and nothing written but below `outputs`.
 
 `GUIDEDGEN_EXAMPLES=3000 python -m pytest -n 0 tests/faults/test_properties.py` is the longer run, with other examples each time.
@@ -89,7 +89,7 @@ QUICK = ["outputs=out", "tracker=none", "reference=none", "metrics=none", "devic
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where one stands: with a file of prompts, a package of the user's own and a folder of options, some of them hostile."""
     here = tmp_path / "outer" / "here"
     own = here / "own" / "experiment"
@@ -127,9 +127,9 @@ def files(folder: Path) -> set[Path]:
     }
 
 
-def hold(arguments: Sequence[str], place: Path, told: Callable[..., None]) -> None:
+def hold(arguments: Sequence[str], folder: Path, tried: Callable[..., None]) -> None:
     """Asserts the contract of one command line."""
-    before = files(place.parent.parent)
+    before = files(folder.parent.parent)
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -137,13 +137,13 @@ def hold(arguments: Sequence[str], place: Path, told: Callable[..., None]) -> No
             code: Any = 0
         except SystemExit as left:
             code = left.code or 0
-    said = err.getvalue()
-    assert code in CODES, (code, said)
-    assert said.count("\n") <= 2 and "Traceback" not in said, said
-    assert (code == 0) or said.startswith("guidedgen: "), said
-    assert len(said) < 3000, said[:3000]
-    assert files(place.parent.parent) == before
-    told("refused" if code else "used")
+    printed = err.getvalue()
+    assert code in CODES, (code, printed)
+    assert printed.count("\n") <= 2 and "Traceback" not in printed, printed
+    assert (code == 0) or printed.startswith("guidedgen: "), printed
+    assert len(printed) < 3000, printed[:3000]
+    assert files(folder.parent.parent) == before
+    tried("refused" if code else "used")
 
 
 @functools.lru_cache
@@ -179,42 +179,42 @@ changes = st.integers(0, len(CHOICES) - 1).flatmap(
 
 @held
 @given(change=changes, sweep=st.sampled_from([[], [], [], ["-m"]]))
-def test_values_of_any_kind_at_every_option(change: Any, sweep: list[str], place: Path, tried: Callable[..., None]) -> None:
+def test_values_of_any_kind_at_every_option(change: Any, sweep: list[str], folder: Path, tried: Callable[..., None]) -> None:
     choice, overrides = change
-    told = [f"{sign}{key}" if sign == "~" else f"{sign}{key}={value}" for sign, key, value in overrides]
-    hold([*sweep, *QUICK, *choice, *told], place, tried)
+    given = [f"{sign}{key}" if sign == "~" else f"{sign}{key}={value}" for sign, key, value in overrides]
+    hold([*sweep, *QUICK, *choice, *given], folder, tried)
 
 
 @held
 @given(
-    told=st.lists(st.one_of(st.sampled_from(FLAGS), st.text(max_size=12)), max_size=4),
+    given=st.lists(st.one_of(st.sampled_from(FLAGS), st.text(max_size=12)), max_size=4),
     environment=st.fixed_dictionaries({}, optional={name: st.sampled_from(found) for name, found in ENVIRONMENT.items()}),
 )
 def test_flags_and_surroundings_of_any_kind(
-    told: list[str], environment: dict[str, str], place: Path, tried: Callable[..., None]
+    given: list[str], environment: dict[str, str], folder: Path, tried: Callable[..., None]
 ) -> None:
     with surroundings({**dict.fromkeys(ENVIRONMENT, ""), **environment}):
-        hold([*QUICK, *told], place, tried)
+        hold([*QUICK, *given], folder, tried)
 
 
 @pytest.mark.parametrize("flag", FLAGS)
-def test_every_flag_alone(flag: str, place: Path, tried: Callable[..., None]) -> None:
-    hold([flag, *QUICK], place, tried)
+def test_every_flag_alone(flag: str, folder: Path, tried: Callable[..., None]) -> None:
+    hold([flag, *QUICK], folder, tried)
 
 
 @pytest.mark.parametrize("name", ENVIRONMENT)
-def test_every_variable_alone(name: str, place: Path, tried: Callable[..., None]) -> None:
+def test_every_variable_alone(name: str, folder: Path, tried: Callable[..., None]) -> None:
     for value in ENVIRONMENT[name]:
         with surroundings({**dict.fromkeys(ENVIRONMENT, ""), name: value}):
-            hold(QUICK, place, tried)
+            hold(QUICK, folder, tried)
 
 
-def test_what_a_folder_of_options_may_bring(place: Path, tried: Callable[..., None]) -> None:
+def test_what_a_folder_of_options_may_bring(folder: Path, tried: Callable[..., None]) -> None:
     """An overlay of one's own is used; one that sets what Hydra logs by, or grows without end, is refused at once."""
-    hold([*QUICK, "--config-dir=own", "experiment=own"], place, tried)
+    hold([*QUICK, "--config-dir=own", "experiment=own"], folder, tried)
     for folder, name in (("own", "evil"), ("bombs", "bomb")):
         with pytest.raises(SystemExit) as left, contextlib.redirect_stderr(err := io.StringIO()):
             command([*QUICK, f"--config-dir={folder}", f"experiment={name}"])
         assert left.value.code == 2 and err.getvalue().count("\n") == 1, err.getvalue()
         tried("refused")
-    assert not (place / "evil").exists() and sys.getrecursionlimit() >= 1000
+    assert not (folder / "evil").exists() and sys.getrecursionlimit() >= 1000

@@ -93,10 +93,10 @@ def test_a_sample_that_cannot_be_guided_fails_and_the_others_do_not_notice(
 
     made = spoiled(job(*GUIDED[method]), clean.samples[1:2], **how)
     metrics = experiment.run(made)
-    told = capsys.readouterr()
-    assert f"{name} ('{made.samples[1].task.prompt}') failed: {reason}" in told.err
-    assert "1 failed and are left out" in told.out and name in told.out
-    assert ("Traceback" in told.err) == how.get("raises", False)
+    printed = capsys.readouterr()
+    assert f"{name} ('{made.samples[1].task.prompt}') failed: {reason}" in printed.err
+    assert "1 failed and are left out" in printed.out and name in printed.out
+    assert ("Traceback" in printed.err) == how.get("raises", False)
     assert (metrics["failed"], metrics["samples"]) == (1, 3) and metrics["failures"][name].startswith(reason)
     assert json.loads((made.folder.path / "metrics.json").read_text())["failures"] == metrics["failures"]
     assert (made.folder.path / "DONE").exists()
@@ -165,7 +165,7 @@ def test_a_reward_that_is_not_finite_now_and_then_fails_nothing(job: Callable[..
     assert calls > 1
 
 
-def test_samples_of_one_prompt_are_told_apart(job: Callable[..., Job]) -> None:
+def test_samples_of_one_prompt_are_distinguished(job: Callable[..., Job]) -> None:
     """By what listens to the rewards: their tasks are equal."""
     made = job(*GUIDED["code"], "dataset.limit=1", "samples_per_prompt=3")
     inner = made.reward

@@ -59,7 +59,7 @@ def drawn(job: Job, batch: Sequence[Sample], flagged: Collection[str], advance: 
         )  # fmt: skip
         trace = [{"event": "select", "step": step, "scores": [0.5, 1.0]} for step in range(2)]
         yield sampling.Outcome(
-            sample=each, record=record, image=torch.full((3, 8, 8), 0.5), trace=trace, beside={"best": torch.zeros(3, 8, 8)}
+            sample=each, record=record, image=torch.full((3, 8, 8), 0.5), trace=trace, extra_images={"best": torch.zeros(3, 8, 8)}
         )
 
 
@@ -83,12 +83,12 @@ class Bench:
             run.write_json("learned/learning.json", cost | {"curve": [{"update": i, "reward": 0.1 * i} for i in range(3)]})
             (study / name / "wandb").mkdir()
             figure = {"value": 1.5, "low": 1.0, "high": 2.0, "base": 1.2, "win_rate": 0.5, "prompts": 1, "shares_guide": True}
-            told = json.loads((study / name / "metrics.json").read_text())
-            run.write_json("metrics.json", told | {  # as rich as any
+            metrics = json.loads((study / name / "metrics.json").read_text())
+            run.write_json("metrics.json", metrics | {  # as rich as any
                 "reward": "taste", "scores": {"taste": figure, "scene": {**figure, "slipped": {
                     "ratio": 0.5, "low": 0.1, "high": 0.9, "slipped": 1, "flagged": 2}}},
                 "distances": {"fid": {"value": 3.5, "features": "x", "shares_guide": False}}, "compared": [2, 2],
-                "reference_samples": 2, "base_cost": told["cost"], "learning": cost, "published": {"source": "a paper", "reward": 3},
+                "reference_samples": 2, "base_cost": metrics["cost"], "learning": cost, "published": {"source": "a paper", "reward": 3},
                 "per_class": {"classes": 1, "fid": 1.0, "base": 2.0, "mean_of_percent": -5.0, "percent_of_means": -4.0, "shares_guide": False},
             })  # fmt: skip
         self.name = next(iter(RunFolder(study / "hurt").records()))
@@ -171,7 +171,7 @@ class Example:
                 assert SECRET not in page and 'href="whole/"' in page
                 refused |= "damaged" in page
             if command == "run" and code == 0:
-                assert RunFolder(self.hurt).done and RunFolder(self.hurt).told().records.keys() == self.names
+                assert RunFolder(self.hurt).done and RunFolder(self.hurt).recorded().records.keys() == self.names
             assert self.around() == self.before, command
         return refused
 
@@ -285,10 +285,10 @@ def test_any_bytes_in_any_file(bench: Bench, tried: Callable[..., None]) -> None
         with bench.example() as example:
             file = example.file(data.draw(st.sampled_from(FILES)))
             content = file.read_bytes() if file.exists() else b""
-            place = data.draw(st.integers(0, len(content)))
+            path = data.draw(st.integers(0, len(content)))
             some = data.draw(st.one_of(st.just(b""), st.binary(max_size=40), st.sampled_from(list(DEEP.values())).map(str.encode)))
             file.write_bytes(
-                data.draw(st.sampled_from([some, content[:place], content[:place] + some + content[place + len(some) :]]))
+                data.draw(st.sampled_from([some, content[:path], content[:path] + some + content[path + len(some) :]]))
             )
             counted(tried, example.check(*data.draw(COMMANDS)))
 
@@ -300,9 +300,9 @@ def test_any_thing_in_place_of_any_file_or_folder(bench: Bench, tried: Callable[
     @given(st.data())
     def check(data: st.DataObject) -> None:
         with bench.example() as example:
-            place = example.file(data.draw(st.sampled_from([*FILES, *FOLDERS])))
-            shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
-            put(data.draw(st.sampled_from(THINGS)), place, example.outside)
+            path = example.file(data.draw(st.sampled_from([*FILES, *FOLDERS])))
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            put(data.draw(st.sampled_from(THINGS)), path, example.outside)
             counted(tried, example.check(*data.draw(COMMANDS)))
 
     check()
@@ -322,28 +322,28 @@ THINGS = (
 )
 
 
-def put(thing: str, place: Path, outside: Path) -> None:
+def put(thing: str, path: Path, outside: Path) -> None:
     match thing:
         case "file":
-            place.write_bytes(b"x\n")
+            path.write_bytes(b"x\n")
         case "folder":
-            place.mkdir()
+            path.mkdir()
         case "link to a file":
-            place.symlink_to(outside / "a.json")
+            path.symlink_to(outside / "a.json")
         case "link to a folder":
-            place.symlink_to(outside / "images")
+            path.symlink_to(outside / "images")
         case "dangling link":
-            place.symlink_to(outside / "new")
+            path.symlink_to(outside / "new")
         case "link to itself":
-            place.symlink_to(place.name)
+            path.symlink_to(path.name)
         case "hard link":
-            place.hardlink_to(outside / "images" / "b")
+            path.hardlink_to(outside / "images" / "b")
         case "pipe":
-            os.mkfifo(place)
+            os.mkfifo(path)
         case "socket":
-            here = os.open(place.parent, os.O_RDONLY)
+            here = os.open(path.parent, os.O_RDONLY)
             with socket.socket(socket.AF_UNIX) as made:
-                made.bind(f"/proc/self/fd/{here}/{place.name}")
+                made.bind(f"/proc/self/fd/{here}/{path.name}")
             os.close(here)
 
 
@@ -352,5 +352,5 @@ def test_a_line_of_any_length_is_read_in_parts(bench: Bench, monkeypatch: pytest
     with bench.example() as example:
         file = example.file("records.jsonl")
         file.write_bytes(b"x" * 50_000 + b"\n" + file.read_bytes())
-        assert len(RunFolder(example.hurt).told().records) == 2 and RunFolder(example.hurt).spoiled == 1
+        assert len(RunFolder(example.hurt).recorded().records) == 2 and RunFolder(example.hurt).damaged_lines == 1
         counted(tried, example.check("run"))

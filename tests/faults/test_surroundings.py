@@ -137,13 +137,13 @@ def mirrored(folder: Path, mode: str, **environ: str) -> "subprocess.CompletedPr
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
 
-def test_a_mirror_whose_server_is_down_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_mirror_whose_server_is_down_is_reported_in_one_line(tmp_path: Path) -> None:
     done = mirrored(tmp_path, "online", WANDB_BASE_URL="http://127.0.0.1:9", WANDB_API_KEY="0" * 40)
     assert (done.returncode, done.stdout) == (0, "the run goes on\n"), done.stderr
     assert done.stderr.count("\n") == 1 and "the run is whole in" in done.stderr, done.stderr
 
 
-def test_a_mirror_that_cannot_write_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_mirror_that_cannot_write_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "wandb").write_text("a file where its folder would be")
     done = mirrored(tmp_path, "offline")
     assert (done.returncode, done.stdout) == (0, "the run goes on\n"), done.stderr

@@ -288,7 +288,7 @@ def test_no_gradient_by_weights_is_computed_unless_asked_for(case: Callable, eng
 
 @pytest.fixture(scope="module")
 def wide() -> Callable[[Tensor, Any], Tensor]:
-    """A UNet whose activations take a thousand times the room of its latents, and Stable Diffusion's many thousand times."""
+    """A UNet whose activations take a thousand times the memory of its latents, and Stable Diffusion's many thousand times."""
     from diffusers import UNet2DConditionModel
 
     with torch.random.fork_rng():
@@ -334,7 +334,7 @@ def test_memory_of_reversible_does_not_grow(wide: Any) -> None:
 @pytest.mark.parametrize("process", ["ddim", "edict"])
 @pytest.mark.parametrize("fit", [0, 3, 50])
 def test_a_budget_is_used_and_kept(tiny: Callable, process: str, fit: int) -> None:
-    """As many steps as fit beside the states are computed once; the rest twice; and one is measured."""
+    """As many steps as fit in addition to the states are computed once; the rest twice; and one is measured."""
     model = tiny()
     denoise, each, moves = model.denoiser([Task(id="0", prompt="a cat")]), 1 if process == "ddim" else 2, 6
     chain = make_chain(process, denoise, moves + 1)

@@ -106,7 +106,7 @@ def test_staging_shows_what_is_described() -> None:
     assert (torch.minimum(scenes.centre, SIZE - scenes.centre).amin(-1) - r)[there].min() >= 0
     gap = (scenes.centre[:, :, None] - scenes.centre[:, None]).abs().amax(-1) - (r[:, :, None] + r[:, None])
     assert gap[there[:, :, None] & there[:, None] & ~torch.eye(SLOTS, dtype=torch.bool)].min() > 0
-    with pytest.raises(ValueError, match="no colour is said of a circle"):
+    with pytest.raises(ValueError, match="no colour is given for a circle"):
         stage([Description((Thing(shape="circle"),))], _stream())
 
 

@@ -251,7 +251,7 @@ def spread(rows: Tensor) -> Tensor:
 
 
 def test_the_reward_sees_crops_and_the_best_whole_picture_is_kept(gaussian: Make) -> None:
-    """Of all pictures on the way, told apart by the whole picture's reward, in steps that are far too long."""
+    """Of all pictures on the way, ranked by the whole picture's reward, in steps that are far too long."""
     method = AdjointDpm(gradients=Checkpoint(), num_updates=5, lr=1.0, num_crops=4)
     seen, drawn = [], AdjointDpm._drawn
     with pytest.MonkeyPatch.context() as patch:
@@ -425,7 +425,7 @@ def test_crops_cost_what_they_say(gaussian: Make, keep: str) -> None:
     assert problem.reward.calls == 2 * (crops * m if keep == "last" else crops * m + m + 1)
 
 
-def test_the_observer_is_told_of_every_walk_through_the_chain(gaussian: Make) -> None:
+def test_the_observer_is_called_for_every_walk_through_the_chain(gaussian: Make) -> None:
     events, method = [], AdjointDpm(gradients=Checkpoint(), num_updates=3)
     method(gaussian(), lambda event, *_: events.append(event))
     assert events.count("step") == method.needs.chains * STEPS

@@ -60,35 +60,35 @@ def lessons(make_problem: Make) -> Callable[..., tuple[Tensor, Callable[[Sequenc
             model = GaussianMixture(means=model.means[:1], std=0.6, weights=torch.ones(1, dtype=torch.float64))
         free = torch.zeros(SHAPE, dtype=torch.float64, requires_grad=True)
 
-        def pose(places: Sequence[int]) -> Problem:
+        def problem_of(indices: Sequence[int]) -> Problem:
             with torch.enable_grad():
-                shift = free.expand(len(places), *SHAPE)
+                shift = free.expand(len(indices), *SHAPE)
             counting = copy.copy(whole.denoise)
             counting.denoiser = GaussianDenoiser(cond=model, uncond=model, shift=shift)
             counting.conditioning = shift
-            posed.append(list(places))
+            posed.append(list(indices))
             made.append(counting)
             return dataclasses.replace(
-                whole, tasks=[whole.tasks[place] for place in places], denoise=counting,
-                noise=Noise([f"sample-{place}" for place in places], dtype=torch.float64),
+                whole, tasks=[whole.tasks[index] for index in indices], denoise=counting,
+                noise=Noise([f"sample-{index}" for index in indices], dtype=torch.float64),
             )  # fmt: skip
 
         posed: list[list[int]] = []
         made: list = []
-        pose.posed, pose.made = posed, made
-        return free, pose
+        problem_of.posed, problem_of.made = posed, made
+        return free, problem_of
 
     return make
 
 
-def at_once(pose: Callable[[Sequence[int]], Problem], size: int = LESSONS) -> Callable:
+def at_once(problem_of: Callable[[Sequence[int]], Problem], size: int = LESSONS) -> Callable:
     """Computes on so many lessons at a time."""
-    return lambda places, compute: (compute(pose(places[i : i + size])) for i in range(0, len(places), size))
+    return lambda indices, compute: (compute(problem_of(indices[i : i + size])) for i in range(0, len(indices), size))
 
 
-def pictures(pose: Callable[[Sequence[int]], Problem]) -> Tensor:
+def pictures(problem_of: Callable[[Sequence[int]], Problem]) -> Tensor:
     with torch.no_grad():
-        return tuning()(pose(range(LESSONS)))
+        return tuning()(problem_of(range(LESSONS)))
 
 
 def nothing(state: object) -> None:
@@ -103,9 +103,9 @@ def test_drawing_is_the_unguided_ddim_chain(make_problem: Make) -> None:
 
 
 def test_without_updates_nothing_changes(lessons) -> None:
-    free, pose = lessons()
-    tuning(num_updates=0).learn(at_once(pose), LESSONS, [free], {}, nothing)
-    assert not free.any() and not pose.posed
+    free, problem_of = lessons()
+    tuning(num_updates=0).learn(at_once(problem_of), LESSONS, [free], {}, nothing)
+    assert not free.any() and not problem_of.posed
     assert not tuning(num_updates=0).needs.gradient
 
 
@@ -113,12 +113,12 @@ def test_without_updates_nothing_changes(lessons) -> None:
 @pytest.mark.parametrize("engine", [Checkpoint(), Adjoint(), Backprop()])
 def test_the_optimum_over_all_noises_is_reached(lessons, what: str, engine) -> None:
     """The flow of a Gaussian is affine, so the mean squared distance is least where the pictures' mean is the target."""
-    free, pose = lessons()
-    before = pictures(pose)
+    free, problem_of = lessons()
+    before = pictures(problem_of)
     tuning(gradients=engine, what=what, samples_per_update=LESSONS, num_updates=150, lr=0.03, max_norm=None).learn(
-        at_once(pose), LESSONS, [free], {}, nothing
+        at_once(problem_of), LESSONS, [free], {}, nothing
     )
-    after = pictures(pose)
+    after = pictures(problem_of)
     torch.testing.assert_close(after.mean(0), TARGET, rtol=0, atol=2e-3)
     torch.testing.assert_close(after - after.mean(0), before - before.mean(0), rtol=0, atol=1e-10)  # the mean alone has moved
 
@@ -126,8 +126,8 @@ def test_the_optimum_over_all_noises_is_reached(lessons, what: str, engine) -> N
 @pytest.mark.parametrize("what", ["weights", "token"])
 def test_updates_are_adam_s_on_the_mean_reward(lessons, what: str) -> None:
     """Three updates on a mixture, the gradient by autograd through a chain written out."""
-    free, pose = lessons(curved, mixed=True)
-    tuning(what=what, lr=0.05, samples_per_update=LESSONS, max_norm=0.3).learn(at_once(pose), LESSONS, [free], {}, nothing)
+    free, problem_of = lessons(curved, mixed=True)
+    tuning(what=what, lr=0.05, samples_per_update=LESSONS, max_norm=0.3).learn(at_once(problem_of), LESSONS, [free], {}, nothing)
 
     by_hand, posed = lessons(curved, mixed=True)
     mean, square = torch.zeros_like(by_hand), torch.zeros_like(by_hand)
@@ -153,13 +153,13 @@ def test_lessons_in_parts_teach_the_same(lessons, what: str, size: int) -> None:
     """Of five an update, the curve too: to rounding, and to the byte where they are one part."""
     found = []
     for at in (size, 5):
-        free, pose = lessons(curved, mixed=True)
+        free, problem_of = lessons(curved, mixed=True)
         told: list[tuple[float, float]] = []
         tuning(what=what, lr=0.05, samples_per_update=5, max_norm=0.3).learn(
-            at_once(pose, at), LESSONS, [free], {}, nothing,
+            at_once(problem_of, at), LESSONS, [free], {}, nothing,
             lambda event, _i, values, told=told: told.append((float(values["reward"]), float(values["gradient"]))),
         )  # fmt: skip
-        assert len(told) == 3 and max(map(len, pose.posed)) == min(at, 5)
+        assert len(told) == 3 and max(map(len, problem_of.posed)) == min(at, 5)
         found.append((free.detach(), torch.tensor(told)))
     for ours, whole in zip(*found, strict=True):
         torch.testing.assert_close(ours, whole, rtol=0, atol=0 if size >= 5 else 1e-6)
@@ -169,20 +169,20 @@ def test_lessons_in_parts_teach_the_same(lessons, what: str, size: int) -> None:
 def test_every_lesson_has_its_turn_before_one_comes_again(count: int, k: int) -> None:
     method = tuning(samples_per_update=k)
     drawn = [method._drawn(i, count) for i in range(count)]  # k * count places: k times each
-    assert all(sorted(set(places)) == places for places in drawn)
+    assert all(sorted(set(indices)) == indices for indices in drawn)
     if count % k == 0:
         each = count // k
         for epoch in range(k):
-            assert sorted(place for places in drawn[epoch * each : (epoch + 1) * each] for place in places) == list(range(count))
+            assert sorted(index for indices in drawn[epoch * each : (epoch + 1) * each] for index in indices) == list(range(count))
         assert drawn[:each] != drawn[each : 2 * each]  # in another order
-    assert {place for places in drawn for place in places} == set(range(count))
+    assert {index for indices in drawn for index in indices} == set(range(count))
 
 
 @pytest.mark.parametrize("stop", [2, 4])
 def test_an_interruption_changes_nothing(lessons, stop: int) -> None:
     method = tuning(num_updates=6, lr=0.05, save_every=2, samples_per_update=4)
-    whole, pose = lessons(curved, mixed=True)
-    method.learn(at_once(pose), LESSONS, [whole], {}, nothing)
+    whole, problem_of = lessons(curved, mixed=True)
+    method.learn(at_once(problem_of), LESSONS, [whole], {}, nothing)
 
     class Interrupted(Exception):
         pass
@@ -200,16 +200,16 @@ def test_an_interruption_changes_nothing(lessons, stop: int) -> None:
     again, posed_again = lessons(curved, mixed=True)
     method.learn(at_once(posed_again), LESSONS, [again], saved[-1], nothing)
     assert torch.equal(again, whole)
-    assert posed.posed + posed_again.posed == pose.posed
+    assert posed.posed + posed_again.posed == problem_of.posed
 
 
 @pytest.mark.parametrize(("engine", "passes"), [(Checkpoint(), 2), (Adjoint(), 2), (Backprop(), 1)])
 def test_it_costs_what_it_says(lessons, engine, passes: int) -> None:
     """S = 8 steps, m = 3 updates of k = 2: 4Skm rows forward where steps are computed twice, 2Skm backward."""
-    free, pose = lessons(curved, mixed=True)
-    tuning(gradients=engine).learn(at_once(pose), LESSONS, [free], {}, nothing)
-    rows = sum(counting.rows for counting in pose.made)
-    backward = sum(counting.backward for counting in pose.made)
+    free, problem_of = lessons(curved, mixed=True)
+    tuning(gradients=engine).learn(at_once(problem_of), LESSONS, [free], {}, nothing)
+    rows = sum(counting.rows for counting in problem_of.made)
+    backward = sum(counting.backward for counting in problem_of.made)
     one = 1  # the Gaussian problem is without guidance: one row, not two
     assert (rows, backward) == (passes * one * 8 * 2 * 3, one * 8 * 2 * 3)
 
@@ -220,18 +220,18 @@ def test_an_update_that_is_not_finite_is_left_out(lessons) -> None:
     def sometimes(rows: Tensor) -> Tensor:
         return curved(rows) * (torch.nan if next(calls) == 1 else 1)
 
-    free, pose = lessons(sometimes, mixed=True)
-    told: list[float] = []
+    free, problem_of = lessons(sometimes, mixed=True)
+    totals: list[float] = []
     tuning(num_updates=3, lr=0.05).learn(
-        at_once(pose),
+        at_once(problem_of),
         LESSONS,
         [free],
         {},
         nothing,
-        lambda event, i, values: told.append(free.sum().item()) if event == "learn" else None,
+        lambda event, i, values: totals.append(free.sum().item()) if event == "learn" else None,
     )
     assert free.isfinite().all()
-    assert told[1] == told[2] != told[0]  # what the second update, told before it is made, did not move
+    assert totals[1] == totals[2] != totals[0]  # what the second update, reported before it is made, did not move
 
 
 @pytest.mark.parametrize(

@@ -248,14 +248,14 @@ def test_the_best_is_the_one_that_the_referee_gave_most(make_problem: Make) -> N
     assert (rated(decode(inversion(noise=0.5)(nonlinear(make_problem, 2)))) < best).any()
 
 
-def test_the_picture_that_is_not_chosen_is_kept_beside(make_problem: Make) -> None:
+def test_the_picture_that_is_not_chosen_is_kept_as_an_extra_image(make_problem: Make) -> None:
     def both(**options) -> tuple[Tensor, dict[str, Tensor]]:
-        beside: dict[str, Tensor] = {}
+        extra: dict[str, Tensor] = {}
         method = inversion(noise=0.5, **options)
         chosen = method(
-            nonlinear(make_problem, 2), lambda event, _step, values: beside.update(values) if event == "beside" else None
+            nonlinear(make_problem, 2), lambda event, _step, values: extra.update(values) if event == "extra_images" else None
         )
-        return chosen, beside
+        return chosen, extra
 
     last, of_last = both()
     best, of_best = both(keep="best")

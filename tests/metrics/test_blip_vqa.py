@@ -60,7 +60,7 @@ def test_golden_chance_of_yes(golden_metrics):
 
 
 def test_score_is_the_product_of_the_answers():
-    """An image's answers depend on it alone, not on its neighbours."""
+    """An image's answers depend on it alone, not on the other images."""
     vqa = Answers(lambda mean, question: mean * len(question))
     scorer = BlipVqaScore(vqa=vqa, parser=Listed(), rounding="none")
     prompts, means = ("a cat,a red dog", "", "a bird"), (0.1, 0.2, 0.3)

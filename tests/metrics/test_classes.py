@@ -128,7 +128,7 @@ def test_a_prompt_that_names_no_class_or_several_is_refused(
         (["retriever", "golden_retriever"], "a golden retriever's ball", "golden_retriever"),
         (["002.Black_footed_Albatross"], "a black-footed albatross at sea", "002.Black_footed_Albatross"),
         (["Jägerhund"], "ein ja\u0308gerhund", "Jägerhund"),  # an accent written as a letter of its own
-        (["n02012849-crane", "n03126707-crane", "cat"], "a cat", "cat"),  # nobody asks for the two
+        (["n02012849-crane", "n03126707-crane", "cat"], "a cat", "cat"),  # no prompt names the two
         (["2CV", "DS"], "a Citroen 2CV", "2CV"),
     ],
 )

@@ -13,7 +13,7 @@ SIDE = 479  # px, of a square picture
 
 
 class Found:
-    """A detector that finds the same in every picture, whatever it is told to look for."""
+    """A detector that finds the same in every picture, whatever it is asked to look for."""
 
     name = "found"
 

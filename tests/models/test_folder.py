@@ -50,9 +50,9 @@ def bare(sd: Path) -> Path:
 def refused(tried: Callable[..., None], capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Asserts that something ends in a UsageError of one line that is all there is, and returns that."""
 
-    def check(act: Callable[[], object], said: str) -> str:
+    def check(act: Callable[[], object], expected: str) -> str:
         capfd.readouterr()
-        with pytest.raises(UsageError, match=said) as caught:
+        with pytest.raises(UsageError, match=expected) as caught:
             act()
         message = str(caught.value)
         assert message.startswith("model.path=") and "\n" not in message and len(message) < 1000
@@ -129,12 +129,12 @@ KINDS: list[tuple[str, dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "changes", "said"), KINDS, ids=lambda value: str(value)[:50])
+@pytest.mark.parametrize(("name", "changes", "expected"), KINDS, ids=lambda value: str(value)[:50])
 def test_models_of_another_kind_are_refused(
-    bare: Path, name: str, changes: dict[str, Any], said: str, refused: Callable[..., str]
+    bare: Path, name: str, changes: dict[str, Any], expected: str, refused: Callable[..., str]
 ) -> None:
     changed(bare, name, **changes)
-    assert "supported" in refused(lambda: opened(bare), said)
+    assert "supported" in refused(lambda: opened(bare), expected)
 
 
 VALUES: list[tuple[str, str, Any]] = [
@@ -339,9 +339,9 @@ FILES: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.parametrize("kind", FILES)
 def test_damaged_weights_are_refused_before_anything_is_loaded(sd: Path, kind: str, refused: Callable[..., str]) -> None:
-    break_it, said = FILES[kind]
+    break_it, expected = FILES[kind]
     break_it(sd)
-    refused(lambda: opened(sd), said)
+    refused(lambda: opened(sd), expected)
 
 
 # Weights, against their networks
@@ -355,10 +355,10 @@ TENSORS: dict[str, tuple[Callable[[State], State], str]] = {
     "parallel": (lambda state: {f"module.{key}": value for key, value in state.items()}, "saved under DataParallel"),
     "missing": (lambda state: {key: state[key] for key in sorted(state)[3:]}, "the weights lack 3 tensors of its"),
     "one missing": (lambda state: {key: state[key] for key in sorted(state)[:-1]}, "the weights lack 1 tensors of its"),
-    "more": (lambda state: state | {"add_embedding.weight": torch.zeros(2)}, "hold 1 tensors that .* has no place for, add_embedding.weight first"),
+    "more": (lambda state: state | {"add_embedding.weight": torch.zeros(2)}, "hold 1 tensors that .* does not have, add_embedding.weight first"),
     "renamed": (
         lambda state: {f"x.{key}": value for key, value in state.items()},
-        r"the weights lack \d+ tensors of its .* and hold \d+ tensors that .* has no place for",
+        r"the weights lack \d+ tensors of its .* and hold \d+ tensors that .* does not have",
     ),
     "shape": (
         lambda state: state | {max(state): torch.zeros(1, 2, 3)},
@@ -372,9 +372,9 @@ TENSORS: dict[str, tuple[Callable[[State], State], str]] = {
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("kind", TENSORS)
 def test_tensors_that_do_not_fit_are_refused(sd: Path, name: str, kind: str, refused: Callable[..., str]) -> None:
-    change, said = TENSORS[kind]
+    change, expected = TENSORS[kind]
     rewritten(sd, name, change)
-    message = refused(lambda: getattr(opened(sd), name), said)
+    message = refused(lambda: getattr(opened(sd), name), expected)
     assert name in message.partition(": ")[2]
 
 
@@ -623,10 +623,10 @@ WORDS: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.parametrize("kind", WORDS)
 def test_tokenizers_that_would_read_prompts_wrongly(sd: Path, kind: str, refused: Callable[..., str]) -> None:
-    break_it, said = WORDS[kind]
+    break_it, expected = WORDS[kind]
     break_it(sd)
-    refused(lambda: opened(sd).check([Task(id="a", prompt="a cat")]), said)
-    with pytest.raises(UsageError, match=said):  # where no prompt is measured, too
+    refused(lambda: opened(sd).check([Task(id="a", prompt="a cat")]), expected)
+    with pytest.raises(UsageError, match=expected):  # where no prompt is measured, too
         StableDiffusion(path=str(sd), name="tiny", truncate_prompts=True).load()
 
 

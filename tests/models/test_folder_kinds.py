@@ -1,4 +1,4 @@
-"""Models' folders that nobody has thought of: whatever is in one, it is loaded, or refused in one line.
+"""Generated folders of models: whatever is in one, it is loaded, or refused in one line.
 
 `GUIDEDGEN_EXAMPLES=3000 python -m pytest -n 0 tests/models/test_folder_kinds.py` is the longer run, with other examples each time.
 """
@@ -76,8 +76,8 @@ def spoil(file: Path, how: str, what: Any) -> None:
         case "cut":
             file.write_bytes(content[: int(what * len(content))])
         case "byte":
-            place = int(what[0] * (min(len(content), 3000) - 1))  # where headers are
-            file.write_bytes(content[:place] + bytes([what[1]]) + content[place + 1 :])
+            position = int(what[0] * (min(len(content), 3000) - 1))  # where headers are
+            file.write_bytes(content[:position] + bytes([what[1]]) + content[position + 1 :])
         case "bytes":
             file.write_bytes(what)
         case "twice":
@@ -110,15 +110,15 @@ def test_any_folder_is_loaded_or_refused_in_one_line(
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(whole, folder)
         spoil(folder / name, *wrong)
-        told = None
+        message = None
         try:
             model = StableDiffusion(path=str(folder), name="tiny")
             model.check([Task(id="a", prompt="a cat")])
             model.load()
         except (UsageError, BadValue) as error:
-            told = str(error)
-        assert told is None or ("\n" not in told and len(told) < 2000)
-        counts["used" if told is None else "refused"] += 1
+            message = str(error)
+        assert message is None or ("\n" not in message and len(message) < 2000)
+        counts["used" if message is None else "refused"] += 1
 
     check()
     assert capfd.readouterr().err == ""  # no library says anything besides

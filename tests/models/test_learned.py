@@ -73,7 +73,7 @@ def theirs(pipe: Any, prompt: str = PROMPT) -> tuple[Tensor, Tensor]:
 def ours(folder: Path, learned: object, prompt: str = PROMPT) -> tuple[Tensor, Tensor]:
     """The same by this package. A word that the prompt does not hold comes to its beginning: prompts here hold them."""
     model = StableDiffusion(path=str(folder), name="tiny", learned=learned, dtype="float64")
-    embedding = model.encode_prompts([model.words.spoken(prompt)])
+    embedding = model.encode_prompts([model.words.expanded(prompt)])
     assert not any(value.requires_grad for network in (model.unet, model.text_encoder) for value in network.parameters())
     return embedding, model.unet(noise(), 500, embedding.expand(2, -1, -1)).sample
 
@@ -418,8 +418,8 @@ def test_words_of_several_files_and_words_in_words_are_each_read(source: Path, t
     for name, value in embeddings.items():
         pipe.load_textual_inversion({name: value})
     # Spelt out and past its pipeline, as diffusers would put <fx>'s second token into <fx>er.
-    spelt = "a <fx> <fx>_1 zz9 <fx>er <fx>er_1 <fx>er_2"
-    ids = pipe.tokenizer(spelt, padding="max_length", max_length=12, return_tensors="pt").input_ids
+    with_tokens = "a <fx> <fx>_1 zz9 <fx>er <fx>er_1 <fx>er_2"
+    ids = pipe.tokenizer(with_tokens, padding="max_length", max_length=12, return_tensors="pt").input_ids
     assert ids.shape == (1, 12)
     with torch.no_grad():
         embedding = pipe.text_encoder.double()(ids).last_hidden_state
@@ -428,7 +428,7 @@ def test_words_of_several_files_and_words_in_words_are_each_read(source: Path, t
     tried("used")
 
 
-def test_a_word_of_the_negative_prompt_is_said_there_and_nowhere_else(source: Path, tmp_path: Path, tried: Tried) -> None:
+def test_a_word_of_the_negative_prompt_is_used_there_and_nowhere_else(source: Path, tmp_path: Path, tried: Tried) -> None:
     from guidedgen.basics.tasks import Task
 
     folder = write(tmp_path / "word", {"<bad>": rand(3, 16)}, name=WORD)
@@ -440,7 +440,7 @@ def test_a_word_of_the_negative_prompt_is_said_there_and_nowhere_else(source: Pa
     cond, uncond = pipe.encode_prompt(PROMPT, "cpu", 1, True, "<bad> cat")
     torch.testing.assert_close(denoiser.cond.tokens, cond, rtol=0, atol=1e-11)
     torch.testing.assert_close(denoiser.uncond.tokens, uncond, rtol=0, atol=1e-11)
-    model.check([Task(id="0", prompt=" ".join(["cat"] * 10))])  # all the room is the prompt's
+    model.check([Task(id="0", prompt=" ".join(["cat"] * 10))])  # all tokens are the prompt's
     with pytest.raises(UsageError, match="reads 10"):
         StableDiffusion(path=str(source), name="tiny", learned=str(folder), negative_prompt="<bad> " + "cat " * 8).check([])
     tried("used")
@@ -527,11 +527,11 @@ def wrong_lora(kind: str, pipe: Any, folder: Path) -> None:
 
 
 WRONG_LORA = {
-    "another network's modules": "not used would be .*attn3", "one more key": "not used would be conv_in.diff", "half a pair": "only one of",
+    "another network's modules": "would not use .*attn3", "one more key": "would not use conv_in.diff", "half a pair": "only one of",
     "another width": "shapes .* do not fit", "two ranks in one": "do not fit", "no rank": "do not fit",
-    "kohya's of another network": "not used would be .*bricks", "kohya's and others": "and others", "kohya's alone alpha": "nothing.alpha",
+    "kohya's of another network": "would not use .*bricks", "kohya's and others": "and others", "kohya's alone alpha": "nothing.alpha",
     "kohya's alpha of 0": "above 0", "second text encoder": "SDXL", "second text encoder of diffusers": "SDXL",
-    "transformer": "not used would be .*transformer", "DoRA": "dora_scale", "DoRA of PEFT": "lora_magnitude_vector|use_dora", "LoHa": "hada",
+    "transformer": "would not use .*transformer", "DoRA": "dora_scale", "DoRA of PEFT": "lora_magnitude_vector|use_dora", "LoHa": "hada",
     "LoKr": "lokr", "Tucker's": "lora_mid", "not finite": "not finite", "whole numbers": "int32", "metadata of no JSON": "no JSON",
     "metadata of a list": "no mapping", "unknown metadata": "use_magic", "another rank in its metadata": "rank 7",
     "text for alpha": "16 for a rank or an alpha", "a start that changes the network": "pissa",
@@ -617,7 +617,7 @@ WRONG_WORDS: dict[str, tuple[Tensors, str]] = {
     "an end": ({"<|endoftext|>": rand(1, 16)}, "knows this word"),
     "no name": ({"": rand(1, 16)}, "no word"),
     "a line's end": ({"a\nb": rand(1, 16)}, "no word"),
-    "emb_params and more": ({"emb_params": rand(1, 16), "step": rand(1, 16)}, "not used would be step"),
+    "emb_params and more": ({"emb_params": rand(1, 16), "step": rand(1, 16)}, "would not use step"),
     "SDXL's": ({"clip_g": rand(1, 32), "clip_l": rand(1, 16)}, "SDXL"),
     "one of two of another width": ({"<a>": rand(1, 16), "<b>": rand(1, 8)}, "8 numbers"),
     "whole numbers": ({"<fx>": torch.ones(2, 16, dtype=torch.int32)}, "int"),
@@ -714,9 +714,9 @@ def wrong_network(kind: str, folders: Mapping[str, Path], folder: Path) -> None:
             shutil.rmtree(folder / "tokenizer")
             shutil.copytree(source / "tokenizer", folder / "tokenizer")
             file = folder / "tokenizer" / "tokenizer.json"
-            told = json.loads(file.read_text())
-            told["model"]["vocab"]["dog</w>"] = len(told["model"]["vocab"])
-            file.write_text(json.dumps(told))
+            tokenizer = json.loads(file.read_text())
+            tokenizer["model"]["vocab"]["dog</w>"] = len(tokenizer["model"]["vocab"])
+            file.write_text(json.dumps(tokenizer))
         case "another scaling":
             edited(folder / "vae" / "config.json", scaling_factor=0.5)
         case _:
@@ -724,8 +724,8 @@ def wrong_network(kind: str, folders: Mapping[str, Path], folder: Path) -> None:
 
 
 WRONG_NETWORKS = {
-    "another shape": "block_out_channels|in_channels|sample_size|shape", "compiled": "not used would be _orig_mod",
-    "a key too many": "not used would be time_embedding.cond_proj", "a key too few": "lacks conv_in.bias", "heads": "attention_head_dim=8",
+    "another shape": "block_out_channels|in_channels|sample_size|shape", "compiled": "would not use _orig_mod",
+    "a key too many": "would not use time_embedding.cond_proj", "a key too few": "lacks conv_in.bias", "heads": "attention_head_dim=8",
     "activation": "act_fn=gelu", "no weights": "no diffusion_pytorch_model", "no configuration": "cannot read config.json",
     "a piece too few": "00001-of-00002.*is not there", "an index of nothing": "index.json cannot be read",
     "half precision under another name": "no diffusion_pytorch_model.safetensors", "text encoder too small": "lacks encoder.layers.1",

@@ -395,10 +395,10 @@ def test_a_missing_part_is_one_line(folders: dict[str, Path], part: str, tmp_pat
     shutil.rmtree(folder / part) if (folder / part).is_dir() else (folder / part).unlink()
     with pytest.raises(UsageError) as error:
         model(folder)
-    said = str(error.value)
-    assert said.startswith(f"model.path={folder}: ")
-    assert part.split("/")[0] in said
-    assert "\n" not in said
+    message = str(error.value)
+    assert message.startswith(f"model.path={folder}: ")
+    assert part.split("/")[0] in message
+    assert "\n" not in message
 
 
 def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:

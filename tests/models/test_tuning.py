@@ -73,15 +73,15 @@ def test_diffusers_loads_what_is_saved_and_predicts_the_same(folders: dict[str, 
     assert not after.requires_grad
     assert (after - before).norm() > 0.01 * before.norm()  # the step shows
 
-    pipe, spoken = pipeline(source), PROMPT
+    pipe, prompt = pipeline(source), PROMPT
     if what in ("weights", "attention"):
         pipe.unet = UNet2DConditionModel.from_pretrained(tmp_path / "learned", subfolder="unet")
     elif what == "adapter":
         pipe.load_lora_weights(tmp_path / "learned")
     else:
         pipe.load_textual_inversion(tmp_path / "learned", token="<new>")
-        spoken = f"<new> {PROMPT}"
-    torch.testing.assert_close(after, theirs(pipe, spoken), rtol=0, atol=1e-4 * after.abs().max().item())
+        prompt = f"<new> {PROMPT}"
+    torch.testing.assert_close(after, theirs(pipe, prompt), rtol=0, atol=1e-4 * after.abs().max().item())
 
     again = model(source, learned=str(tmp_path / "learned"))
     with torch.no_grad():
@@ -152,7 +152,7 @@ def test_an_adapter_of_a_network_in_half_precision_is_in_float32_and_moves(folde
         torch.testing.assert_close(again, predicted(sd), rtol=0, atol=0)
 
 
-def test_an_adapter_is_learned_beside_those_that_the_model_has(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_an_adapter_is_learned_in_addition_to_those_that_the_model_has(folders: dict[str, Path], tmp_path: Path) -> None:
     first = model(folders["epsilon"])
     tuned = tuning.tunable(first, tuned_by("adapter"))
     step(first, tuned)
@@ -189,9 +189,9 @@ def test_an_adapter_s_file_says_its_strength_as_diffusers_reads_it(folders: dict
     from diffusers import StableDiffusionPipeline
 
     tuning.tunable(model(folders["epsilon"]), tuned_by("adapter")).save(tmp_path)
-    *_, told = StableDiffusionPipeline.lora_state_dict(tmp_path, return_lora_metadata=True)
-    assert (told["unet.r"], told["unet.lora_alpha"], told["unet.use_rslora"]) == (2, 2, False)
-    assert set(told["unet.target_modules"]) == {"to_q", "to_k", "to_v", "to_out.0"}
+    *_, metadata = StableDiffusionPipeline.lora_state_dict(tmp_path, return_lora_metadata=True)
+    assert (metadata["unet.r"], metadata["unet.lora_alpha"], metadata["unet.use_rslora"]) == (2, 2, False)
+    assert set(metadata["unet.target_modules"]) == {"to_q", "to_k", "to_v", "to_out.0"}
 
 
 @pytest.mark.parametrize("what", ["adapter", "token", "weights"])
@@ -206,12 +206,12 @@ def test_a_word_that_the_model_has_learned_is_not_learned_again(folders: dict[st
     tuning.tunable(model(folders["epsilon"]), tuned_by("token")).save(tmp_path)
     sd = model(folders["epsilon"], learned=str(tmp_path))
     for token in ("<new>", "<NEW>", "<new>_1"):
-        with pytest.raises(UsageError, match="model.learned brings this word"):
+        with pytest.raises(UsageError, match="model.learned has this word already"):
             tuning.check(tuned_by("token", token=token), sd)
         tried("refused")
 
 
-def test_a_new_word_begins_where_it_is_told_and_is_said_in_every_prompt_but_the_empty_one_s(folders: dict[str, Path]) -> None:
+def test_a_new_word_starts_at_the_given_words_and_is_used_in_every_prompt_but_the_empty_one_s(folders: dict[str, Path]) -> None:
     sd = model(folders["epsilon"])
     table = sd.text_encoder.get_input_embeddings().weight
     (free,) = tuning.tunable(sd, tuned_by("token", initial="cat", num_vectors=1)).free

@@ -42,7 +42,7 @@ def written(label: str, reward: float, base: float, nfe: int, count: int, guided
             "cmmd": {"value": reward - base, "features": "clip", "shares_guide": False},
         },
     }
-    told = {
+    metrics = {
         "title": f"{label}-folder",
         "label": label,
         "reward": "aesthetic",
@@ -50,7 +50,7 @@ def written(label: str, reward: float, base: float, nfe: int, count: int, guided
         "prompts": len(PROMPTS),
         "blurred": 0,
     }
-    return {**told, "scores": scores, "cost": cost, **(measured if guided else {})}
+    return {**metrics, "scores": scores, "cost": cost, **(measured if guided else {})}
 
 
 @pytest.fixture

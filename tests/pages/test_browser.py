@@ -145,7 +145,7 @@ def browser(chromium: Browser, study: Path, make_run: MakeRun) -> Browser:
 
 
 def visible(browser: Browser, query: str = ".pair") -> list[str]:
-    """Headings of what takes up room on the screen."""
+    """Headings of what is visible on the screen."""
     return browser.run(
         f"[...document.querySelectorAll('{query}')].filter(x => x.offsetHeight > 0).map(x => x.querySelector('h3').textContent)"
     )
@@ -197,7 +197,7 @@ def test_the_filter_hides_other_prompts(browser: Browser) -> None:
     assert visible(browser) == everything
 
 
-def test_a_click_enlarges_beside_the_unguided_picture(browser: Browser) -> None:
+def test_a_click_enlarges_next_to_the_unguided_picture(browser: Browser) -> None:
     small = browser.run("document.querySelectorAll('.shot img')[1].getBoundingClientRect().width")
     assert browser.run("document.querySelector('#viewer').checkVisibility()") is False
     browser.click(".shot", 1)

@@ -53,7 +53,7 @@ class Parsed(HTMLParser):
         ]
 
 
-def said(folder: Path) -> str:
+def cautions_of(folder: Path) -> str:
     return "\n".join(caution.text for caution in cautions(read_study(folder)))
 
 
@@ -145,7 +145,7 @@ def test_the_command_and_the_config_behind_a_row(study: Path, make_run: MakeRun)
     assert "unguided, for others to be measured against" in text["base"] and "not done" not in str(text)
 
 
-def test_the_files_on_the_page_are_those_beside_it(study: Path) -> None:
+def test_the_files_on_the_page_are_those_next_to_it(study: Path) -> None:
     page.write(study)
     read = Parsed((study / "report.html").read_text())
     names = [link for link in read.all("a") if link.get("download")]
@@ -235,49 +235,52 @@ def test_what_was_learned_first_is_a_curve(make_run: MakeRun, tmp_path: Path) ->
 # Cautions
 
 
-def test_a_metric_that_shares_its_network_is_told_with_whom(study: Path, make_run: MakeRun) -> None:
-    assert "aesthetic (marked *): measured by a network that also guided every guided run" in said(study)
+def test_a_metric_that_shares_its_network_is_marked_with_the_other_run(study: Path, make_run: MakeRun) -> None:
+    assert "aesthetic (marked *): measured by a network that also guided every guided run" in cautions_of(study)
     make_run("other", distances={"fid": {"value": 1.0, "features": "x", "shares_guide": True}})
-    assert "fid (marked *): measured by a network that also guided other." in said(study)
+    assert "fid (marked *): measured by a network that also guided other." in cautions_of(study)
 
 
 def test_fid_of_few_images_and_intervals_of_few_prompts(make_run: MakeRun, tmp_path: Path) -> None:
     make_run("code", compared=[2047, 4000])
-    assert "FID of 2,047 images is mostly bias" in said(tmp_path / "study") and "Intervals are over 3 prompts" in said(
+    assert "FID of 2,047 images is mostly bias" in cautions_of(
         tmp_path / "study"
-    )
+    ) and "Intervals are over 3 prompts" in cautions_of(tmp_path / "study")
     (tmp_path / "study" / "code" / "metrics.json").unlink()
     make_run("code", compared=[2048, 4000])
-    assert "FID" not in said(tmp_path / "study")
+    assert "FID" not in cautions_of(tmp_path / "study")
 
 
 def test_failed_samples_are_counted_with_their_reasons(study: Path, make_run: MakeRun) -> None:
-    assert "failed" not in said(study)
+    assert "failed" not in cautions_of(study)
     make_run(
         "weak", failed={"circle-0": "reward is nan", "square-0": "reward is nan"}, failures={"hostile-0": "unguided: out of memory"}
     )
-    assert "weak: 3 samples have failed and are not in its figures (2 x reward is nan; 1 x unguided: out of memory)." in said(study)
+    assert (
+        "weak: 3 samples have failed and are not in its figures (2 x reward is nan; 1 x unguided: out of memory)."
+        in cautions_of(study)
+    )
 
 
-def test_rows_over_other_samples_or_of_other_commits_are_told(study: Path, make_run: MakeRun) -> None:
-    assert "different samples" not in said(study) and "commits" not in said(study)
+def test_rows_over_other_samples_or_of_other_commits_are_reported(study: Path, make_run: MakeRun) -> None:
+    assert "different samples" not in cautions_of(study) and "commits" not in cautions_of(study)
     make_run("other", seeds=(1,), commit="f" * 40)
-    assert "Rows are over different samples" in said(study) and "6 samples" not in said(study)
-    assert "Rows are of several commits: 000000000000 (3), ffffffffffff (1)." in said(study)
+    assert "Rows are over different samples" in cautions_of(study) and "6 samples" not in cautions_of(study)
+    assert "Rows are of several commits: 000000000000 (3), ffffffffffff (1)." in cautions_of(study)
 
 
-def test_rewards_of_one_name_that_differ_are_told(study: Path, make_run: MakeRun) -> None:
+def test_rewards_of_one_name_that_differ_are_reported(study: Path, make_run: MakeRun) -> None:
     make_run("elsewhere", guide={"scorer": {"device": "cuda"}})
-    assert "not the same in every row" not in said(study)
+    assert "not the same in every row" not in cautions_of(study)
     make_run("weighed", guide={"scorer": {"device": "cpu"}, "weights": {"vqa": 1, "clip": 0}})
-    assert "aesthetic is not the same in every row, it differs in weights.vqa, weights.clip: do not compare" in said(study)
+    assert "aesthetic is not the same in every row, it differs in weights.vqa, weights.clip: do not compare" in cautions_of(study)
 
 
-def test_blurred_pictures_and_runs_at_work_are_told(study: Path, make_run: MakeRun) -> None:
+def test_blurred_pictures_and_runs_at_work_are_reported(study: Path, make_run: MakeRun) -> None:
     make_run("audit", blurred=2)
     make_run("freedom", method="freedom", judged=False, done=False)
-    assert "audit: 2 pictures are stored blurred and left out of distances." in said(study)
-    assert "1 of 6 runs are not done: freedom." in said(study)
+    assert "audit: 2 pictures are stored blurred and left out of distances." in cautions_of(study)
+    assert "1 of 6 runs are not done: freedom." in cautions_of(study)
 
 
 # The script

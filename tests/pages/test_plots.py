@@ -49,12 +49,12 @@ def point(name: str, x: float, y: float) -> Point:
 def test_points_lie_where_their_values_are_and_the_front_joins_them() -> None:
     """A straight line of values is one of pixels; up is more."""
     svg = ET.fromstring(scatter([point(str(i), i, 2.0 * i) for i in range(4)], "cost", "reward"))
-    places = [(float(mark.attrib["cx"]), float(mark.attrib["cy"])) for mark in svg.iter("circle")]
-    across, down = ([b - a for a, b in itertools.pairwise(axis)] for axis in zip(*places, strict=True))
+    points = [(float(mark.attrib["cx"]), float(mark.attrib["cy"])) for mark in svg.iter("circle")]
+    across, down = ([b - a for a, b in itertools.pairwise(axis)] for axis in zip(*points, strict=True))
     assert across == pytest.approx([across[0]] * 3, abs=0.11) and across[0] > 20
     assert down == pytest.approx([down[0]] * 3, abs=0.11) and down[0] < -20
     [line] = [item for item in svg.iter("polyline") if item.attrib["class"] == "front"]
-    assert [tuple(map(float, pair.split(","))) for pair in line.attrib["points"].split()] == places
+    assert [tuple(map(float, pair.split(","))) for pair in line.attrib["points"].split()] == points
     assert [title.text for title in svg.iter("title")][1] == "1: reward 2 (1 to 3), cost 1, on the front"
 
 
@@ -71,8 +71,8 @@ def test_a_cost_that_spans_decades_is_on_a_log_scale() -> None:
 def test_names_do_not_hide_each_other() -> None:
     svg = ET.fromstring(scatter([point(f"run {i}", 0.0, float(i % 2)) for i in range(30)], "cost", "reward"))
     labels = [text for text in svg.iter("text") if text.get("class") == "label"]
-    places = {(text.attrib["x"], text.attrib["y"]) for text in labels}
-    assert 2 <= len(labels) == len(places) < 30  # the rest is told on hovering
+    points = {(text.attrib["x"], text.attrib["y"]) for text in labels}
+    assert 2 <= len(labels) == len(points) < 30  # the rest is shown on hovering
     assert len(list(svg.iter("title"))) == 30
 
 

@@ -24,17 +24,17 @@ def test_unguided_first_then_by_cost(study: Path) -> None:
     assert names(read_study(study)) == ["base", "code", "mpgd", "codex"]
 
 
-def test_an_unguided_run_that_was_never_judged_is_lent_what_others_say_of_it(study: Path) -> None:
+def test_an_unguided_run_that_was_never_judged_takes_its_metrics_from_guided_runs(study: Path) -> None:
     base, code, *_ = read_study(study).runs
-    assert (base.judged, base.lent, base.unguided) == (False, True, True)
-    assert base.metrics["scores"]["aesthetic"] == {"value": 4.0, "shares_guide": False}  # no interval: nobody has one of it
+    assert (base.judged, base.from_guided, base.unguided) == (False, True, True)
+    assert base.metrics["scores"]["aesthetic"] == {"value": 4.0, "shares_guide": False}  # no interval: no run has one of it
     assert base.metrics["cost"] == code.metrics["base_cost"]
     assert base.metrics["samples"] == 3
     assert base.reward == "aesthetic"
-    assert (code.judged, code.lent, code.unguided) == (True, False, False)
+    assert (code.judged, code.from_guided, code.unguided) == (True, False, False)
 
 
-def test_what_others_contradict_each_other_about_is_not_lent(make_run: MakeRun, tmp_path: Path) -> None:
+def test_what_others_contradict_each_other_about_is_not_taken(make_run: MakeRun, tmp_path: Path) -> None:
     """Rewards of one name and other weights, under which the unguided run has two values: its cell is empty, and its point left out."""
     make_run("base", method="base", nfe=50, judged=False)
     make_run("code", base=4.0)
@@ -42,11 +42,11 @@ def test_what_others_contradict_each_other_about_is_not_lent(make_run: MakeRun, 
     assert read_study(tmp_path / "study").runs[0].metrics["scores"]["aesthetic"]["value"] == pytest.approx(4, abs=1e-4)
     make_run("other", base=-3.0, guide={"weight": 2})
     base = read_study(tmp_path / "study").runs[0]
-    assert base.lent and base.metrics["scores"].keys() == {"clip_score"}
+    assert base.from_guided and base.metrics["scores"].keys() == {"clip_score"}
     page.write(tmp_path / "study")
     [head, *rows] = csv.reader((tmp_path / "study" / "report.csv").read_text().splitlines())
-    told = dict(zip(head, next(row for row in rows if row[0] == "base"), strict=True))
-    assert (told["aesthetic"], told["clip_score"]) == ("", "0.72")
+    cells = dict(zip(head, next(row for row in rows if row[0] == "base"), strict=True))
+    assert (cells["aesthetic"], cells["clip_score"]) == ("", "0.72")
     assert "base" in study_table(tmp_path / "study")
 
 
@@ -54,7 +54,7 @@ def test_what_is_measured_against_a_folder_says_nothing_of_the_unguided_run(make
     make_run("base", method="base", judged=False)
     make_run("code", reference="pictures")
     base, _ = read_study(tmp_path / "study").runs
-    assert (base.name, dict(base.metrics), base.lent) == ("base", {}, False)
+    assert (base.name, dict(base.metrics), base.from_guided) == ("base", {}, False)
 
 
 def test_pairs_differ_in_no_more_than_method_and_reward(make_run: MakeRun, tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_pairs_differ_in_no_more_than_method_and_reward(make_run: MakeRun, tmp_p
     read = read_study(tmp_path / "study")
     settings = {run.folder.name: run.setting for run in read.runs}
     assert settings["base10"] == settings["a"] != settings["b"] == settings["c"] == settings["base25"]
-    values = {run.name: run.metrics["scores"]["aesthetic"]["value"] for run in read.runs if run.lent}
+    values = {run.name: run.metrics["scores"]["aesthetic"]["value"] for run in read.runs if run.from_guided}
     assert values == {"base of short": 4.1, "base of long, longer": 4.2}
     assert "d" not in {run.folder.name for run in read.drawn}  # nothing is measured against it
 
@@ -78,7 +78,7 @@ def test_runs_of_one_label_are_named_by_what_differs(make_run: MakeRun, tmp_path
     assert set(names(read_study(tmp_path / "study"))) == {"code", "code temperature=0.5", "code num_particles=8"}
 
 
-def test_runs_that_differ_in_nothing_told_or_too_much_are_named_by_their_hash(make_run: MakeRun, tmp_path: Path) -> None:
+def test_runs_that_differ_in_nothing_shown_or_too_much_are_named_by_their_hash(make_run: MakeRun, tmp_path: Path) -> None:
     for i in (1, 2, 3):
         many = dict.fromkeys(("a", "b", "c"), i)
         make_run(f"code-{i}", label="code", title=f"code-aesthetic-{i}", options=many)
@@ -95,21 +95,21 @@ def test_a_study_at_work_shows_what_there_is(study: Path, make_run: MakeRun) -> 
     assert last in read_study(study).drawn
 
 
-def test_failed_samples_are_told_apart(make_run: MakeRun, tmp_path: Path) -> None:
+def test_failed_samples_are_distinguished(make_run: MakeRun, tmp_path: Path) -> None:
     make_run("code", failed={"circle-0": "the reward is nan"})
     [run] = read_study(tmp_path / "study").runs
     assert dict(run.failures) == {"circle-0": "the reward is nan"}
     assert [record.task for record in run.records] == ["square", "hostile"]
 
 
-def test_a_folder_without_runs_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_folder_without_runs_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     with pytest.raises(UsageError, match="holds no run"):
         read_study(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("config.yaml", "a: &a [1]\nb: *a\n", "config.yaml: not a run's config (an alias"),
         ("config.yaml", "method: base\n", "config.yaml: not a run's config (method is no mapping)"),
@@ -119,19 +119,19 @@ def test_a_folder_without_runs_is_told_in_one_line(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_run_is_named_and_the_others_are_shown(
-    study: Path, name: str, content: str, told: str, tried: Callable[..., None]
+    study: Path, name: str, content: str, message: str, tried: Callable[..., None]
 ) -> None:
     (study / "mpgd" / name).write_text(content)
     read = read_study(study)
     assert names(read) == ["base", "code", "codex"] and read.damaged.keys() == {"mpgd"}
-    assert told in read.damaged["mpgd"]
+    assert message in read.damaged["mpgd"]
     page.write(study)
-    assert f"mpgd is damaged and not shown: {told}".replace("'", "&#x27;") in (study / "report.html").read_text()
+    assert f"mpgd is damaged and not shown: {message}".replace("'", "&#x27;") in (study / "report.html").read_text()
     assert "mpgd is damaged and not shown: " in study_table(study).splitlines()[-1]
     tried("refused")
 
 
-def test_damaged_lines_are_told_of(study: Path, tried: Callable[..., None]) -> None:
+def test_damaged_lines_are_reported(study: Path, tried: Callable[..., None]) -> None:
     with (study / "code" / "records.jsonl").open("a") as file:
         file.write('{"somebody": "else"}\n')
     assert "code: 1 lines of its records are damaged" in page.page(read_study(study))

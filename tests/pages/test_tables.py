@@ -128,10 +128,10 @@ def test_nothing_that_a_terminal_obeys_is_printed(
     report.show(run.read_json("metrics.json"))
     status.show(status.of_study(tmp_path / "study"))
     print(tables.study_table(tmp_path / "study"), UsageError(f"model={name}: no"), RunFailed(name))
-    told = capsys.readouterr().out
-    assert not any(letter in told for letter in "\033\x9b\u202e\ud83d\r\x08")
-    assert "\\" in told or "a b" in told
-    told.encode()
+    printed = capsys.readouterr().out
+    assert not any(letter in printed for letter in "\033\x9b\u202e\ud83d\r\x08")
+    assert "\\" in printed or "a b" in printed
+    printed.encode()
     tried("used")
 
 

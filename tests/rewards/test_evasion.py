@@ -1,4 +1,4 @@
-"""Minus a filter's margin, and its verdict beside it."""
+"""Minus a filter's margin, and its verdict as a further score."""
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ def test_images_are_checked(tasks):
             scorer(shades(0.9), tasks("a", "b"))
 
 
-def test_the_lab_s_filter_is_built_from_its_leaf():
+def test_the_lab_s_filter_is_built_from_its_config_file():
     with initialize_config_dir(str(config.CONF), version_base="1.3"):
         cfg = compose("config", overrides=["model=lab", "reward=evasion", "device=cpu"])
     reward = config.build(cfg.reward, "reward")

@@ -115,9 +115,9 @@ def test_other_images_and_counts_are_refused(tasks: Make, noise: Noise):
     [
         (
             {"template": "a photo of {promt}"},
-            "template='a photo of {promt}': {promt} stands for nothing; {prompt} stands for the prompt",
+            "template='a photo of {promt}': {promt} is unknown; {prompt} stands for the prompt",
         ),
-        ({"template": "  "}, "must say something"),
+        ({"template": "  "}, "is empty"),
         ({"matching_weight": -1.0}, "matching_weight=-1.0: must be at least 0 and finite"),
         ({"caption_weight": float("nan")}, "must be at least 0 and finite"),
         ({"matching_weight": 0.0, "caption_weight": 0.0}, "both weights are 0"),

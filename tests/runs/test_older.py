@@ -9,7 +9,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from guidedgen.lab.networks import WEIGHTS
+from guidedgen.methods import MakeProblems
 from guidedgen.runs import composition, experiment, older, preparation, rejudging
+from guidedgen.runs.store import RunFolder
 from guidedgen.studies import page, status, tables
 
 STORED = Path(__file__).resolve().parents[1] / "golden" / "stored_by_0.1"  # its README says how they were made
@@ -71,6 +73,21 @@ def test_a_finished_one_is_only_shown(study: Path) -> None:
     assert job.base is not None and job.base.folder.path == study / "base-none-lab-lab-b3738c3950f1" and job.base.folder.done
 
 
+def test_metrics_with_the_former_key_of_extra_images_are_read(tmp_path: Path) -> None:
+    extra = {"best": {"samples": 2, "scores": {"aesthetic": {"value": 5.0}}}}
+    former = {"samples": 2, "scores": {}, "cost": {"nfe": 50}, "beside": extra}
+    (tmp_path / "metrics.json").write_text(json.dumps(former))
+    metrics = RunFolder(tmp_path).read_json("metrics.json")
+    assert metrics["extra_images"] == extra and "beside" not in metrics
+    assert older.metrics_now(metrics) == metrics
+    assert older.metrics_now({**former, "extra_images": {}})["extra_images"] == {}  # today's key wins
+
+
+def test_methods_may_report_extra_images_by_the_former_event() -> None:
+    assert older.event_now("beside") == older.event_now("extra_images") == "extra_images"
+    assert older.event_now("step") == "step"
+
+
 def test_what_a_config_lacks_is_filled_in_and_names_are_today_s() -> None:
     config = older.completed(OmegaConf.create({"run": {"fresh": False}}))
     assert config.shard == {"count": 1, "index": 0} and config.run == {
@@ -107,11 +124,11 @@ class Own:
 
 def test_options_may_name_classes_as_they_were_named(tmp_path: Path) -> None:
     given = ["method=blip_inversion", f"outputs={tmp_path}", "tracker=none", "device=cpu"]
-    places = []
+    folders = []
     for name in ("guidedgen.augment.Augmentations", "guidedgen.basics.augment.Augmentations"):
         cfg = composition.composed([*given, f"method.augmentations._target_={name}"])
-        places.append(preparation.prepare(cfg).folder.path)
-    assert places[0] == places[1]
+        folders.append(preparation.prepare(cfg).folder.path)
+    assert folders[0] == folders[1]
 
 
 def test_a_plug_in_of_an_older_version_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,3 +156,8 @@ def test_a_plug_in_of_an_older_version_works(tmp_path: Path, monkeypatch: pytest
 def test_every_former_name_is_found(name: str) -> None:
     older.know_modules()
     assert getattr(importlib.import_module("guidedgen.types"), name).__name__ == name
+
+
+def test_a_protocol_that_has_another_name_now_is_found_by_its_former_one() -> None:
+    older.know_modules()
+    assert importlib.import_module("guidedgen.types").Pose is MakeProblems

@@ -46,7 +46,7 @@ def another_clip_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def random_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Random weights in place of the shipped ones, for one test."""
+    """Random weights instead of the shipped ones, for one test."""
     from safetensors.torch import save_file
 
     from guidedgen.lab import networks
@@ -76,7 +76,7 @@ class Hub:
     """A hub on the loopback, as far as huggingface_hub asks one: revisions, trees, and files with their checksums and ranges.
 
     `repositories` has the files of each by their paths, at one of `commits`. Of `gated` ones files are refused. `cut` has from which byte on nothing of a file
-    arrives, `part` how many bytes arrive before a connection ends; `served` has what is sent of a file in place of its content.
+    arrives, `part` how many bytes arrive before a connection ends; `served` has what is sent of a file instead of its content.
     `asked` is what files were asked for, and from which byte.
     """
 

@@ -14,7 +14,7 @@ from guidedgen.basics.errors import UsageError
 from guidedgen.basics.vision_language import QFormer, caption_mask
 from guidedgen.zoo import blip2
 from guidedgen.zoo.blip2 import HubBlip2
-from guidedgen.zoo.needed import kept_file
+from guidedgen.zoo.needed import cached_file
 
 SIDE, QUERIES, WIDTH = 24, 5, 16
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "blue", "circle", "square", "and", "photo")
@@ -110,7 +110,7 @@ def tokens(*texts: str, length: int = blip2.LENGTH) -> tuple[torch.Tensor, torch
 
 
 def two_passes(network: QFormer, pixels: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """LAVIS' captioning of one text without padding: the queries alone, layer by layer, then the text upon what they were.
+    """LAVIS' captioning of one text without padding: the queries alone, layer by layer, then the text on their states.
 
     Written with the layers' own parts: attention is softmax(q k / sqrt d) v, of a text's token over the queries and the text before.
     """
@@ -242,9 +242,9 @@ def test_the_head_is_made_of_the_authors_checkpoint(folder: Path, tmp_path: Path
     (tmp_path / "checkpoints").mkdir()
     torch.save({"model": state, "epoch": 3}, tmp_path / "checkpoints" / "blip2_pretrained.pth")
     assert blip2.MadeHead().survey().missing
-    made = blip2.MadeHead().bring()
+    made = blip2.MadeHead().download()
     assert blip2.MadeHead().survey().where == made
-    assert made == kept_file(blip2.HEAD) == HubBlip2(name="x", path=folder).head
+    assert made == cached_file(blip2.HEAD) == HubBlip2(name="x", path=folder).head
     ours, first = load_file(made), load_file(folder / blip2.HEAD)
     assert ours.keys() == first.keys() and all(torch.equal(ours[name], first[name]) for name in ours)
 

@@ -163,7 +163,7 @@ def test_a_processor_that_is_cut_off_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_missing_weights_are_told(tmp_path: Path) -> None:
+def test_missing_weights_are_reported(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = save(tmp_path / "owlv2", seed=1)

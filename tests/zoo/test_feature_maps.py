@@ -144,7 +144,7 @@ def double(feature_map):
 def test_gradient_reaches_the_pixels(
     kind: str, another_clip_folder: Path, vgg, random_lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Directional derivatives of both Gram rewards in float64; one small convolution in place of VGG's thirteen, for speed."""
+    """Directional derivatives of both Gram rewards in float64; one small convolution instead of VGG's thirteen, for speed."""
     build = {
         "tokens": lambda: ClipTokens(clip=HubClip(name="tiny", path=another_clip_folder), layer=1),
         "vgg16": lambda: Vgg16(path=vgg[0]),

@@ -1,4 +1,4 @@
-"""scripts/fetch.py brings what runs read, all of it and no more: tried on a hub on the loopback, with the tests' tiny networks."""
+"""scripts/fetch.py downloads what runs read, all of it and no more: tried on a hub on the loopback, with the tests' tiny networks."""
 
 import dataclasses
 import hashlib
@@ -19,7 +19,7 @@ from guidedgen.runs import composition, config
 from guidedgen.zoo import hub, needed, web
 from guidedgen.zoo.clip import HubClip
 from guidedgen.zoo.filter import SafetyChecker
-from guidedgen.zoo.needed import DOWNLOADS, Download, Kept, Needed
+from guidedgen.zoo.needed import DOWNLOADS, CachedFile, Download, Needed
 from guidedgen.zoo.openclip import OpenClip
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,8 +50,8 @@ def fetch(script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
             script.main()
         except SystemExit as stopped:
             code = stopped.code
-        told = capsys.readouterr()
-        return code, told.out, told.err
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
 
     return run
 
@@ -113,7 +113,7 @@ def test_what_an_experiment_looks_for_is_what_is_fetched_for_it(experiment: str,
         looked.add(_plain(self))
         raise UsageError("looked for")
 
-    for kind, name in ((Needed, "locate"), (Needed, "locate_weights"), (Kept, "locate")):
+    for kind, name in ((Needed, "locate"), (Needed, "locate_weights"), (CachedFile, "locate")):
         monkeypatch.setattr(kind, name, look)
     for reader in {str(reader.node): reader for reader in fetched if reader.node is not None}.values():
         with pytest.raises(UsageError, match="looked for"):
@@ -202,7 +202,7 @@ def test_a_clip_is_fetched_whole_and_works_offline(
         files["pytorch_model.bin"] = b"another"
     online.repositories["org/clip"] = files | {"flax_model.msgpack": b"x", "README.md": b"x", "onnx/model.onnx": b"x"}
     code, out, err = fetch("org/clip")
-    assert (code, err) == (0, "") and "to bring" in out
+    assert (code, err) == (0, "") and "to download" in out
     assert out.splitlines()[-1] == f"org/clip: {hub.cached(hub.parse('org/clip', 'k'))}"
     assert set(asked(online)) == read
     online.asked.clear()
@@ -259,10 +259,10 @@ def test_all_is_what_the_default_run_on_sd15_reads(
         monkeypatch.setitem(DOWNLOADS, name, DOWNLOADS[name]._replace(url=url, sha256=digest, size=len(content)))
     for part in fetching.distinct(fetching.of_command(["model=sd15"])):
         if isinstance(part, Needed):
-            place = hub.parse(part.name, part.key)
-            online.commits[place.repository] = place.revision
+            location = hub.parse(part.name, part.key)
+            online.commits[location.repository] = location.revision
             tiny = WEIGHTS / "generator" if part.key == "model.path" else clip_folder
-            online.repositories[place.repository] = contents(tiny) | {"README.md": b"", "flax_model.msgpack": b""}
+            online.repositories[location.repository] = contents(tiny) | {"README.md": b"", "flax_model.msgpack": b""}
     code, _, err = fetch("--all")
     assert (code, err) == (0, "") and len(online.repositories) == 5
     assert not any("README" in file or "flax" in file for file in asked(online))
@@ -388,23 +388,23 @@ def test_one_that_cannot_be_had_does_not_keep_the_others(fetch: Any, org: Any, t
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "message"),
     [
         ({"README.md": b""}, "holds no model that can be read"),
         ({"config.json": b"{}"}, "has no model.safetensors and no pytorch_model.bin"),
         ({"model_index.json": b"{}"}, "has no unet/config.json"),
     ],
 )
-def test_repositories_without_what_is_read(fetch: Any, online: Any, files: dict[str, bytes], told: str, tried: Any):
+def test_repositories_without_what_is_read(fetch: Any, online: Any, files: dict[str, bytes], message: str, tried: Any):
     online.repositories["org/odd"] = files
     code, _, err = fetch("org/odd")
-    assert (code, err.count("\n")) == (1, 1) and told in err
+    assert (code, err.count("\n")) == (1, 1) and message in err
     assert not online.asked
     tried("refused")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["pickscor"], "did you mean pickscore?"),
         (["a/b/../c"], "not a hub name"),
@@ -418,9 +418,9 @@ def test_repositories_without_what_is_read(fetch: Any, online: Any, files: dict[
         ([], "nothing to fetch"),
     ],
 )
-def test_wrong_commands_are_one_line(fetch: Any, online: Any, arguments: list[str], told: str, tried: Any):
+def test_wrong_commands_are_one_line(fetch: Any, online: Any, arguments: list[str], message: str, tried: Any):
     code, out, err = fetch(*arguments)
-    assert (code, out, err.count("\n")) == (2, "", 1) and told in err
+    assert (code, out, err.count("\n")) == (2, "", 1) and message in err
     assert not online.asked
     tried("refused")
 
@@ -436,24 +436,24 @@ def test_unreachable(fetch: Any, online: Any, monkeypatch: pytest.MonkeyPatch, t
 
 
 @pytest.fixture
-def file(online: Any, monkeypatch: pytest.MonkeyPatch) -> Kept:
+def file(online: Any, monkeypatch: pytest.MonkeyPatch) -> CachedFile:
     """A file of DOWNLOADS, which the loopback serves."""
     content = bytes(range(256)) * 40
     online.repositories["org/web"] = {"head.pth": content}
     url = f"{online.endpoint}/org/web/resolve/main/head.pth"
     digest = hashlib.sha256(content).hexdigest()
     monkeypatch.setitem(DOWNLOADS, "head", Download("head.pth", url, digest, len(content)))
-    return Kept("head")
+    return CachedFile("head")
 
 
-def test_a_file_is_brought_and_checked(fetch: Any, file: Kept, online: Any):
-    assert fetch("head")[:2] == (0, f"head: missing head.pth (10.2 kB)\n10.2 kB to bring\nhead: {file.path}\n")
+def test_a_file_is_brought_and_checked(fetch: Any, file: CachedFile, online: Any):
+    assert fetch("head")[:2] == (0, f"head: missing head.pth (10.2 kB)\n10.2 kB to download\nhead: {file.path}\n")
     assert file.path.read_bytes() == online.repositories["org/web"]["head.pth"]
     online.asked.clear()
     assert fetch("head") == (0, f"head: {file.path}\n", "") and not online.asked
 
 
-def test_an_interrupted_file_goes_on(fetch: Any, file: Kept, online: Any, tried: Any):
+def test_an_interrupted_file_goes_on(fetch: Any, file: CachedFile, online: Any, tried: Any):
     online.cut["head.pth"] = 4000
     code, _, err = fetch("head")
     assert (code, err.count("\n")) == (1, 1) and "the connection ended after 4000 of 10240 bytes" in err
@@ -466,7 +466,7 @@ def test_an_interrupted_file_goes_on(fetch: Any, file: Kept, online: Any, tried:
 
 
 @pytest.mark.parametrize("left", [b"the beginning of another file", bytes(20_000), None])
-def test_what_was_left_of_another_file_does_no_harm(fetch: Any, file: Kept, online: Any, left: bytes | None):
+def test_what_was_left_of_another_file_does_no_harm(fetch: Any, file: CachedFile, online: Any, left: bytes | None):
     content = online.repositories["org/web"]["head.pth"]
     file.path.parent.mkdir(parents=True)
     file.path.with_name("head.pth.partial").write_bytes(content if left is None else left)
@@ -474,7 +474,7 @@ def test_what_was_left_of_another_file_does_no_harm(fetch: Any, file: Kept, onli
     assert fetch("head")[0] == 0 and file.path.read_bytes() == content
 
 
-def test_a_changed_file_is_not_kept(fetch: Any, file: Kept, online: Any, tried: Any):
+def test_a_changed_file_is_not_kept(fetch: Any, file: CachedFile, online: Any, tried: Any):
     online.served["head.pth"] = bytes(10_240)
     code, _, err = fetch("head")
     assert (code, err.count("\n")) == (1, 1) and "invalid hash value" in err
@@ -484,7 +484,7 @@ def test_a_changed_file_is_not_kept(fetch: Any, file: Kept, online: Any, tried: 
 
 @pytest.mark.parametrize("md5", [True, False])
 def test_without_a_checksum_google_s_is_taken_or_all_comes_again(
-    file: Kept, online: Any, md5: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    file: CachedFile, online: Any, md5: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     import base64
 
@@ -508,7 +508,7 @@ def test_without_a_checksum_google_s_is_taken_or_all_comes_again(
         assert path.read_bytes() == content
 
 
-def test_the_folder_of_the_user_is_told_as_it_is(fetch: Any, online: Any, clip_folder: Path, tmp_path: Path, tried: Any):
+def test_the_folder_of_the_user_is_shown_as_it_is(fetch: Any, online: Any, clip_folder: Path, tmp_path: Path, tried: Any):
     code, out, _ = fetch("--check", str(clip_folder))
     assert code == 0 and out.startswith(f"{clip_folder}: here (4 files")
     shutil.copytree(clip_folder, tmp_path / "mine", ignore=shutil.ignore_patterns("*.safetensors"))
@@ -517,7 +517,7 @@ def test_the_folder_of_the_user_is_told_as_it_is(fetch: Any, online: Any, clip_f
     tried("refused")
 
 
-def test_a_broken_file_says_how_it_is_fetched_again(fetch: Any, file: Kept, tried: Any):
+def test_a_broken_file_says_how_it_is_fetched_again(fetch: Any, file: CachedFile, tried: Any):
     from guidedgen.zoo.files import read_state
 
     file.path.parent.mkdir(parents=True)
@@ -531,7 +531,7 @@ def test_ctrl_c_is_one_line(fetch: Any, org: Any, monkeypatch: pytest.MonkeyPatc
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("guidedgen.zoo.hub.bring", stop)
+    monkeypatch.setattr("guidedgen.zoo.hub.download", stop)
     code, _, err = fetch("org/clip")
     assert (code, err) == (130, "fetch: stopped; the same command goes on from there\n")
     tried("refused")

@@ -138,7 +138,7 @@ WRONG_WEIGHTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "parallel": (lambda folder: _rename(folder, "module."), "of a CLIP were saved under DataParallel: 78 keys"),
     "others": (
         lambda folder: _change(folder, lambda _: {"extra": torch.ones(2)}),
-        "hold 1 tensors that .* has no place for, extra first",
+        "hold 1 tensors that .* does not have, extra first",
     ),
     "quantised": (
         lambda folder: _change(folder, lambda state: {"text_projection.weight": state["text_projection.weight"].char()}),

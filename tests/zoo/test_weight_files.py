@@ -177,8 +177,8 @@ def test_a_repositorys_folder_at_a_commit(org: Any):
 
 def test_gated(org: Any):
     org.gated.add("org/name")
-    told = refusal(locate, "org/name", key="k")
-    assert told == f"k=org/name: its authors ask you to accept terms on {org.endpoint}/org/name, then: hf auth login"
+    message = refusal(locate, "org/name", key="k")
+    assert message == f"k=org/name: its authors ask you to accept terms on {org.endpoint}/org/name, then: hf auth login"
 
 
 def test_unreachable_hub(tmp_path: Path):
