@@ -8,7 +8,7 @@ Packages, and which others each may import (checked by tests/test_layers.py):
     methods      one paper, one file; `problem` is what a method is given           <- basics, process, gradients
     lab          the bundled world and its trained weights                          <- basics
     zoo          reward and metric networks, and where weights are found            <- basics, lab
-    models       Stable Diffusion folders, what is learned for them                 <- basics, process, zoo
+    models       Stable Diffusion 1 to 3.5 in diffusers' folders, what is learned   <- basics, process, zoo
     datasets     one data set, one file: a sequence of tasks                        <- basics, lab
     rewards      one scorer, one file                                               <- basics, zoo
     metrics      features -> statistics -> distance; per-image scores               <- basics, zoo, rewards

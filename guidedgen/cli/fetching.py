@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from guidedgen.basics.errors import UsageError
 from guidedgen.cli import command_line
 from guidedgen.datasets import downloads
+from guidedgen.models import families
 from guidedgen.runs import composition, config, targets
 from guidedgen.zoo import hub
 from guidedgen.zoo.needed import DOWNLOADS, OPEN_CLIP, PROCESSOR, CachedFile, Needed, Part, Survey, fetch_url, network
@@ -200,7 +201,8 @@ def _everything() -> list[Part]:
     found: list[Reader] = []
     for model in config.groups([config.CONF])["model"]:
         cfg = composition.checked_options([f"model={model}", "zoo=hub", "reward=aesthetic_v1"])
-        found += of_config(cfg, ("model", "zoo", "reward"))
+        if not OmegaConf.is_missing(cfg.model, "path"):  # that of model=diffusers is the user's to give
+            found += of_config(cfg, ("model", "zoo", "reward"))
     return distinct(found)
 
 
@@ -223,9 +225,7 @@ def _of_location(name: str) -> Needed:
     else:
         raise UsageError(f"{name}: not on this machine and the hub is offline (HF_HUB_OFFLINE)")
     if "model_index.json" in files:
-        from guidedgen.models.stable_diffusion import StableDiffusion
-
-        return StableDiffusion.reads(path=name)[0]
+        return families.reads(files, name)[0]
     if location is not None and list(files) == [location.folder.rpartition("/")[2]]:
         above = dataclasses.replace(location, folder=location.folder.rpartition("/")[0])
         return Needed(name=str(above), key="fetch", weights=(tuple(files),))

@@ -1,4 +1,8 @@
-"""The step rules config chooses from, each with the grid it is used on."""
+"""The step rules config chooses from, each with the grid it is used on.
+
+Of a rectified flow that is the model's own, with its shift: `spacing`, `offset` and `end` say how trained steps are chosen, of
+which a flow has none. There Ddim and Euler are the flow's Euler steps, and Ddpm draws noise with them (eta = 1).
+"""
 
 from __future__ import annotations
 
@@ -38,8 +42,9 @@ class Ddim:
         return self.eta > 0
 
     def grid(self, schedule: Schedule) -> Grid:
-        times = timesteps(len(schedule), self.num_steps, self.spacing, self.offset)
-        return make_grid(_of_betas(self, schedule), times, self.end)
+        if isinstance(schedule, FlowSchedule):
+            return schedule.grid(self.num_steps)
+        return make_grid(schedule, timesteps(len(schedule), self.num_steps, self.spacing, self.offset), self.end)
 
     def transition(self, x_t: Tensor, prediction: Prediction, t: Point, s: Point) -> tuple[Tensor, float]:
         return ddim_transition(prediction, t, s, eta=self.eta)
@@ -61,8 +66,9 @@ class Ddpm:
     stochastic: ClassVar[bool] = True
 
     def grid(self, schedule: Schedule) -> Grid:
-        times = timesteps(len(schedule), self.num_steps, self.spacing, self.offset)
-        return make_grid(_of_betas(self, schedule), times, self.end)
+        if isinstance(schedule, FlowSchedule):
+            return schedule.grid(self.num_steps)
+        return make_grid(schedule, timesteps(len(schedule), self.num_steps, self.spacing, self.offset), self.end)
 
     def transition(self, x_t: Tensor, prediction: Prediction, t: Point, s: Point) -> tuple[Tensor, float]:
         return ddpm_transition(x_t, prediction, t, s)
@@ -87,7 +93,10 @@ class Euler:
         _check_steps(self)
 
     def grid(self, schedule: Schedule) -> Grid:
-        schedule = _of_betas(self, schedule)
+        if isinstance(schedule, FlowSchedule):
+            if self.karras:
+                raise BadValue("karras", True, "the model is a rectified flow, which has no such grid")
+            return schedule.grid(self.num_steps)
         times = timesteps(len(schedule), self.num_steps, self.spacing, self.offset)
         if not self.karras:
             return make_grid(schedule, times, "clean")
@@ -140,8 +149,8 @@ class DpmSolver:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flow:
-    """A rectified flow by Euler's method. With `eta` each step draws noise as DDIM's do, which keeps the flow's marginals; with
-    `sde` a it is Flow-GRPO's SDE of that strength (0.7 there) instead. `shift` null is the model's.
+    """A rectified flow by Euler's method, with another `shift` (null: the model's) or another noise: with `eta` each step draws
+    noise as DDIM's do, which keeps the flow's marginals; with `sde` a it is Flow-GRPO's SDE of that strength (0.7 there).
     """
 
     multistep: ClassVar[bool] = False
@@ -179,13 +188,6 @@ class Flow:
 def _check_steps(scheduler: Ddim | Ddpm | Euler | DpmSolver | Flow) -> None:
     if scheduler.num_steps < 1:
         raise BadValue("num_steps", scheduler.num_steps, "must be at least 1")
-
-
-def _of_betas(scheduler: Ddim | Ddpm | Euler, schedule: Schedule) -> NoiseSchedule:
-    """The schedule. Raises BadValue where it is not one of trained steps."""
-    if isinstance(schedule, FlowSchedule):
-        raise BadValue("spacing", scheduler.spacing, "the model is a rectified flow, which has no such grid; use scheduler=flow")
-    return schedule
 
 
 def _karras(first: float, last: float, count: int) -> list[float]:

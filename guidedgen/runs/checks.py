@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from guidedgen.basics.errors import UsageError
 from guidedgen.basics.tasks import Task
 from guidedgen.methods import Method
-from guidedgen.models.stable_diffusion import StableDiffusion
+from guidedgen.models.latent import LatentModel
 from guidedgen.process import Scheduler
 from guidedgen.process.grid import Grid
 from guidedgen.runs import config
@@ -37,15 +37,15 @@ def combination(cfg: DictConfig, method: Method, scheduler: Scheduler, tasks: Se
 def ends(cfg: DictConfig, method: Method, grid: Grid) -> None:
     """Raises UsageError where a method cannot start or end where the chain does."""
     name = f"method={config.module_of(cfg.method)}"
-    if method.needs.noisy_end and not grid[-1].sigma:
-        raise UsageError(f"{name}: with these options it ends where noise is left: scheduler.end=first")
     if method.needs.signal_at_start and not grid[0].alpha:
         raise UsageError(
             f"{name}: with these options it cannot start at pure noise, as this model does: method.reparameterise=true"
         )
+    if method.needs.noisy_end and not grid[-1].sigma:
+        raise UsageError(f"{name}: with these options it ends where noise is left: scheduler.end=first")
 
 
-def memory(method: Method, model: StableDiffusion) -> None:
+def memory(method: Method, model: LatentModel) -> None:
     """Raises UsageError where the latents of one sample's particles alone would not fit into this machine's memory."""
     particles = getattr(method, "num_particles", 1)
     most = max(particles) if isinstance(particles, Sequence) else particles

@@ -12,7 +12,7 @@ from guidedgen.basics.tasks import Sample
 from guidedgen.methods import Method
 from guidedgen.metrics.classes import PerClass
 from guidedgen.metrics.sets import SetMetric
-from guidedgen.models.stable_diffusion import StableDiffusion
+from guidedgen.models.latent import LatentModel
 from guidedgen.process import Scheduler
 from guidedgen.process.grid import Grid
 from guidedgen.rewards import Reward
@@ -30,7 +30,7 @@ class Job:
     run_id: str
     contents: contents.Parts  # of the files that it is made of
     folder: RunFolder
-    model: StableDiffusion
+    model: LatentModel
     method: Method
     reward: Reward | None
     scheduler: Scheduler

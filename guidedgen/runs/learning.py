@@ -22,6 +22,7 @@ from guidedgen.basics import cost
 from guidedgen.methods import Learner
 from guidedgen.methods.problem import Problem
 from guidedgen.models import tuning
+from guidedgen.models.stable_diffusion import StableDiffusion
 from guidedgen.runs import report, sampling
 from guidedgen.runs.job import Job
 
@@ -38,7 +39,7 @@ def spent(job: Job) -> Mapping[str, Any]:
 def learn(job: Job) -> None:
     """Leaves the job's model tuned."""
     method, folder = job.method, job.folder.path / FOLDER
-    assert isinstance(method, Learner)
+    assert isinstance(method, Learner) and isinstance(job.model, StableDiffusion)
     if (folder / "learning.json").exists():
         tuning.load(job.model, folder, method.tuning.what, "run")
         return

@@ -13,6 +13,7 @@ from guidedgen.basics.tasks import Sample, Task
 from guidedgen.datasets.tasks import check_text
 from guidedgen.methods import Learner, Method
 from guidedgen.models import tuning
+from guidedgen.models.latent import LatentModel
 from guidedgen.models.stable_diffusion import StableDiffusion
 from guidedgen.runs import blurring, building, checks, config, evaluate, identity, options
 from guidedgen.runs.job import Job
@@ -48,7 +49,7 @@ def prepare(cfg: DictConfig, tasks: Sequence[Task] | None = None) -> Job:
     return config.once(checked, lambda: ("job", shard, config.as_text({**identity.plain_values(cfg), "seed": None})))
 
 
-def _prepare(cfg: DictConfig, shard: Shard, model: StableDiffusion | None = None, tasks: Sequence[Task] | None = None) -> Job:
+def _prepare(cfg: DictConfig, shard: Shard, model: LatentModel | None = None, tasks: Sequence[Task] | None = None) -> Job:
     """The job, on a model that another job has built where one is given: its networks are then loaded once."""
     allow = tuple(cfg.allow_targets)
     method = config.build(cfg.method, "method", allow)
@@ -104,10 +105,13 @@ def _prepare(cfg: DictConfig, shard: Shard, model: StableDiffusion | None = None
     )
 
 
-def _lessons(cfg: DictConfig, shard: Shard, method: Method, model: StableDiffusion) -> tuple[Sequence[Sample], Job | None]:
+def _lessons(cfg: DictConfig, shard: Shard, method: Method, model: LatentModel) -> tuple[Sequence[Sample], Job | None]:
     """What a method learns on, and the unguided run that draws its originals; nothing where it does not learn."""
     if not isinstance(method, Learner):
         return (), None
+    if not isinstance(model, StableDiffusion):
+        name = f"method={config.module_of(cfg.method)}"
+        raise UsageError(f"{name} learns for Stable Diffusion 1 and 2 alone, and model={cfg.model.name} is another")
     tuning.check(method.tuning, model)
     lessons, node = method.lessons, identity.unguided(cfg)
     template = config.escaped(lessons.target)
@@ -119,7 +123,7 @@ def _lessons(cfg: DictConfig, shard: Shard, method: Method, model: StableDiffusi
     return samples, _prepare(node, shard, model)
 
 
-def _reference(cfg: DictConfig, shard: Shard, model: StableDiffusion, tasks: Sequence[Task]) -> tuple[Job | None, Path | None]:
+def _reference(cfg: DictConfig, shard: Shard, model: LatentModel, tasks: Sequence[Task]) -> tuple[Job | None, Path | None]:
     """What a run is measured against: the unguided job, or a folder. The unguided run itself has no base."""
     if cfg.reference == "none" or (cfg.reference == "base" and config.module_of(cfg.method) == "base"):
         return None, None

@@ -15,6 +15,7 @@ from guidedgen.basics.augment import Augmentations
 from guidedgen.basics.errors import BadValue, UsageError
 from guidedgen.basics.noise import Noise
 from guidedgen.basics.tasks import Task
+from guidedgen.cli import command_line
 from guidedgen.gradients.adjoint import Adjoint
 from guidedgen.gradients.checkpoint import Checkpoint
 from guidedgen.gradients.reversible import Reversible
@@ -31,9 +32,12 @@ from guidedgen.methods.freedom import FreeDom
 from guidedgen.methods.mpgd import Mpgd
 from guidedgen.methods.problem import Problem
 from guidedgen.methods.universal import Universal
+from guidedgen.models import families
+from guidedgen.models.stable_diffusion import StableDiffusion
 from guidedgen.models.stable_diffusion_3 import StableDiffusion3
 from guidedgen.process.formulas import from_velocity
 from guidedgen.process.schedulers import Flow
+from guidedgen.runs import composition, config, experiment, preparation
 
 PROMPTS = ("a cat", "two dogs, red")
 LENGTH = 12
@@ -238,8 +242,6 @@ def test_a_folder_without_t5_says_how_to_do_without(folder: Path, tmp_path: Path
 
 
 def test_other_pipelines_are_refused(folder: Path, folders: dict[str, Path], tried: Callable[..., None]) -> None:
-    from guidedgen.models.stable_diffusion import StableDiffusion
-
     with pytest.raises(UsageError, match="a StableDiffusionPipeline .* is not supported; supported: Stable Diffusion 3"):
         model(folders["epsilon"])
     with pytest.raises(UsageError, match="a StableDiffusion3Pipeline .* is not supported; supported: Stable Diffusion 1"):
@@ -325,3 +327,97 @@ def test_velocities_say_what_latents_are_made_of() -> None:
         prediction = from_velocity(point.alpha * x_0 + point.sigma * eps, eps - x_0, point)
         torch.testing.assert_close(prediction.x_0, x_0, rtol=0, atol=1e-12)
         torch.testing.assert_close(prediction.eps, eps, rtol=0, atol=1e-12)
+
+
+# As commands
+
+
+NAMES = sorted(path.stem for path in (config.CONF / "method").glob("*.yaml"))
+
+
+def given(folder: Path, tmp_path: Path, *more: str) -> list[str]:
+    small = [
+        "model=sd3_medium",
+        f"model.path={folder}",
+        "zoo=lab",
+        "metrics=lab",
+        "device=cpu",
+        "dataset=prompt",
+        "dataset.prompt=a cat",
+    ]
+    return [*small, "tracker=none", f"outputs={tmp_path}", *more]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_alone_is_a_command(folder: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    own = ["dataset=lab_pictures", "dataset.limit=1", "model.truncate_prompts=true", "~dataset.prompt"] if name == "sdedit" else []
+    overrides = given(folder, tmp_path, f"method={name}")
+    if own:
+        overrides = [override for override in overrides if not override.startswith("dataset")] + own[:3]
+    if name == "adjoint_tuning":
+        with pytest.raises(SystemExit) as left:
+            command_line.preflight(overrides, preparation.prepare)
+        assert left.value.code == 2 and "learns for Stable Diffusion 1 and 2 alone" in capsys.readouterr().err
+        return
+    command_line.preflight(overrides, preparation.prepare)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["method=base"], ["method=code", "method.num_particles=2"], ["method=doodl", "method.num_updates=1", "method.num_crops=0"]],
+)
+def test_a_run_on_it(folder: Path, tmp_path: Path, options: list[str]) -> None:
+    cfg = composition.composed(given(folder, tmp_path, *options, "scheduler.num_steps=4", "metrics=none"))
+    job = preparation.prepare(cfg)
+    experiment.run(job)
+    assert job.folder.done and len(job.folder.records()) == 1 and not job.folder.failures()
+    again = preparation.prepare(
+        composition.composed(given(folder, tmp_path, *options, "scheduler.num_steps=4", "metrics=none", "model.t5=false"))
+    )
+    assert again.folder.path != job.folder.path  # T5 decides a sample
+    assert any("text_encoder_3" in name for name in job.contents["model"])
+
+
+# By what the folder says
+
+
+def test_the_family_is_known_by_the_folder(
+    folder: Path, folders: dict[str, Path], tmp_path: Path, tried: Callable[..., None]
+) -> None:
+    for path, kind, scale in ((folder, StableDiffusion3, 7.0), (folders["epsilon"], StableDiffusion, 7.5)):
+        cfg = composition.composed(
+            [
+                "model=diffusers",
+                f"model.path={path}",
+                "zoo=lab",
+                "metrics=none",
+                "device=cpu",
+                f"outputs={tmp_path}",
+                "model.truncate_prompts=true",
+            ]
+        )
+        job = preparation.prepare(cfg)
+        assert type(job.model) is kind and job.model.guidance_scale == scale
+        tried("used")
+    without = Path(shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("text_encoder_3", "tokenizer_3")))
+    file = without / "model_index.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}))
+    assert families.any_model(path=str(without), name="x", guidance_scale=2.0).guidance_scale == 2.0
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"_class_name": "FluxPipeline"}))
+    with pytest.raises(UsageError, match="a FluxPipeline .* supported: StableDiffusionPipeline, StableDiffusion3Pipeline"):
+        families.any_model(path=str(without), name="x")
+    for content in ("[1]", "{", ""):
+        file.write_text(content)
+        with pytest.raises(UsageError, match=r"model_index\.json"):
+            families.any_model(path=str(without), name="x")
+    with pytest.raises(BadValue, match="path"):
+        families.any_model(path="", name="x")
+    tried("refused", 5)
+
+
+def test_a_folder_s_files_are_known_by_its_family(folder: Path, folders: dict[str, Path]) -> None:
+    assert {"text_encoder_3/config.json"} <= set(families.reads([path.name for path in folder.iterdir()], str(folder))[0].required)
+    assert (
+        "unet/config.json"
+        in families.reads([path.name for path in folders["epsilon"].iterdir()], str(folders["epsilon"]))[0].required
+    )

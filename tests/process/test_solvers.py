@@ -252,10 +252,15 @@ def test_the_sde_s_step_is_flow_grpo_s(i: int) -> None:
 
 
 def test_schedulers_refuse_schedules_that_are_not_theirs() -> None:
-    flow: Schedule = FlowSchedule()
-    for scheduler in (Ddim(), Ddpm(), Euler()):
-        with pytest.raises(BadValue, match="use scheduler=flow"):
-            scheduler.grid(flow)
+    flow: Schedule = FlowSchedule(shift=3.0)
+    with pytest.raises(BadValue, match="karras=True: the model is a rectified flow"):
+        Euler(karras=True).grid(flow)
+    for scheduler in (Ddim(num_steps=28), Ddpm(num_steps=28), Euler(num_steps=28)):  # whose steps are the flow's own
+        assert scheduler.grid(flow) == Flow().grid(flow)
+    x, (t, s) = normal(), Flow().grid(flow)[2:4]
+    assert Ddpm().transition(x, flow_denoiser(x, t), t, s)[1] == pytest.approx(
+        Flow(eta=1.0).transition(x, flow_denoiser(x, t), t, s)[1]
+    )
     with pytest.raises(BadValue, match="no rectified flow"):
         Flow().grid(SCHEDULE)
     for options in ({"eta": 1.1}, {"shift": 0.0}, {"sde": -1.0}, {"sde": 0.7, "eta": 1.0}, {"num_steps": 0}, {"shift": math.inf}):

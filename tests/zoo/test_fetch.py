@@ -84,11 +84,18 @@ def test_every_network_of_the_zoo_says_what_it_reads():
         ).partition("\npath: ")[2].partition("@")[0]  # fmt: skip
 
 
+# Repositories of which no public code names a commit.
+_UNPINNED = (
+    "Salesforce/blip2-itm-vit-g", "Salesforce/blip-vqa-capfilt-large", "stabilityai/stable-diffusion-3-medium-diffusers",
+    "stabilityai/stable-diffusion-3.5-medium", "stabilityai/stable-diffusion-3.5-large",
+)  # fmt: skip
+
+
 def test_pins_are_commits():
     for part in fetching._everything():
         if isinstance(part, Needed):
             revision = hub.parse(part.name, part.key).revision
-            assert len(revision) == 40 or part.name in ("Salesforce/blip2-itm-vit-g", "Salesforce/blip-vqa-capfilt-large")
+            assert len(revision) == 40 or part.name in _UNPINNED
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
