@@ -38,7 +38,7 @@ if (filter) {
 const viewer = one("#viewer");
 let current = null;
 
-const show = (side, shot) => {
+const fill = (side, shot) => {
   side.hidden = !shot;
   if (!shot) return;
   side.querySelector("img").src = shot.querySelector("img").src;
@@ -52,8 +52,8 @@ const show = (shot) => {
   const pair = shot.closest(".pair");
   const unguided = all(".shot[data-unguided]", pair).find((other) => other.dataset.setting === shot.dataset.setting);
   one("#prompt").textContent = pair.querySelector("h3").textContent;
-  show(one("#before"), unguided === shot ? null : unguided);
-  show(one("#after"), shot);
+  fill(one("#before"), unguided === shot ? null : unguided);
+  fill(one("#after"), shot);
   one("#file").href = shot.dataset.link;
   if (!viewer.open) viewer.showModal();
 };
