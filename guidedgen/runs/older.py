@@ -70,7 +70,10 @@ def first(value: Any) -> Any:
 
 def _renamed(value: Any, names: Mapping[str, str]) -> Any:
     if isinstance(value, dict):
-        return {key: names.get(item, item) if key == "_target_" else _renamed(item, names) for key, item in value.items()}
+        return {
+            key: names.get(item, item) if key == "_target_" and isinstance(item, str) else _renamed(item, names)
+            for key, item in value.items()
+        }
     return [_renamed(item, names) for item in value] if isinstance(value, list) else value
 
 

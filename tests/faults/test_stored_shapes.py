@@ -285,10 +285,10 @@ def test_any_bytes_in_any_file(bench: Bench, tried: Callable[..., None]) -> None
         with bench.example() as example:
             file = example.file(data.draw(st.sampled_from(FILES)))
             content = file.read_bytes() if file.exists() else b""
-            path = data.draw(st.integers(0, len(content)))
+            place = data.draw(st.integers(0, len(content)))
             some = data.draw(st.one_of(st.just(b""), st.binary(max_size=40), st.sampled_from(list(DEEP.values())).map(str.encode)))
             file.write_bytes(
-                data.draw(st.sampled_from([some, content[:path], content[:path] + some + content[path + len(some) :]]))
+                data.draw(st.sampled_from([some, content[:place], content[:place] + some + content[place + len(some) :]]))
             )
             counted(tried, example.check(*data.draw(COMMANDS)))
 
