@@ -1,7 +1,7 @@
 """The lab's rectified flow: a small Stable Diffusion 3 in its own classes, taught by data and by the lab's generator.
 
-At noise level s in [0, 1] a latent is x = (1 - s) x_0 + s n, and the network predicts the velocity n - x_0. It sees 256 image
-tokens, one per latent pixel, the tokens of the caption, and the zeros which stand for T5's where there is no T5.
+At noise level s in [0, 1] a latent is x = (1 - s) x_0 + s n, and the network predicts the velocity n - x_0. It sees 64 image
+tokens, one per patch of 2 x 2, the tokens of the caption, and the zeros which stand for T5's where there is no T5.
 """
 
 from __future__ import annotations
@@ -21,42 +21,42 @@ if TYPE_CHECKING:
 
 Encoders = tuple[Any, Any]  # two CLIPTextModelWithProjection
 
-SIDE = 16  # latent pixels per side
+SIDE, PATCH = 16, 2  # latent pixels per side of a picture and of a patch
 ZEROS = 256  # tokens of T5 that StableDiffusion3Pipeline fills with zeros where it has none
 _SHARPNESS = 3.0  # of the attention that starts out local
-# Where the heads that start out local look, by layer: (x, y) in latent pixels.
-_OFFSETS = (((-1, 0), (1, 0), (0, -1), (0, 1)), ((-1, 0), (1, 0)), ((0, -1), (0, 1)), ((-1, -1), (1, 1)))
+# Where the local heads look at first, in layers of even and of odd number: (x, y) in patches.
+_OFFSETS = (((-1, 0), (1, 0), (0, -1), (0, 1)), ((-1, -1), (1, 1), (1, -1), (-1, 1)))
 
 
 def build_transformer(width: int = 128, layers: int = 4, heads: int = 4) -> SD3Transformer2DModel:
-    """An untrained SD3Transformer2DModel on 4 x 16 x 16 latents, one token per latent pixel, 2.3 M parameters.
+    """An untrained SD3Transformer2DModel on 4 x 16 x 16 latents in patches of 2 x 2, 2.8 M parameters.
 
-    It starts out predicting nothing. Some heads start out looking at one neighbouring pixel each, as a convolution does, for it
-    takes a transformer long to find out where the neighbours are.
+    It predicts nothing at first. The layers have the second attention of SD3.5, over the image alone, whose heads start out
+    looking at one neighbour each, as a convolution does: it takes a transformer long to find out where the neighbours are.
     """
     from diffusers import SD3Transformer2DModel
 
     network = SD3Transformer2DModel(
-        sample_size=SIDE, patch_size=1, in_channels=4, out_channels=4, num_layers=layers, num_attention_heads=heads,
+        sample_size=SIDE, patch_size=PATCH, in_channels=4, out_channels=4, num_layers=layers, num_attention_heads=heads,
         attention_head_dim=width // heads, joint_attention_dim=2 * networks.CLIP_DIM, caption_projection_dim=width,
-        pooled_projection_dim=2 * networks.CLIP_DIM, pos_embed_max_size=SIDE,
+        pooled_projection_dim=2 * networks.CLIP_DIM, pos_embed_max_size=SIDE // PATCH, dual_attention_layers=tuple(range(layers)),
     )  # fmt: skip
     place = _place(width, heads)
     with torch.no_grad():
         network.pos_embed.proj.weight[place] = 0
         nn.init.zeros_(network.pos_embed.proj.bias)
-        for block, offsets in zip(network.transformer_blocks, _OFFSETS, strict=False):
+        for i, block in enumerate(network.transformer_blocks):
             for norm in (block.norm1, block.norm1_context):
                 nn.init.zeros_(norm.linear.weight)
                 nn.init.zeros_(norm.linear.bias)
-                if norm.linear.out_features == 6 * width:  # shift, scale, gate of attention, then of the layers behind it
-                    norm.linear.bias.view(6, width)[[2, 5]] = 1
-            for layer in (block.attn.to_out[0], block.ff.net[2]):
+                if norm is block.norm1 or not block.context_pre_only:  # a shift, a scale and a gate, for each of two or three
+                    norm.linear.bias.view(-1, 3, width)[:, 2] = 1
+            for layer in (block.attn.to_out[0], block.attn2.to_out[0], block.ff.net[2]):
                 layer.weight *= 0.3
                 layer.weight[place] = 0
                 nn.init.zeros_(layer.bias)
-            for head, offset in enumerate(offsets[:heads]):
-                _look_aside(block.attn, head, offset, place)
+            for head, offset in enumerate(_OFFSETS[i % 2][:heads]):
+                _look_aside(block.attn2, head, offset, place)
         for layer in (network.norm_out.linear, network.proj_out):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -71,7 +71,7 @@ def _place(width: int, heads: int) -> list[int]:
 
 
 def _look_aside(attention: Any, head: int, offset: tuple[int, int], place: list[int]) -> None:
-    """Lets the image tokens of a head attend to the image token (x, y) pixels away, and to no text in particular."""
+    """Lets the image tokens of a head attend to the image token (x, y) patches away."""
     size, width = len(place), attention.to_q.in_features
     rows = slice(head * size, (head + 1) * size)
     query, key = torch.zeros(size, width), torch.zeros(size, width)
@@ -86,8 +86,6 @@ def _look_aside(attention: Any, head: int, offset: tuple[int, int], place: list[
     for layer, weight in ((attention.to_q, query), (attention.to_k, key)):
         layer.weight[rows] = scale * weight
         layer.bias[rows] = 0
-    attention.add_k_proj.weight[rows] = 0
-    attention.add_k_proj.bias[rows] = 0
 
 
 class JointAttention:
@@ -97,22 +95,23 @@ class JointAttention:
     """
 
     def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, copies: int = 1, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, copies: int = 1, **kwargs: Any
+    ) -> tuple[Tensor, Tensor] | Tensor:
         b, n, _ = hidden_states.shape
-        of_image = (attn.to_q, attn.to_k, attn.to_v)
-        of_context = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
-        q, k, v = (
-            torch.cat([image(hidden_states), context(encoder_hidden_states)], 1)
-            .unflatten(-1, (attn.heads, -1)).transpose(1, 2).flatten(0, 1)
-            for image, context in zip(of_image, of_context, strict=True)
-        )  # fmt: skip
+        parts = [layer(hidden_states) for layer in (attn.to_q, attn.to_k, attn.to_v)]
+        if encoder_hidden_states is not None:
+            context = [layer(encoder_hidden_states) for layer in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)]
+            parts = [torch.cat(pair, 1) for pair in zip(parts, context, strict=True)]
+        q, k, v = (part.unflatten(-1, (attn.heads, -1)).transpose(1, 2).flatten(0, 1) for part in parts)
         bias = torch.zeros(k.shape[1], dtype=q.dtype, device=q.device)
-        bias[-1] = math.log(copies)
+        if encoder_hidden_states is not None:
+            bias[-1] = math.log(copies)
         weights = torch.baddbmm(bias.expand(len(q), q.shape[1], -1), q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5).softmax(-1)
         seen = (weights.to(v.dtype) @ v).unflatten(0, (b, attn.heads)).transpose(1, 2).flatten(2)
-        image, context = seen[:, :n], seen[:, n:]
-        return attn.to_out[0](image), context if attn.context_pre_only else attn.to_add_out(context)
+        image = attn.to_out[0](seen[:, :n])
+        if encoder_hidden_states is None:
+            return image
+        return image, seen[:, n:] if attn.context_pre_only else attn.to_add_out(seen[:, n:])
 
 
 # The text side
