@@ -23,8 +23,8 @@ Scenes of one to three objects, 64 x 64 px, drawn by `guidedgen.lab.world` and `
 
 | split | what is in it | who sees it |
 | --- | --- | --- |
-| generator | 8 common shapes without one colour each: 56 of 64 colour-shape combinations | generator |
-| world | everything, with sparkle and crescent and the 8 other combinations | all but the generator |
+| generator | 8 common shapes without one colour each: 56 of 64 colour-shape combinations | generator, flow |
+| world | everything, with sparkle and crescent and the 8 other combinations | all but the generator and the flow |
 | unseen | objects of the 8 combinations alone | no network in training: the family "unseen" of the exam |
 
 Figures below are on scenes from random streams that training does not use. `clip-guide` may guide; `clip-judge`, of another
@@ -36,6 +36,11 @@ loss added to it. `blip2` and `vqa` are BLIP-2's Q-Former and BLIP's question an
 weights with each other or with any other network, so that each may judge what another one has guided. `blip2`, under which
 pictures are optimised directly, is at the end trained against adversarial pictures ("hardened", `guidedgen.lab.hardening`):
 before, it accepted noise. `vqa` is not.
+
+`flow` is a rectified flow in Stable Diffusion 3's classes (`guidedgen.lab.flow`): the transformer is trained, between the lab's
+autoencoder and two frozen text encoders, the generator's and `clip-guide`'s text tower, without T5. At noise levels from 0.05 to
+0.9 it learns the velocity that the generator's noise prediction implies, at the others the data's. The text tower has read
+captions of the whole world, as SD3's CLIPs have; pictures the transformer has seen of the generator's split alone.
 
 ## Networks and training
 
@@ -55,8 +60,9 @@ hardened. The preference CLIP's loss is that of one batch of noisy choices; its 
 ## Figures
 
 `python scripts/train_lab.py --evaluate` prints these. Generator: diffusers' StableDiffusionPipeline, DDIM, 50 steps, guidance
-scale 5, judged by the scene classifier: exactly the objects asked for, none more, in colour and shape, and whatever else the
-prompt says. The families with an upper bar are the hard ones, for guidance to improve; the rates are those without guidance.
+scale 5; flow: StableDiffusion3Pipeline, {flow}. Both judged by the scene classifier: exactly the
+objects asked for, none more, in colour and shape, and whatever else the prompt says. The families with an upper bar are the hard
+ones, for guidance to improve; the rates are those without guidance.
 "texture" are two things of one colour that differ in texture; "unseen" three things, each a combination the generator never saw.
 Two textured things of different colours are drawn right in 82 % and two unseen ones in 91 % of 96 pictures each.
 
@@ -90,4 +96,5 @@ def card(results: Mapping[str, float], parts: Sequence[Part], settings: Settings
             f"| {part.warm_up} | {part.average:g} | {loss} | {seconds} |"
         )
     how = f"Seed {settings.seed}, {'bf16' if settings.bf16 else 'fp32'} on {settings.device}, scale {settings.scale:g}."
-    return _CARD.format(settings=how, parts="\n".join(rows), figures="\n".join(figures))
+    sampling = "{steps} steps, guidance scale {guidance_scale:g}".format(**exam.SAMPLING["flow"])
+    return _CARD.format(settings=how, flow=sampling, parts="\n".join(rows), figures="\n".join(figures))

@@ -35,7 +35,7 @@ from guidedgen.lab.world import SHAPES, Scenes, draw_scenes
 
 if TYPE_CHECKING:
     import open_clip
-    from diffusers import AutoencoderKL, StableDiffusionPipeline
+    from diffusers import AutoencoderKL, StableDiffusion3Pipeline, StableDiffusionPipeline
     from tokenizers import Tokenizer
 
 # Figure -> the range it has to lie in. What has no bar is reported for information.
@@ -60,6 +60,14 @@ BARS: dict[str, tuple[float, float]] = {
     "generator/colour": (0.85, 1),
     # What guidance is shown on must be neither hopeless nor solved already.
     **{f"generator/{family}": (0.10, 0.75) for family in ("texture", "spatial", "three", "background", "unseen")},
+    "flow/single": (0.98, 1),
+    "flow/colour": (0.85, 1),
+    # At least as right as the shipped generator.
+    "flow/texture": (0.17, 0.75),
+    "flow/spatial": (0.57, 0.75),
+    "flow/three": (0.65, 0.75),
+    "flow/background": (0.27, 0.75),
+    "flow/unseen": (0.55, 0.75),
 }
 
 # Part -> the shipped files it is examined from.
@@ -77,6 +85,13 @@ PARTS = {
     "blip2": ("blip2.safetensors", "generator/vae/diffusion_pytorch_model.safetensors"),
     "vqa": ("vqa.safetensors", "generator/vae/diffusion_pytorch_model.safetensors"),
     "generator": ("generator/model_index.json", "classifier.safetensors"),
+    "flow": ("flow/model_index.json", "classifier.safetensors"),
+}
+
+# Generator -> how it is sampled.
+SAMPLING: dict[str, dict[str, Any]] = {
+    "generator": {"steps": 50, "guidance_scale": 5.0},
+    "flow": {"steps": 28, "guidance_scale": 5.0},
 }
 
 # Family of prompts -> number of pictures. There are 56 single objects, so each is drawn twice.
@@ -117,9 +132,12 @@ def _examine_shipped(part: str, device: str, numbers: Mapping[str, int], seed: i
         return examine_classifier(networks.load_classifier().to(device), seed)
     if part == "aesthetic":
         return examine_aesthetic(networks.load_aesthetic().to(device), networks.load_clip("guide").to(device), seed)
-    if part == "generator":
-        classifier = networks.load_classifier().to(device)
-        return examine_generator(load_pipeline().to(device), classifier, seed, numbers=numbers, folder=folder)
+    if part in ("generator", "flow"):
+        pipe = load_pipeline() if part == "generator" else load_flow()
+        return examine_generator(
+            pipe.to(device), networks.load_classifier().to(device), seed, part, numbers=numbers, folder=folder,
+            **SAMPLING[part],
+        )  # fmt: skip
     if part in ("blip2", "vqa"):
         network = referees.load_blip2() if part == "blip2" else referees.load_vqa()
         examine = examine_blip2 if part == "blip2" else examine_vqa
@@ -131,6 +149,15 @@ def _examine_shipped(part: str, device: str, numbers: Mapping[str, int], seed: i
         guide, vae = networks.load_clip("guide").to(device), networks.load_vae().to(device)
         figures |= examine_preference(clip, guide, tokenizer, vae, seed)
     return figures
+
+
+def load_flow() -> StableDiffusion3Pipeline:
+    """The shipped flow as diffusers loads it: fp32, silent."""
+    from diffusers import StableDiffusion3Pipeline
+
+    pipe = StableDiffusion3Pipeline.from_pretrained(WEIGHTS / "flow", text_encoder_3=None, tokenizer_3=None, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def load_pipeline() -> StableDiffusionPipeline:
@@ -417,9 +444,10 @@ def examine_vqa(network: Any, tokenizer: Tokenizer, vae: AutoencoderKL, seed: in
 
 
 def examine_generator(
-    pipe: StableDiffusionPipeline,
+    pipe: StableDiffusionPipeline | StableDiffusion3Pipeline,
     classifier: SceneClassifier,
     seed: int = 0,
+    name: str = "generator",
     *,
     numbers: Mapping[str, int] = NUMBERS,
     folder: Path | None = None,
@@ -429,7 +457,8 @@ def examine_generator(
 ) -> dict[str, float]:
     """Share of pictures that show all their prompt asks for, per family, and of each aspect that the family asks for.
 
-    With a folder, writes FAMILY.png there: each picture over its prompt, framed green where it was judged right and red elsewhere.
+    `name` is the part the figures are of. With a folder, writes FAMILY.png there: each picture over its prompt, framed green
+    where it was judged right and red elsewhere.
     """
     figures: dict[str, float] = {}
     for family, number in numbers.items():
@@ -437,7 +466,7 @@ def examine_generator(
         descriptions = [said for text in texts if (said := captions.parse(text))]
         drawn = []
         for i in track(range(0, number, batch), family, transient=True):
-            noise = [stream("exam", "generator", seed, family, j) for j in range(i, min(i + batch, number))]
+            noise = [stream("exam", name, seed, family, j) for j in range(i, min(i + batch, number))]
             drawn.append(
                 pipe(
                     texts[i : i + batch], generator=noise, num_inference_steps=steps, guidance_scale=guidance_scale,
@@ -446,8 +475,8 @@ def examine_generator(
             )  # fmt: skip
         images = torch.cat(drawn)
         found = judge(images, descriptions, classifier)
-        figures[f"generator/{family}"] = _mean([found.right])
-        figures |= {f"generator/{family}, {aspect}": share for aspect, share in _aspects(found, descriptions).items()}
+        figures[f"{name}/{family}"] = _mean([found.right])
+        figures |= {f"{name}/{family}, {aspect}": share for aspect, share in _aspects(found, descriptions).items()}
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
             grid(images, texts, found.right.tolist()).save(folder / f"{family}.png")

@@ -19,8 +19,9 @@ from guidedgen.lab.world import BACKGROUNDS, COLOURS, SHAPES, SIZE, SIZES, SLOTS
 
 if TYPE_CHECKING:
     import open_clip
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL, UNet2DConditionModel
     from tokenizers import Tokenizer
+    from transformers import CLIPTextModel
 
 WEIGHTS = Path(__file__).parent / "weights"
 _Network = TypeVar("_Network", bound=nn.Module)
@@ -217,6 +218,16 @@ def load_vae() -> AutoencoderKL:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL.from_pretrained(WEIGHTS / "generator" / "vae").float().eval().requires_grad_(False)
+
+
+def load_generator() -> tuple[UNet2DConditionModel, CLIPTextModel]:
+    """The shipped generator's UNet and text encoder in fp32, frozen."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    root = WEIGHTS / "generator"
+    unet = UNet2DConditionModel.from_pretrained(root / "unet").float().eval().requires_grad_(False)
+    return unet, CLIPTextModel.from_pretrained(root / "text_encoder").float().eval().requires_grad_(False)
 
 
 def load(network: _Network, name: str) -> _Network:

@@ -10,7 +10,7 @@ from torch import nn
 
 from guidedgen.basics.images import to_pil
 from guidedgen.basics.noise import generator as stream
-from guidedgen.lab import exam, networks, styles, training
+from guidedgen.lab import exam, flow, networks, styles, training
 from guidedgen.lab.card import card
 from guidedgen.lab.fitting import Settings, fit, spent_on
 from guidedgen.lab.networks import WEIGHTS
@@ -42,6 +42,8 @@ def train(names: Sequence[str], settings: Settings) -> None:
                 ship(network["unet"], "generator/unet")
                 ship(network["text"], "generator/text_encoder")
                 ship_pipeline()
+            elif name == "flow":
+                ship_flow(network)
             elif name in ("blip2", "vqa"):
                 save(network[name], name)  # without the heads that only training has
             else:
@@ -75,7 +77,7 @@ def ship(network: Any, folder: str) -> None:
     config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
 
 
-def ship_tokenizer(tokenizer: Tokenizer) -> None:
+def ship_tokenizer(tokenizer: Tokenizer, folder: str = "generator/tokenizer") -> None:
     """Writes the tokenizer as transformers' CLIPTokenizer reads it."""
     from transformers import CLIPTokenizer
 
@@ -83,7 +85,7 @@ def ship_tokenizer(tokenizer: Tokenizer) -> None:
     CLIPTokenizer(
         tokenizer_object=tokenizer, bos_token="<|startoftext|>", eos_token=end, unk_token=end, pad_token=end,
         model_max_length=networks.MAX_TOKENS,
-    ).save_pretrained(WEIGHTS / "generator" / "tokenizer")  # fmt: skip
+    ).save_pretrained(WEIGHTS / folder)  # fmt: skip
 
 
 def ship_styles() -> None:
@@ -111,3 +113,31 @@ def ship_pipeline() -> None:
     )  # fmt: skip
     pipe.save_config(root)
     scheduler.save_pretrained(root / "scheduler")
+
+
+def ship_flow(transformer: Any) -> None:
+    """Writes `weights/flow`, a StableDiffusion3Pipeline without T5 around the shipped autoencoder and tokenizer."""
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+    from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+    root, vae = WEIGHTS / "flow", networks.load_vae()
+    vae.register_to_config(shift_factor=0.0)  # SD3's pipeline adds one
+    ship(transformer, "flow/transformer")
+    ship(flow.first_text_encoder(networks.load_generator()[1]), "flow/text_encoder")
+    ship(flow.second_text_encoder(networks.load_clip("guide")), "flow/text_encoder_2")
+    ship(vae, "flow/vae")
+    for name in ("tokenizer", "tokenizer_2"):
+        ship_tokenizer(networks.load_tokenizer(), f"flow/{name}")
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.save_pretrained(root / "scheduler")
+    pipe = StableDiffusion3Pipeline(
+        transformer=SD3Transformer2DModel.from_pretrained(root / "transformer"),
+        scheduler=scheduler,
+        vae=AutoencoderKL.from_pretrained(root / "vae"),
+        text_encoder=CLIPTextModelWithProjection.from_pretrained(root / "text_encoder"),
+        tokenizer=CLIPTokenizer.from_pretrained(root / "tokenizer"),
+        text_encoder_2=CLIPTextModelWithProjection.from_pretrained(root / "text_encoder_2"),
+        tokenizer_2=CLIPTokenizer.from_pretrained(root / "tokenizer_2"),
+        text_encoder_3=None, tokenizer_3=None,
+    )  # fmt: skip
+    pipe.save_config(root)

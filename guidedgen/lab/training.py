@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from guidedgen.basics.noise import generator as stream
-from guidedgen.lab import captions, networks, preference, referee_training, taste
+from guidedgen.lab import captions, flow, networks, preference, referee_training, taste
 from guidedgen.lab.fitting import Part, Settings
 from guidedgen.lab.render import render
 from guidedgen.lab.world import SIZE, Scenes, Split, draw_scenes, unseen_pair
@@ -23,18 +23,19 @@ if TYPE_CHECKING:
 
 LATENT_SCALE = 0.18215  # SD's; the autoencoder is rescaled so that it is the right one here too
 _CLIP_STEPS = {"guide": 2600, "judge": 1800}
-_STORED_SCENES = 60_000  # encoded once for the generator; captions are drawn anew at every step
+_FLOW_BATCH = 16
+_STORED_SCENES = 60_000  # encoded once for the generator and the flow; captions are drawn anew at every step
 
 
 # In an order in which they can be trained.
-PARTS = ("vae", "generator", "classifier", "clip-guide", "clip-preference", "clip-judge", "aesthetic", "blip2", "vqa")
+PARTS = ("vae", "generator", "classifier", "clip-guide", "clip-preference", "clip-judge", "aesthetic", "blip2", "vqa", "flow")
 
 
 def build(name: str, settings: Settings) -> Part:
     """An untrained part, its initial weights a function of the seed.
 
     The generator, the classifier, "blip2" and "vqa" need the shipped autoencoder, the aesthetic head the shipped guide CLIP, the
-    preference CLIP both.
+    preference CLIP both, and the flow the shipped generator and guide CLIP.
     """
     torch.manual_seed(int.from_bytes(f"{settings.seed}{name}".encode()[:7], "big"))
     if name == "vae":
@@ -47,6 +48,10 @@ def build(name: str, settings: Settings) -> Part:
         return aesthetic(settings, networks.load_clip("guide"))
     if name == "clip-preference":
         return preference_clip(settings, networks.load_clip("guide"), networks.load_vae(), networks.train_tokenizer())
+    if name == "flow":
+        unet, text = networks.load_generator()
+        encoders = flow.first_text_encoder(text), flow.second_text_encoder(networks.load_clip("guide"))
+        return rectified_flow(settings, networks.load_vae(), unet, encoders, networks.train_tokenizer())
     if name in ("blip2", "vqa"):
         make = referee_training.blip2 if name == "blip2" else referee_training.vqa
         return make(settings, networks.load_vae(), networks.train_tokenizer(), _photographed)
@@ -206,6 +211,49 @@ def _stored_latents(settings: Settings, vae: AutoencoderKL) -> tuple[list[captio
     latents = torch.cat([vae.encode((2 * render(b) - 1).to(settings.device)).latent_dist.mean.bfloat16().cpu() for b in batches])
     torch.save(latents, file)
     return captions.describe(scenes), latents
+
+
+def rectified_flow(
+    settings: Settings, vae: AutoencoderKL, unet: UNet2DConditionModel, encoders: flow.Encoders, tokenizer: Tokenizer
+) -> Part:
+    """A transformer of SD3's kind on the generator's scenes, between frozen text encoders.
+
+    The squared error of the velocity is taken against the generator's where the generator knows better than a single picture
+    does, and against the data's near either end. The generator's is the mean over all pictures that x may have come from, so it
+    is a target with far less noise.
+    """
+    from diffusers.models.attention_processor import AttnProcessor
+
+    stored = functools.cache(lambda: _stored_latents(settings, vae))
+    transformer: Any = flow.build_transformer()
+    draw = stream(settings.seed, "flow", "inputs")
+    known = captions.describe(draw_scenes(512, draw, split=Split.GENERATOR))
+    ids = networks.tokenize(tokenizer, [captions.caption(said, _rng(draw)) for said in known])
+    flow.standardise_inputs(transformer, *flow.encode(encoders, ids)[:2])
+    transformer.set_attn_processor(flow.JointAttention())
+    unet.set_attn_processor(AttnProcessor())
+    unet, encoders = unet.to(settings.device), (encoders[0].to(settings.device), encoders[1].to(settings.device))
+    alpha_bar = alphas_cumprod().to(settings.device)
+
+    def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        del step
+        descriptions, latents = stored()
+        chosen = torch.randint(len(latents), (_FLOW_BATCH,), generator=generator)
+        rng = _rng(generator)
+        texts = ["" if rng.random() < 0.1 else captions.caption(descriptions[i], rng) for i in chosen.tolist()]
+        sequence, pooled, text = flow.encode(encoders, networks.tokenize(tokenizer, texts).to(settings.device))
+        x_0 = latents[chosen].to(settings.device).float() * LATENT_SCALE
+        noise = torch.randn(x_0.shape, generator=generator).to(settings.device)
+        s = flow.draw_levels(len(x_0), generator).to(settings.device)
+        level = s[:, None, None, None]
+        x_s = (1 - level) * x_0 + level * noise
+        taught = flow.teacher_velocity(unet, alpha_bar, x_s, s, text)
+        target = torch.where((level > 0.05) & (level < 0.9), taught, noise - x_0)
+        copies = {"copies": flow.draw_copies(generator)}
+        velocity = transformer(x_s, sequence, pooled, 1000 * s, joint_attention_kwargs=copies).sample.float()
+        return {"loss": F.mse_loss(velocity, target), "data": F.mse_loss(velocity.detach(), noise - x_0)}
+
+    return Part(name="flow", network=transformer, loss=loss, steps=40_000, lr=1e-3, warm_up=200)
 
 
 # The companions
