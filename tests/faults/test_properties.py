@@ -212,9 +212,9 @@ def test_every_variable_alone(name: str, folder: Path, tried: Callable[..., None
 def test_what_a_folder_of_options_may_bring(folder: Path, tried: Callable[..., None]) -> None:
     """An overlay of one's own is used; one that sets what Hydra logs by, or grows without end, is refused at once."""
     hold([*QUICK, "--config-dir=own", "experiment=own"], folder, tried)
-    for folder, name in (("own", "evil"), ("bombs", "bomb")):
+    for options, name in (("own", "evil"), ("bombs", "bomb")):
         with pytest.raises(SystemExit) as left, contextlib.redirect_stderr(err := io.StringIO()):
-            command([*QUICK, f"--config-dir={folder}", f"experiment={name}"])
+            command([*QUICK, f"--config-dir={options}", f"experiment={name}"])
         assert left.value.code == 2 and err.getvalue().count("\n") == 1, err.getvalue()
         tried("refused")
     assert not (folder / "evil").exists() and sys.getrecursionlimit() >= 1000
