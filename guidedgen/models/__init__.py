@@ -1,1 +1,7 @@
-"""What is sampled from: Stable Diffusion folders of any size, and an analytic Gaussian mixture whose score is exact."""
+"""What is sampled from: latent diffusion models in folders of diffusers, and an analytic Gaussian mixture whose score is exact.
+
+latent                       what all families share: batches, guidance, encoding and decoding
+folder                       a folder's configs, checked before its weights
+stable_diffusion, ..._3      the families, each with its folder; families tells which one a folder is of
+learned, lora, words         what was learned for Stable Diffusion elsewhere; tuning is what is learned here
+"""

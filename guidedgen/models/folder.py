@@ -6,6 +6,7 @@ models would fail late, or be sampled wrongly without a word.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from guidedgen.basics.errors import UsageError
+from guidedgen.process.grid import Schedule
 from guidedgen.zoo.files import locate_lab
 from guidedgen.zoo.needed import Needed
 from guidedgen.zoo.pretrained import load_processor
@@ -76,7 +78,7 @@ TEXT_DEFAULTS = {"hidden_size": 512, "max_position_embeddings": 77, "vocab_size"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Folder:
+class Folder(abc.ABC):
     """A folder on this machine. `source` is what messages call it."""
 
     path: Path
@@ -137,6 +139,7 @@ class Folder:
         for what, found in self.unsupported().items():
             if found:
                 raise UsageError(f"{self.source}: {what} is not supported; {self.SUPPORTED}")
+        _ = self.max_tokens  # reads the tokenizers' configs
 
     def check_index(self) -> None:
         """Raises UsageError where model_index.json names another pipeline, or lacks a part, or has one of another class."""
@@ -161,9 +164,31 @@ class Folder:
         if name is not None and name not in names:
             raise UsageError(f"{self.source}: a {part} of class {name} is not supported, only {', '.join(names)}; {self.SUPPORTED}")
 
+    # What a family says
+
+    @property
+    @abc.abstractmethod
+    def schedule(self) -> Schedule:
+        """The noise levels the model was trained on."""
+
+    @property
+    @abc.abstractmethod
+    def latent_shape(self) -> tuple[int, int, int]:
+        """c h w."""
+
+    @property
+    @abc.abstractmethod
+    def max_tokens(self) -> int:
+        """Tokens per prompt, start and end included."""
+
+    @property
+    def image_size(self) -> int:
+        """Pixels per side."""
+        return self.latent_shape[1] * 2 ** (len(self.configs["vae"]["block_out_channels"]) - 1)
+
+    @abc.abstractmethod
     def unsupported(self) -> Mapping[str, Any]:
         """Kinds of models that are not supported, and whether this is one."""
-        return {}
 
     def common(self) -> Mapping[str, Any]:
         """Those of any family: autoencoders that are not for pictures, and quantised parts."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,6 +21,7 @@ from guidedgen.basics.cost import Ledger
 from guidedgen.basics.errors import BadValue
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
+from guidedgen.models.folder import Folder
 from guidedgen.process import Prediction
 from guidedgen.process.formulas import classifier_free
 from guidedgen.process.grid import Point, Schedule
@@ -95,28 +97,13 @@ class LatentModel(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def folder(self) -> Path:
-        """Where the files are on this machine."""
+    def opened(self) -> Folder:
+        """Its folder, checked."""
 
     @property
     @abc.abstractmethod
     def files(self) -> tuple[Path, ...]:
         """What it is made of, for a run's identity: the folders of the parts that are read, and what was learned besides."""
-
-    @property
-    @abc.abstractmethod
-    def schedule(self) -> Schedule:
-        """The noise levels the model was trained on."""
-
-    @property
-    @abc.abstractmethod
-    def latent_shape(self) -> tuple[int, int, int]:
-        """c h w."""
-
-    @property
-    @abc.abstractmethod
-    def image_size(self) -> int:
-        """Pixels per side."""
 
     @abc.abstractmethod
     def check(self, tasks: Sequence[Task], reserved: int = 0) -> None:
@@ -127,11 +114,6 @@ class LatentModel(abc.ABC):
     @abc.abstractmethod
     def load(self) -> None:
         """Loads what is not loaded yet."""
-
-    @property
-    @abc.abstractmethod
-    def vae(self) -> AutoencoderKL:
-        """The autoencoder."""
 
     @abc.abstractmethod
     def condition(self, tasks: Sequence[Task]) -> tuple[Conditioning, Conditioning]:
@@ -147,13 +129,44 @@ class LatentModel(abc.ABC):
 
     # What all have
 
-    def load_network(
-        self, kind: type[_Network], part: str, *, safetensors: bool, spare: Sequence[str] = (), what: str | None = None
-    ) -> _Network:
+    @property
+    def folder(self) -> Path:
+        """Where the files are on this machine."""
+        return self.opened.path
+
+    @property
+    def schedule(self) -> Schedule:
+        """The noise levels the model was trained on."""
+        return self.opened.schedule
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """c h w."""
+        return self.opened.latent_shape
+
+    @property
+    def image_size(self) -> int:
+        """Pixels per side."""
+        return self.opened.image_size
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens per prompt, start and end included."""
+        return self.opened.max_tokens
+
+    @functools.cached_property
+    def vae(self) -> AutoencoderKL:
+        """The autoencoder."""
+        from diffusers import AutoencoderKL
+
+        return self.load_network(AutoencoderKL, "vae")
+
+    def load_network(self, kind: type[_Network], part: str, spare: Sequence[str] = ()) -> _Network:
         """A network of the folder."""
         network: _Network = load_pretrained(
-            kind, self.folder / part, source=f"model.path={self.path}", what=what or f"its {part}", spare=spare,
-            safetensors=safetensors, device=torch.device(self.device), dtype=DTYPES[self.dtype],
+            kind, self.folder / part, source=f"model.path={self.path}", what=f"its {part}", spare=spare,
+            safetensors=str(self.opened.weights(part)).endswith(".safetensors"), device=torch.device(self.device),
+            dtype=DTYPES[self.dtype],
         )  # fmt: skip
         return network
 

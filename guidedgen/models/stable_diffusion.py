@@ -24,7 +24,7 @@ from guidedgen.models.stable_diffusion_folder import StableDiffusionFolder
 from guidedgen.models.words import Words, replaced, words_in
 from guidedgen.process import Prediction
 from guidedgen.process.formulas import from_eps, from_v
-from guidedgen.process.grid import NoiseSchedule, Point
+from guidedgen.process.grid import Point
 from guidedgen.zoo.needed import Needed
 
 if TYPE_CHECKING:
@@ -46,19 +46,14 @@ class StableDiffusion(LatentModel):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _ = self._opened  # refused before anything is loaded
+        _ = self.opened  # refused before anything is loaded
         self.additions.check(self.config, lambda: self.tokenizer)
 
     # What the folder says of itself
 
     @functools.cached_property
-    def _opened(self) -> StableDiffusionFolder:
+    def opened(self) -> StableDiffusionFolder:
         return StableDiffusionFolder.open(self.path, lab="generator")
-
-    @property
-    def folder(self) -> Path:
-        """Where the files are on this machine."""
-        return self._opened.path
 
     @staticmethod
     def reads(*, path: str, **_: object) -> tuple[Needed, ...]:
@@ -73,7 +68,7 @@ class StableDiffusion(LatentModel):
 
     def config(self, part: str) -> Mapping[str, Any]:
         """What the folder says of a part of the model."""
-        return self._opened.configs[part]
+        return self.opened.configs[part]
 
     @functools.cached_property
     def additions(self) -> Learned:
@@ -81,29 +76,9 @@ class StableDiffusion(LatentModel):
         return Learned(self.learned, "model.learned")
 
     @property
-    def schedule(self) -> NoiseSchedule:
-        """The noise levels the model was trained on."""
-        return self._opened.schedule
-
-    @property
     def predicts(self) -> str:
         """What the UNet predicts: "epsilon" or "v_prediction"."""
-        return self._opened.prediction
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """c h w."""
-        return self._opened.latent_shape
-
-    @property
-    def image_size(self) -> int:
-        """Pixels per side."""
-        return self._opened.image_size
-
-    @property
-    def max_tokens(self) -> int:
-        """Tokens per prompt, start and end included."""
-        return self._opened.max_tokens
+        return self.opened.prediction
 
     # Networks
 
@@ -119,24 +94,18 @@ class StableDiffusion(LatentModel):
             for network in (self.text_encoder, self.unet, self.vae):
                 assert not network.training
 
-    def _network(self, kind: type[_Network], part: str, spare: Sequence[str] = ()) -> _Network:
-        return self.load_network(kind, part, safetensors=str(self._opened.weights(part)).endswith(".safetensors"), spare=spare)
-
     @functools.cached_property
     def unet(self) -> UNet2DConditionModel:
         """The denoising network."""
         from diffusers import UNet2DConditionModel
 
-        network = self._network(UNet2DConditionModel, "unet")
+        network = self.load_network(UNet2DConditionModel, "unet")
         self.additions.into_unet(network)
         return network
 
     @functools.cached_property
     def vae(self) -> AutoencoderKL:
-        """The autoencoder."""
-        from diffusers import AutoencoderKL
-
-        network = self._network(AutoencoderKL, "vae")
+        network = super().vae
         self.additions.into_vae(network)
         return network
 
@@ -145,14 +114,14 @@ class StableDiffusion(LatentModel):
         """The text encoder."""
         from transformers import CLIPTextModel
 
-        network = self._network(CLIPTextModel, "text_encoder", spare=_SPARE)
+        network = self.load_network(CLIPTextModel, "text_encoder", spare=_SPARE)
         self.additions.into_text_encoder(network)
         return network
 
     @functools.cached_property
     def tokenizer(self) -> CLIPTokenizer:
         """The tokenizer."""
-        return self._opened.load_tokenizer()
+        return self.opened.load_tokenizer()
 
     @functools.cached_property
     def words(self) -> Words:
@@ -175,7 +144,7 @@ class StableDiffusion(LatentModel):
         # Every word is a token or more: no need to load the tokenizer to refuse a very long prompt.
         counts = [len(prompt.split()) for prompt in plain]
         if max(counts) <= available:
-            counts = _token_counts(self._opened, plain)
+            counts = _token_counts(self.opened, plain)
         for prompt, count, more in zip(prompts, counts, learned, strict=True):
             tokens = count + more
             if tokens > available:

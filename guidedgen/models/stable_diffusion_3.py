@@ -19,11 +19,11 @@ from guidedgen.models.latent import Conditioning, LatentModel
 from guidedgen.models.stable_diffusion_3_folder import CLIPS, StableDiffusion3Folder, WithT5
 from guidedgen.process import Prediction
 from guidedgen.process.formulas import from_velocity
-from guidedgen.process.grid import FlowSchedule, Point
+from guidedgen.process.grid import Point
 from guidedgen.zoo.needed import Needed
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, SD3Transformer2DModel
+    from diffusers import SD3Transformer2DModel
     from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 _T5_TOKENS = 256  # that T5 reads, by diffusers' default
@@ -42,17 +42,13 @@ class StableDiffusion3(LatentModel):
         super().__post_init__()
         if self.learned is not None:
             raise BadValue("learned", self.learned, "adapters and words are for Stable Diffusion 1 and 2; use null")
-        _ = self._opened  # refused before anything is loaded
+        _ = self.opened  # refused before anything is loaded
 
     # What the folder says of itself
 
     @functools.cached_property
-    def _opened(self) -> StableDiffusion3Folder:
+    def opened(self) -> StableDiffusion3Folder:
         return (WithT5 if self.t5 else StableDiffusion3Folder).open(self.path, lab="flow")
-
-    @property
-    def folder(self) -> Path:
-        return self._opened.path
 
     @staticmethod
     def reads(*, path: str, t5: bool = True, **_: object) -> tuple[Needed, ...]:
@@ -61,25 +57,8 @@ class StableDiffusion3(LatentModel):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        tokenizers = [part for part in self._opened.CLASSES if part.startswith("tokenizer")]
-        return tuple(self.folder / part for part in (*self._opened.WEIGHTS, "scheduler", *tokenizers))
-
-    @property
-    def schedule(self) -> FlowSchedule:
-        return self._opened.schedule
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        return self._opened.latent_shape
-
-    @property
-    def image_size(self) -> int:
-        return self._opened.image_size
-
-    @property
-    def max_tokens(self) -> int:
-        """Tokens per prompt, start and end included."""
-        return self._opened.max_tokens
+        tokenizers = [part for part in self.opened.CLASSES if part.startswith("tokenizer")]
+        return tuple(self.folder / part for part in (*self.opened.WEIGHTS, "scheduler", *tokenizers))
 
     # Networks
 
@@ -89,34 +68,25 @@ class StableDiffusion3(LatentModel):
             for network in (*self.text_encoders, *self.t5_encoder, self.transformer, self.vae):
                 assert not network.training
 
-    def _network(self, kind: type[_Network], part: str) -> _Network:
-        return self.load_network(kind, part, safetensors=str(self._opened.weights(part)).endswith(".safetensors"))
-
     @functools.cached_property
     def transformer(self) -> SD3Transformer2DModel:
         """The denoising network."""
         from diffusers import SD3Transformer2DModel
 
-        return self._network(SD3Transformer2DModel, "transformer")
-
-    @functools.cached_property
-    def vae(self) -> AutoencoderKL:
-        from diffusers import AutoencoderKL
-
-        return self._network(AutoencoderKL, "vae")
+        return self.load_network(SD3Transformer2DModel, "transformer")
 
     @functools.cached_property
     def text_encoders(self) -> tuple[CLIPTextModelWithProjection, CLIPTextModelWithProjection]:
         """CLIP-L and CLIP-G."""
         from transformers import CLIPTextModelWithProjection
 
-        first, second = (self._network(CLIPTextModelWithProjection, encoder) for _, encoder in CLIPS)
+        first, second = (self.load_network(CLIPTextModelWithProjection, encoder) for _, encoder in CLIPS)
         return first, second
 
     @functools.cached_property
     def tokenizers(self) -> tuple[CLIPTokenizer, CLIPTokenizer]:
         """Those of the two."""
-        first, second = (self._opened.load_tokenizer(tokenizer, encoder) for tokenizer, encoder in CLIPS)
+        first, second = (self.opened.load_tokenizer(tokenizer, encoder) for tokenizer, encoder in CLIPS)
         return first, second
 
     @functools.cached_property
@@ -124,13 +94,13 @@ class StableDiffusion3(LatentModel):
         """T5, or nothing."""
         from transformers import T5EncoderModel
 
-        return (self._network(T5EncoderModel, "text_encoder_3"),) if self.t5 else ()
+        return (self.load_network(T5EncoderModel, "text_encoder_3"),) if self.t5 else ()
 
     @functools.cached_property
     def t5_tokenizer(self) -> Any:
         """T5's."""
-        assert isinstance(self._opened, WithT5)
-        return self._opened.load_t5_tokenizer()
+        assert isinstance(self.opened, WithT5)
+        return self.opened.load_t5_tokenizer()
 
     # Use
 

@@ -67,10 +67,6 @@ class StableDiffusion3Folder(Folder):
     }  # fmt: skip
     REQUIRED: ClassVar = {"transformer": ("sample_size",)}
 
-    def check(self) -> None:
-        super().check()
-        _ = self.max_tokens  # reads the tokenizers' configs
-
     @property
     def schedule(self) -> FlowSchedule:
         """The flow, with the shift of its grids."""
@@ -82,11 +78,6 @@ class StableDiffusion3Folder(Folder):
         """c h w."""
         transformer = self.configs["transformer"]
         return (transformer["in_channels"], transformer["sample_size"], transformer["sample_size"])
-
-    @property
-    def image_size(self) -> int:
-        """Pixels per side."""
-        return self.latent_shape[1] * 2 ** (len(self.configs["vae"]["block_out_channels"]) - 1)
 
     @functools.cached_property
     def max_tokens(self) -> int:

@@ -68,10 +68,6 @@ class StableDiffusionFolder(Folder):
         "unet": ("sample_size",), "scheduler": ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps"),
     }  # fmt: skip
 
-    def check(self) -> None:
-        super().check()
-        _ = self.max_tokens  # reads the tokenizer's config
-
     @functools.cached_property
     def schedule(self) -> NoiseSchedule:
         """The noise levels the model was trained on."""
@@ -94,11 +90,6 @@ class StableDiffusionFolder(Folder):
         if written and int(written[1]) < 9:  # the first configs said 32 and meant 64: diffusers corrects them too
             side = max(side, 64)
         return (unet["in_channels"], side, side)
-
-    @property
-    def image_size(self) -> int:
-        """Pixels per side."""
-        return self.latent_shape[1] * 2 ** (len(self.configs["vae"]["block_out_channels"]) - 1)
 
     @functools.cached_property
     def max_tokens(self) -> int:

@@ -1,4 +1,6 @@
-"""A study's runs read back and laid out: as tables (Markdown, CSV, LaTeX) and as one self-contained HTML page.
+"""Many runs: sweeps and their state, and a study's runs as tables (Markdown, CSV, LaTeX) and as one self-contained HTML page.
+
+sweeps     overrides -> runs and their folders status     what the runs have come to
 
 study      run folders -> runs with their names, and which unguided run each is paired with
 tables     runs -> rows and columns -> Markdown, CSV, LaTeX
