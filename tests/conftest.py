@@ -9,7 +9,7 @@ import shutil
 import site
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,10 @@ def isolate() -> dict[str, str]:
 
 OWN_FOLDERS = isolate()  # before torch or huggingface_hub is imported, which read it then
 GOLDEN = Path(__file__).resolve().parent / "golden"
+LONGEST = (
+    "test_methods_alone.py", "cluster/*.py", "test_runs.py", "faults/*.py", "test_scripts.py", "test_command_line.py",
+    "test_experiments.py", "pages/test_browser.py", "models/*.py", "gradients/*.py", "methods/test_adjoint_dpm.py",
+)  # fmt: skip
 OUTCOMES = ("refused", "used", "kills", "lost")
 
 
@@ -147,10 +151,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "faults: tries bad input, damaged files or kills (set by the fixture `tried`)")
 
 
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "tried" in getattr(item, "fixturenames", ()):
             item.add_marker("faults")
+    # A file is one worker's: the longest go first, so that none of them is left alone at the end.
+    items.sort(key=lambda item: next((i for i, name in enumerate(LONGEST) if item.path.match(name)), len(LONGEST)))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -55,7 +55,7 @@ def _prepared(cfg: DictConfig, folder: RunFolder) -> Job:
         return prepare(cfg)
     except UsageError as error:
         tasks = {task.id: task for task in _recorded_tasks(folder).values()}
-        if not str(error).startswith("dataset.") or not tasks:
+        if not str(error).startswith("dataset.path=") or not tasks:
             raise
         try:
             return prepare(cfg, list(tasks.values()))

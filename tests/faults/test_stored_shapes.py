@@ -101,11 +101,11 @@ class Bench:
     def job_in(self, folder: Path) -> Job:
         return dataclasses.replace(self.job, folder=RunFolder(folder), cfg=config.copied(self.job.cfg))
 
-    def prepared(self, cfg: Any) -> Job:
+    def prepared(self, cfg: Any, tasks: Any = None) -> Job:
         """What a stored config is built to; of the usual one, what is built already."""
         plain = {**OmegaConf.to_container(cfg), "outputs": str(self.home / "outputs"), "study": "study"}
         same = config.digest({"": plain}) == self.digest
-        return self.job_in(Path("unused")) if same else self.stored(cfg)
+        return self.job_in(Path("unused")) if same else self.stored(cfg, tasks)
 
     @contextlib.contextmanager
     def example(self) -> Iterator["Example"]:
