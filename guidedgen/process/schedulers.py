@@ -78,7 +78,7 @@ class Ddpm:
 class Euler:
     """Euler's method in sigma / alpha, whose steps are DDIM's, as diffusers' EulerDiscreteScheduler has it: at trained times, or
     with `karras` at noise levels spaced by the power 7 between the first and the last of these (Karras et al. 2022,
-    arXiv:2206.00364, Eq. 5). The last step goes to no noise.
+    arXiv:2206.00364, Eq. 5). The last step goes to no noise, or to the `first` trained level (diffusers' sigma_min).
     """
 
     multistep: ClassVar[bool] = False
@@ -87,6 +87,7 @@ class Euler:
     num_steps: int = 30
     spacing: Literal["leading", "trailing"] = "leading"
     offset: int = 1
+    end: End = "clean"
     karras: bool = False
 
     def __post_init__(self) -> None:
@@ -99,9 +100,9 @@ class Euler:
             return schedule.grid(self.num_steps)
         times = timesteps(len(schedule), self.num_steps, self.spacing, self.offset)
         if not self.karras:
-            return make_grid(schedule, times, "clean")
+            return make_grid(schedule, times, self.end)
         first, last = schedule.ratios[[times[0], times[-1]]].tolist()
-        return (*(_point(schedule, ratio) for ratio in _karras(first, last, self.num_steps)), Point(0.0, 1.0, 0.0))
+        return (*(_point(schedule, ratio) for ratio in _karras(first, last, self.num_steps)), make_grid(schedule, (), self.end)[-1])
 
     def transition(self, x_t: Tensor, prediction: Prediction, t: Point, s: Point) -> tuple[Tensor, float]:
         return ddim_transition(prediction, t, s)

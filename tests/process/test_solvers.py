@@ -47,14 +47,17 @@ def walk(scheduler: Scheduler, grid: Grid, denoise: Callable[[Tensor, Point], Pr
 
 
 @pytest.mark.parametrize("karras", [False, True])
-@pytest.mark.parametrize(("spacing", "offset"), [("leading", 1), ("leading", 0), ("trailing", 0)])
+@pytest.mark.parametrize(("spacing", "offset", "end"), [("leading", 1, "clean"), ("leading", 0, "first"), ("trailing", 0, "clean")])
 @pytest.mark.parametrize("steps", [10, 30])
-def test_euler_is_diffusers(steps: int, spacing: str, offset: int, karras: bool) -> None:
+def test_euler_is_diffusers(steps: int, spacing: str, offset: int, end: str, karras: bool) -> None:
     from diffusers import EulerDiscreteScheduler
 
-    theirs = EulerDiscreteScheduler(*BETAS, timestep_spacing=spacing, steps_offset=offset, use_karras_sigmas=karras)
+    theirs = EulerDiscreteScheduler(
+        *BETAS, timestep_spacing=spacing, steps_offset=offset, use_karras_sigmas=karras,
+        final_sigmas_type="sigma_min" if end == "first" else "zero",
+    )  # fmt: skip
     theirs.set_timesteps(steps)
-    scheduler = Euler(num_steps=steps, spacing=spacing, offset=offset, karras=karras)
+    scheduler = Euler(num_steps=steps, spacing=spacing, offset=offset, end=end, karras=karras)
     grid = scheduler.grid(SCHEDULE)
     assert [point.t for point in grid[:-1]] == pytest.approx(theirs.timesteps.tolist(), abs=2e-2 if karras else 0)
     assert [point.sigma / point.alpha for point in grid] == pytest.approx(theirs.sigmas.tolist(), rel=2e-5, abs=1e-9)
