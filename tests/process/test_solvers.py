@@ -135,7 +135,7 @@ def flow_denoiser(x: Tensor, t: Point) -> Prediction:
     return Prediction(own - u * v, own + (1 - u) * v)
 
 
-PUBLISHED = {  # field.md 2.4: diffusers' grids, computed from its source
+PUBLISHED = {  # of diffusers' pipelines at their defaults (0.42.1)
     "sd3": (FlowSchedule(shift=3.0), 28, [1, 0.987381, 0.974108], [0.110906, 0.0089286, 0]),
     "flux_dev": (FlowSchedule(shift=math.exp(1.15), even=True), 28, [1, 0.988409, 0.976222], [0.195455, 0.104721, 0]),
     "flux_schnell": (FlowSchedule(even=True), 4, [1, 0.75, 0.5], [0.5, 0.25, 0]),
@@ -174,7 +174,7 @@ def test_a_flow_is_diffusers(shift: float, steps: int) -> None:
 
 @pytest.mark.parametrize("steps", [5, 20])
 def test_dpm_solver_on_a_flow_is_diffusers(steps: int) -> None:
-    """SANA's default; field.md 2.4 has its grid of 20 steps."""
+    """SANA's default, of 20 steps."""
     from diffusers import DPMSolverMultistepScheduler
 
     theirs = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
@@ -224,7 +224,7 @@ def spread_after(scheduler: Scheduler, steps: int) -> float:
 
 @pytest.mark.parametrize(
     ("options", "measured"),
-    [  # field.md 2.3, at 10, 28 and 100 steps
+    [  # measured by sampling, at 10, 28 and 100 steps
         ({}, (0.357, 0.449, 0.486)), ({"eta": 1.0}, (0.320, 0.408, 0.467)), ({"eta": 0.5}, (0.351, 0.441, 0.482)),
         ({"sde": 0.7}, (0.419, 0.470, 0.492)),
     ],
