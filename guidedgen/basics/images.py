@@ -68,21 +68,23 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     return (images - images.new_tensor(mean).view(shape)) / images.new_tensor(std).view(shape)
 
 
-def resize(images: Tensor, side: int, *, mode: str = "bicubic", crop: bool = True) -> Tensor:
-    """Square images of `side` px, antialiased, differentiable, clamped to [0, 1].
+def resize(images: Tensor, size: int | tuple[int, int], *, mode: str = "bicubic", crop: bool = True) -> Tensor:
+    """Images of `size` px (height and width, or one number for both), antialiased, differentiable, clamped to [0, 1].
 
-    With `crop` the shorter side is scaled to `side` and the middle is kept (CLIP's preprocessing); without, the image is squashed.
+    With `crop` they are scaled until they just cover it and the middle is kept (of squares CLIP's preprocessing); without, they are
+    squashed.
     """
+    rows, columns = (size, size) if isinstance(size, int) else size
     height, width = images.shape[-2:]
-    if crop:
-        short = min(height, width)
-        size = (height * side // short, width * side // short)  # the longer side is truncated, as CLIP's preprocessing does
-    else:
-        size = (side, side)
-    if size != (height, width):
-        images = F.interpolate(images, size=size, mode=mode, antialias=True, align_corners=False).clamp(0, 1)
-    top, left = (size[0] - side) // 2, (size[1] - side) // 2
-    return images[..., top : top + side, left : left + side]
+    scaled = (rows, columns)
+    if crop and height * columns <= width * rows:
+        scaled = (rows, width * rows // height)  # the longer side is truncated, as CLIP's preprocessing does
+    elif crop:
+        scaled = (height * columns // width, columns)
+    if scaled != (height, width):
+        images = F.interpolate(images, size=scaled, mode=mode, antialias=True, align_corners=False).clamp(0, 1)
+    top, left = (scaled[0] - rows) // 2, (scaled[1] - columns) // 2
+    return images[..., top : top + rows, left : left + columns]
 
 
 def crop(images: Tensor, boxes: Tensor, smallest: float) -> Tensor:

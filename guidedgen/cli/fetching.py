@@ -225,7 +225,7 @@ def _of_location(name: str) -> Needed:
     else:
         raise UsageError(f"{name}: not on this machine and the hub is offline (HF_HUB_OFFLINE)")
     if "model_index.json" in files:
-        return families.reads(files, name)[0]
+        return families.reads(path=name)[0]
     if location is not None and list(files) == [location.folder.rpartition("/")[2]]:
         above = dataclasses.replace(location, folder=location.folder.rpartition("/")[0])
         return Needed(name=str(above), key="fetch", weights=(tuple(files),))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from guidedgen.basics.errors import BadValue, UsageError
@@ -11,11 +11,9 @@ from guidedgen.models.folder import INDEX
 from guidedgen.models.latent import LatentModel
 from guidedgen.models.stable_diffusion import StableDiffusion
 from guidedgen.models.stable_diffusion_3 import StableDiffusion3
-from guidedgen.models.stable_diffusion_3_folder import StableDiffusion3Folder
-from guidedgen.models.stable_diffusion_folder import StableDiffusionFolder
 from guidedgen.zoo.needed import Needed
 
-_GUIDANCE = {StableDiffusion: 7.5, StableDiffusion3: 7.0}  # what their pipelines take
+FAMILIES: Sequence[type[LatentModel]] = (StableDiffusion, StableDiffusion3)
 
 
 def any_model(
@@ -29,31 +27,41 @@ def any_model(
     truncate_prompts: bool = False,
     batch_size: int = 8,
     learned: str | Sequence[Any] | Mapping[str, Any] | None = None,
+    size: int | Sequence[int] | None = None,
 ) -> LatentModel:
     """The model in a folder or a repository of the hub, of whichever supported family it is. A `guidance_scale` of None is that of
     the family's pipeline. Raises BadValue and UsageError as the families do.
     """
-    family = _family(path)
-    scale = _GUIDANCE[family] if guidance_scale is None else guidance_scale
-    options: dict[str, Any] = {"t5": _has_t5(path)} if family is StableDiffusion3 else {}
+    family, index = _family(path)
     return family(
-        path=path, name=name, device=device, dtype=dtype, guidance_scale=scale, negative_prompt=negative_prompt,
-        truncate_prompts=truncate_prompts, batch_size=batch_size, learned=learned, **options,
+        path=path, name=name, device=device, dtype=dtype, negative_prompt=negative_prompt, truncate_prompts=truncate_prompts,
+        batch_size=batch_size, learned=learned, size=size,
+        guidance_scale=family.GUIDANCE if guidance_scale is None else guidance_scale, **family.options_of(index),
     )  # fmt: skip
 
 
-def _reads(*, path: str, **_: object) -> tuple[Needed, ...]:
-    family = _family(path)
-    return family.reads(path=path, **({"t5": _has_t5(path)} if family is StableDiffusion3 else {}))
+def reads(*, path: str, **_: object) -> tuple[Needed, ...]:
+    """What is read of such a folder or repository."""
+    if path == "lab":
+        return ()
+    family, index = _family(path)
+    return family.reads(path=path, **family.options_of(index))
 
 
-any_model.reads = _reads  # type: ignore[attr-defined]  # what scripts/fetch.py asks of every target
+any_model.reads = reads  # type: ignore[attr-defined]  # what scripts/fetch.py asks of every target
 
 
-def reads(files: Iterable[str], path: str) -> tuple[Needed, ...]:
-    """What is read of a folder or repository with these files in it."""
-    family = StableDiffusion3 if any(file.split("/")[0] == "transformer" for file in files) else StableDiffusion
-    return family.reads(path=path)
+def _family(path: str) -> tuple[type[LatentModel], Mapping[str, Any]]:
+    """The family, and what model_index.json says."""
+    if path == "lab":
+        return StableDiffusion, {}
+    index = _index(path)
+    name = index.get("_class_name")
+    for family in FAMILIES:
+        if name in family.FOLDER.PIPELINES:
+            return family, index
+    supported = ", ".join(family.FOLDER.PIPELINES[0] for family in FAMILIES)
+    raise UsageError(f"model.path={path}: a {name} (model_index.json) is not supported; supported: {supported}")
 
 
 def _index(path: str) -> Mapping[str, Any]:
@@ -67,20 +75,3 @@ def _index(path: str) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         raise UsageError(f"model.path={path}: {INDEX} is no JSON object")
     return found
-
-
-def _family(path: str) -> type[StableDiffusion] | type[StableDiffusion3]:
-    if path == "lab":
-        return StableDiffusion
-    name = _index(path).get("_class_name")
-    if name in StableDiffusion3Folder.PIPELINES:
-        return StableDiffusion3
-    if name in StableDiffusionFolder.PIPELINES:
-        return StableDiffusion
-    supported = ", ".join([StableDiffusionFolder.PIPELINES[0], StableDiffusion3Folder.PIPELINES[0]])
-    raise UsageError(f"model.path={path}: a {name} (model_index.json) is not supported; supported: {supported}")
-
-
-def _has_t5(path: str) -> bool:
-    entry = _index(path).get("text_encoder_3")
-    return isinstance(entry, list) and entry[-1] is not None

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from guidedgen.basics.errors import UsageError
+from guidedgen.basics.errors import BadValue, UsageError
 from guidedgen.process.grid import Schedule
 from guidedgen.zoo.files import locate_lab
 from guidedgen.zoo.needed import Needed
@@ -72,9 +72,11 @@ TEXT_RULES: Mapping[str, Rule] = {
     "vocab_size": NUMBER, "hidden_size": NUMBER, "intermediate_size": NUMBER, "num_hidden_layers": LAYERS,
     "eos_token_id": COUNT, "num_attention_heads": NUMBER, "max_position_embeddings": NUMBER, "projection_dim": NUMBER,
 }  # fmt: skip
+T5_RULES: Mapping[str, Rule] = {"d_model": NUMBER, "vocab_size": NUMBER, "num_layers": LAYERS}
 # What diffusers and transformers take where a config has no such key.
 VAE_DEFAULTS = {"in_channels": 3, "out_channels": 3, "latent_channels": 4, "block_out_channels": [64], "scaling_factor": 0.18215}
 TEXT_DEFAULTS = {"hidden_size": 512, "max_position_embeddings": 77, "vocab_size": 49408, "projection_dim": 512}
+T5_DEFAULTS = {"d_model": 512, "vocab_size": 32128}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,7 @@ class Folder(abc.ABC):
 
     path: Path
     source: str
+    size: tuple[int, int] | None = None  # height and width of its pictures in pixels; None: those it was trained on
 
     SUPPORTED: ClassVar[str]  # in messages: what can be used instead
     PIPELINES: ClassVar[Sequence[str]]  # by model_index.json
@@ -92,6 +95,7 @@ class Folder(abc.ABC):
     DEFAULTS: ClassVar[Mapping[str, Mapping[str, Any]]]
     RULES: ClassVar[Mapping[str, Mapping[str, Rule]]]  # what a key has to be where there is one
     REQUIRED: ClassVar[Mapping[str, Sequence[str]]]
+    ENDS: ClassVar[int] = 2  # tokens that every prompt is read with: CLIP's start and end
 
     @classmethod
     def config_files(cls) -> dict[str, str]:
@@ -140,6 +144,17 @@ class Folder(abc.ABC):
             if found:
                 raise UsageError(f"{self.source}: {what} is not supported; {self.SUPPORTED}")
         _ = self.max_tokens  # reads the tokenizers' configs
+        self._check_size()
+
+    def _check_size(self) -> None:
+        """Raises BadValue where the model cannot make pictures of the size that is asked for."""
+        if self.size is None:
+            return
+        multiple = self.vae_factor * self.patch
+        if any(side % multiple for side in self.size):
+            raise BadValue("size", list(self.size), f"must be multiples of {multiple} for this model")
+        if (most := self.most_pixels) is not None and any(side > most for side in self.size):
+            raise BadValue("size", list(self.size), f"must be at most {most} for this model")
 
     def check_index(self) -> None:
         """Raises UsageError where model_index.json names another pipeline, or lacks a part, or has one of another class."""
@@ -173,8 +188,13 @@ class Folder(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def latent_shape(self) -> tuple[int, int, int]:
-        """c h w."""
+    def latent_channels(self) -> int:
+        """Channels of a latent."""
+
+    @property
+    @abc.abstractmethod
+    def latent_side(self) -> int:
+        """Height and width of the latents that the model was trained on."""
 
     @property
     @abc.abstractmethod
@@ -182,9 +202,30 @@ class Folder(abc.ABC):
         """Tokens per prompt, start and end included."""
 
     @property
-    def image_size(self) -> int:
-        """Pixels per side."""
-        return self.latent_shape[1] * 2 ** (len(self.configs["vae"]["block_out_channels"]) - 1)
+    def vae_factor(self) -> int:
+        """Pixels per side of a latent's number."""
+        return 2 ** (len(self.configs["vae"]["block_out_channels"]) - 1)
+
+    @property
+    def patch(self) -> int:
+        """Height and width, in numbers of a latent, of what the network takes for one token; 1 of a UNet, which takes any size."""
+        return 1
+
+    @property
+    def most_pixels(self) -> int | None:
+        """The greatest height and width that the network can be given; None where there is none."""
+        return None
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of its pictures in pixels."""
+        return self.size or (self.latent_side * self.vae_factor, self.latent_side * self.vae_factor)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """c h w."""
+        height, width = self.image_size
+        return (self.latent_channels, height // self.vae_factor, width // self.vae_factor)
 
     @abc.abstractmethod
     def unsupported(self) -> Mapping[str, Any]:
@@ -252,6 +293,12 @@ class Folder(abc.ABC):
             )
         return tokenizer
 
+    def load_t5_tokenizer(self, part: str) -> Any:
+        """A T5's tokenizer."""
+        from transformers import T5TokenizerFast
+
+        return load_processor(T5TokenizerFast, self.path / part, source=self.source, what=f"its {part}")
+
     def max_tokens_of(self, tokenizer: str, most: int) -> int:
         """Tokens per prompt, start and end included: what a tokenizer's config says, and at most so many."""
         name = f"{tokenizer}/tokenizer_config.json"
@@ -272,27 +319,39 @@ class Folder(abc.ABC):
         )  # fmt: skip
 
     @classmethod
-    def open(cls, path: str, lab: str) -> Self:
+    def open(cls, path: str, lab: str, size: tuple[int, int] | None = None) -> Self:
         """The folder of `model.path`: a folder, a repository of the hub, or "lab" for the bundled model, which is called `lab`.
 
         Of a repository that is not on this machine, the configs are fetched and checked first, and then the weights. Raises
-        UsageError where it cannot be had, or is not supported.
+        UsageError where it cannot be had, or is not supported, and BadValue for a `size` that it cannot make.
         """
         source = f"model.path={path}"
         if path == "lab":
-            folder = cls(path=locate_lab(f"{lab}/{INDEX}", key=source, part=lab).parent, source=source)
+            folder = cls(path=locate_lab(f"{lab}/{INDEX}", key=source, part=lab).parent, source=source, size=size)
         else:
             _check_path(path, source)
             small = cls.needed(path, weights=False)
             if small.local is not None and (small.local / INDEX).is_file():
                 cls(path=small.local, source=source).check_index()  # else it would be missing what another pipeline has not
-            folder = cls(path=small.locate(), source=source)
+            folder = cls(path=small.locate(), source=source, size=size)
             if small.local is None:
                 folder.check()
-                folder = cls(path=cls.needed(path).locate(), source=source)  # of a newer commit, it may be
+                folder = cls(path=cls.needed(path).locate(), source=source, size=size)  # of a newer commit, it may be
         folder.check()
         folder.check_weights()
         return folder
+
+
+def height_and_width(size: object) -> tuple[int, int] | None:
+    """What an option says of a picture's size: a number of pixels for both, [height, width], or None. Raises BadValue."""
+    sides = [size, size] if whole(size) else list(size) if isinstance(size, Sequence) and not isinstance(size, str) else size
+    if sides is None:
+        return None
+    if not (isinstance(sides, list) and len(sides) == 2 and all(map(whole, sides))):
+        raise BadValue(
+            "size", size, "must be [height, width] in pixels, one number for both, or null for what the model was trained on"
+        )
+    return (sides[0], sides[1])
 
 
 def texts(value: Any) -> list[str]:

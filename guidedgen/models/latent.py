@@ -11,20 +11,21 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
 
 from guidedgen.basics import images
 from guidedgen.basics.cost import Ledger
-from guidedgen.basics.errors import BadValue
+from guidedgen.basics.errors import BadValue, UsageError
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
 from guidedgen.models.folder import Folder
 from guidedgen.process import Prediction
 from guidedgen.process.formulas import classifier_free
 from guidedgen.process.grid import Point, Schedule
+from guidedgen.zoo.needed import Needed
 from guidedgen.zoo.pretrained import load_pretrained
 
 if TYPE_CHECKING:
@@ -36,17 +37,20 @@ _Network = TypeVar("_Network", bound=torch.nn.Module)
 
 @dataclasses.dataclass(frozen=True)
 class Conditioning:
-    """What rows are conditioned on, one row a prompt: its tokens b l d, and for some families a pooled vector b d."""
+    """What rows are conditioned on, one row a prompt: its tokens b l d, and for some families a pooled vector b d, and a mask b l
+    that is 1 where there is a token and 0 where there is none.
+    """
 
     tokens: Tensor
     pooled: Tensor | None = None
+    mask: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
         """The same change of all of it."""
-        return Conditioning(change(self.tokens), None if self.pooled is None else change(self.pooled))
+        return Conditioning(*(None if part is None else change(part) for part in (self.tokens, self.pooled, self.mask)))  # type: ignore[arg-type]
 
     def rows(self, index: Tensor | Sequence[int]) -> Conditioning:
         """Some of the rows, which may repeat."""
@@ -59,8 +63,8 @@ class Conditioning:
 
     def followed_by(self, other: Conditioning) -> Conditioning:
         """These rows, then the other's."""
-        pooled = None if self.pooled is None or other.pooled is None else torch.cat([self.pooled, other.pooled])
-        return Conditioning(torch.cat([self.tokens, other.tokens]), pooled)
+        pairs = ((self.tokens, other.tokens), (self.pooled, other.pooled), (self.mask, other.mask))
+        return Conditioning(*(None if a is None or b is None else torch.cat([a, b]) for a, b in pairs))  # type: ignore[arg-type]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +73,8 @@ class LatentModel(abc.ABC):
     option has been checked.
 
     `path` is a folder or a repository of the hub. With `guidance_scale` 1 the negative prompt is never evaluated. A prompt longer
-    than the text encoders read is an error unless `truncate_prompts`, which cuts it as diffusers does.
+    than the text encoders read is an error unless `truncate_prompts`, which cuts it as diffusers does. `size` is the pictures'
+    height and width in pixels, or one number for both; None is what the model was trained on.
     """
 
     path: str
@@ -81,6 +86,7 @@ class LatentModel(abc.ABC):
     truncate_prompts: bool = False
     batch_size: int = 8  # latent rows per network call; a guidance pair is one row here
     learned: str | Sequence[Any] | Mapping[str, Any] | None = None
+    size: int | Sequence[int] | None = None
     ledger: Ledger = dataclasses.field(default_factory=Ledger)
 
     def __post_init__(self) -> None:
@@ -95,6 +101,20 @@ class LatentModel(abc.ABC):
 
     # What a family says
 
+    FOLDER: ClassVar[type[Folder]]
+    GUIDANCE: ClassVar[float]  # the guidance scale that its pipeline takes
+
+    @classmethod
+    def options_of(cls, index: Mapping[str, Any]) -> dict[str, Any]:
+        """The options that follow from what model_index.json says."""
+        del index
+        return {}
+
+    @staticmethod
+    @abc.abstractmethod
+    def reads(*, path: str, **options: Any) -> tuple[Needed, ...]:
+        """What is read of the hub or of a folder: nothing of a bundled model."""
+
     @property
     @abc.abstractmethod
     def opened(self) -> Folder:
@@ -106,10 +126,8 @@ class LatentModel(abc.ABC):
         """What it is made of, for a run's identity: the folders of the parts that are read, and what was learned besides."""
 
     @abc.abstractmethod
-    def check(self, tasks: Sequence[Task], reserved: int = 0) -> None:
-        """Raises UsageError where a prompt is longer than the text encoders read, less the tokens `reserved` for words to be
-        learned; needs the tokenizers only.
-        """
+    def count_tokens(self, prompt: str) -> int:
+        """A prompt's tokens, start and end left out."""
 
     @abc.abstractmethod
     def load(self) -> None:
@@ -145,8 +163,8 @@ class LatentModel(abc.ABC):
         return self.opened.latent_shape
 
     @property
-    def image_size(self) -> int:
-        """Pixels per side."""
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the pictures in pixels."""
         return self.opened.image_size
 
     @property
@@ -169,6 +187,26 @@ class LatentModel(abc.ABC):
             dtype=DTYPES[self.dtype],
         )  # fmt: skip
         return network
+
+    def check(self, tasks: Sequence[Task], reserved: int = 0) -> None:
+        """Raises UsageError where a prompt is longer than the text encoders read, less the tokens `reserved` for words to be
+        learned; needs the tokenizers only.
+        """
+        if self.truncate_prompts:
+            return
+        room = self.max_tokens - self.FOLDER.ENDS - reserved
+        for prompt in dict.fromkeys([self.negative_prompt, *(task.prompt for task in tasks)]):
+            tokens = len(prompt.split())  # each a token or more: no need to load a tokenizer to refuse a very long prompt
+            if tokens <= room:
+                tokens = self.count_tokens(prompt)
+            if tokens > room:
+                self._refuse(prompt, tokens, room)
+
+    def _refuse(self, prompt: str, tokens: int, room: int) -> NoReturn:
+        raise UsageError(
+            f"prompt of {tokens} tokens or more ({prompt[:40]!r}...): model={self.name} reads {room}; "
+            "shorten it or set model.truncate_prompts=true"
+        )
 
     def denoiser(self, tasks: Sequence[Task]) -> PromptedDenoiser:
         """The denoiser of these tasks."""

@@ -10,14 +10,14 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
-from guidedgen.basics.errors import UsageError
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
+from guidedgen.models.folder import height_and_width
 from guidedgen.models.latent import Conditioning, LatentModel
 from guidedgen.models.learned import Learned
 from guidedgen.models.stable_diffusion_folder import StableDiffusionFolder
@@ -44,6 +44,9 @@ class StableDiffusion(LatentModel):
     `guidedgen.models.learned`.
     """
 
+    FOLDER: ClassVar = StableDiffusionFolder
+    GUIDANCE: ClassVar = 7.5
+
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.opened  # refused before anything is loaded
@@ -53,11 +56,10 @@ class StableDiffusion(LatentModel):
 
     @functools.cached_property
     def opened(self) -> StableDiffusionFolder:
-        return StableDiffusionFolder.open(self.path, lab="generator")
+        return StableDiffusionFolder.open(self.path, lab="generator", size=height_and_width(self.size))
 
     @staticmethod
     def reads(*, path: str, **_: object) -> tuple[Needed, ...]:
-        """What is read of the hub or of a folder: nothing of the bundled model."""
         return () if path == "lab" else (StableDiffusionFolder.needed(path),)
 
     @property
@@ -83,7 +85,6 @@ class StableDiffusion(LatentModel):
     # Networks
 
     def load(self) -> None:
-        """Loads what is not loaded yet."""
         with self.ledger.timed("load"):
             from diffusers.utils import logging as diffusers_logging
             from transformers.utils import logging as transformers_logging
@@ -133,9 +134,7 @@ class StableDiffusion(LatentModel):
     # Use
 
     def check(self, tasks: Sequence[Task], reserved: int = 0) -> None:
-        """Raises UsageError where a prompt is longer than the text encoder reads, less the tokens `reserved` for words to be
-        learned; needs the tokenizer only.
-        """
+        """The same for prompts with learned words in them, and for very many prompts."""
         if self.truncate_prompts:
             return
         available = self.max_tokens - 2 - reserved
@@ -148,10 +147,10 @@ class StableDiffusion(LatentModel):
         for prompt, count, more in zip(prompts, counts, learned, strict=True):
             tokens = count + more
             if tokens > available:
-                raise UsageError(
-                    f"prompt of {tokens} tokens or more ({prompt[:40]!r}...): model={self.name} reads {available}; "
-                    "shorten it or set model.truncate_prompts=true"
-                )
+                self._refuse(prompt, tokens, available)
+
+    def count_tokens(self, prompt: str) -> int:
+        return _token_counts(self.opened, (prompt,))[0]
 
     def _without_learned(self, prompt: str) -> tuple[str, int]:
         """A prompt without its learned words, and how many tokens these are, those included that it is read with."""

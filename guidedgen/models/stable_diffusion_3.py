@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from guidedgen.basics.errors import BadValue, UsageError
+from guidedgen.basics.errors import BadValue
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
+from guidedgen.models.folder import height_and_width
 from guidedgen.models.latent import Conditioning, LatentModel
 from guidedgen.models.stable_diffusion_3_folder import CLIPS, StableDiffusion3Folder, WithT5
+from guidedgen.models.texts import by_clip, by_t5
 from guidedgen.process import Prediction
 from guidedgen.process.formulas import from_velocity
 from guidedgen.process.grid import Point
@@ -38,6 +40,14 @@ class StableDiffusion3(LatentModel):
 
     t5: bool = True
 
+    FOLDER: ClassVar = StableDiffusion3Folder
+    GUIDANCE: ClassVar = 7.0
+
+    @classmethod
+    def options_of(cls, index: Mapping[str, Any]) -> dict[str, Any]:
+        entry = index.get("text_encoder_3")
+        return {"t5": isinstance(entry, list) and entry[-1] is not None}
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.learned is not None:
@@ -48,11 +58,10 @@ class StableDiffusion3(LatentModel):
 
     @functools.cached_property
     def opened(self) -> StableDiffusion3Folder:
-        return (WithT5 if self.t5 else StableDiffusion3Folder).open(self.path, lab="flow")
+        return (WithT5 if self.t5 else StableDiffusion3Folder).open(self.path, lab="flow", size=height_and_width(self.size))
 
     @staticmethod
     def reads(*, path: str, t5: bool = True, **_: object) -> tuple[Needed, ...]:
-        """What is read of the hub or of a folder: nothing of a bundled model."""
         return () if path == "lab" else ((WithT5 if t5 else StableDiffusion3Folder).needed(path),)
 
     @property
@@ -99,47 +108,25 @@ class StableDiffusion3(LatentModel):
     @functools.cached_property
     def t5_tokenizer(self) -> Any:
         """T5's."""
-        assert isinstance(self.opened, WithT5)
-        return self.opened.load_t5_tokenizer()
+        return self.opened.load_t5_tokenizer("tokenizer_3")
 
     # Use
 
-    def check(self, tasks: Sequence[Task], reserved: int = 0) -> None:
-        if self.truncate_prompts:
-            return
-        room = self.max_tokens - 2 - reserved
-        for prompt in dict.fromkeys([self.negative_prompt, *(task.prompt for task in tasks)]):
-            tokens = len(prompt.split())  # each a token or more: no need to load a tokenizer to refuse a very long prompt
-            if tokens <= room:
-                tokens = max(len(each(prompt, add_special_tokens=False, verbose=False).input_ids) for each in self.tokenizers)
-            if tokens > room:
-                raise UsageError(
-                    f"prompt of {tokens} tokens or more ({prompt[:40]!r}...): model={self.name} reads {room}; "
-                    "shorten it or set model.truncate_prompts=true"
-                )
+    def count_tokens(self, prompt: str) -> int:
+        return max(len(each(prompt, add_special_tokens=False, verbose=False).input_ids) for each in self.tokenizers)
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Tokens: the last but one layers of the CLIPs side by side, then T5's. Pooled: the CLIPs' projections."""
         with self.ledger.timed("text"), torch.no_grad():
-            read = [self._read(prompts, *pair) for pair in zip(self.tokenizers, self.text_encoders, strict=True)]
-            tokens = torch.cat([hidden for hidden, _ in read], -1)
+            clips = zip(self.tokenizers, self.text_encoders, strict=True)
+            read = [by_clip(prompts, tokenizer, encoder, self.max_tokens) for tokenizer, encoder in clips]
+            tokens = torch.cat([output.hidden_states[-2] for output in read], -1)
             tokens = F.pad(tokens, (0, self.transformer.config.joint_attention_dim - tokens.shape[-1]))
-            by_t5 = self._read_by_t5(prompts) if self.t5 else tokens.new_zeros(len(tokens), _T5_TOKENS, tokens.shape[-1])
-            tokens = torch.cat([tokens, by_t5.to(tokens.dtype)], 1)
-            return Conditioning(tokens, torch.cat([pooled for _, pooled in read], -1))
-
-    def _read(self, prompts: Sequence[str], tokenizer: CLIPTokenizer, encoder: Any) -> tuple[Tensor, Tensor]:
-        """Hidden states b l d and projections b d of one CLIP."""
-        ids = tokenizer(list(prompts), padding="max_length", max_length=self.max_tokens, truncation=True, return_tensors="pt")
-        output = encoder(ids.input_ids.to(self.device), output_hidden_states=True)
-        return output.hidden_states[-2], output.text_embeds
-
-    def _read_by_t5(self, prompts: Sequence[str]) -> Tensor:
-        """b 256 d."""
-        (encoder,) = self.t5_encoder
-        ids = self.t5_tokenizer(list(prompts), padding="max_length", max_length=_T5_TOKENS, truncation=True, return_tensors="pt")
-        states: Tensor = encoder(ids.input_ids.to(self.device))[0]
-        return states
+            rest = tokens.new_zeros(len(tokens), _T5_TOKENS, tokens.shape[-1])
+            for encoder in self.t5_encoder:
+                rest, _ = by_t5(prompts, self.t5_tokenizer, encoder, _T5_TOKENS)
+            tokens = torch.cat([tokens, rest.to(tokens.dtype)], 1)
+            return Conditioning(tokens, torch.cat([output.text_embeds for output in read], -1))
 
     def condition(self, tasks: Sequence[Task]) -> tuple[Conditioning, Conditioning]:
         return self.encode_prompts([task.prompt for task in tasks]), self.encode_prompts([self.negative_prompt])

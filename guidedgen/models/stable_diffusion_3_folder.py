@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 from guidedgen.models import folder
 from guidedgen.models.folder import LAYERS, NUMBER, REAL, STEPS, Folder, texts
 from guidedgen.process.grid import FlowSchedule
-from guidedgen.zoo.pretrained import load_processor
 
 _CLASSES = {
     "transformer": ("SD3Transformer2DModel",),
@@ -48,7 +47,7 @@ class StableDiffusion3Folder(Folder):
     )
     DEFAULTS: ClassVar = {
         "transformer": {"in_channels": 16, "out_channels": 16, "sample_size": 128, "joint_attention_dim": 4096,
-                        "pooled_projection_dim": 2048, "patch_size": 2},
+                        "pooled_projection_dim": 2048, "patch_size": 2, "pos_embed_max_size": 96},
         "vae": {**folder.VAE_DEFAULTS, "shift_factor": None},
         "text_encoder": folder.TEXT_DEFAULTS,
         "text_encoder_2": folder.TEXT_DEFAULTS,
@@ -74,10 +73,21 @@ class StableDiffusion3Folder(Folder):
         return FlowSchedule(shift=float(scheduler["shift"]), steps=scheduler["num_train_timesteps"])
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """c h w."""
-        transformer = self.configs["transformer"]
-        return (transformer["in_channels"], transformer["sample_size"], transformer["sample_size"])
+    def latent_channels(self) -> int:
+        return int(self.configs["transformer"]["in_channels"])
+
+    @property
+    def latent_side(self) -> int:
+        return int(self.configs["transformer"]["sample_size"])
+
+    @property
+    def patch(self) -> int:
+        return int(self.configs["transformer"]["patch_size"])
+
+    @property
+    def most_pixels(self) -> int:
+        """Of the positions, which are cut out of a table's middle."""
+        return int(self.configs["transformer"]["pos_embed_max_size"]) * self.patch * self.vae_factor
 
     @functools.cached_property
     def max_tokens(self) -> int:
@@ -125,10 +135,8 @@ class WithT5(StableDiffusion3Folder):
     SUPPORTED: ClassVar = f"{StableDiffusion3Folder.SUPPORTED}, with a T5EncoderModel as text_encoder_3 unless model.t5=false"
     WEIGHTS: ClassVar = {**StableDiffusion3Folder.WEIGHTS, "text_encoder_3": folder.TRANSFORMERS}
     VOCABULARIES: ClassVar[Sequence[Sequence[str]]] = (("tokenizer_3/tokenizer.json",), ("tokenizer_3/spiece.model",))
-    DEFAULTS: ClassVar = {**StableDiffusion3Folder.DEFAULTS, "text_encoder_3": {"d_model": 512, "vocab_size": 32128}}
-    RULES: ClassVar = {
-        **StableDiffusion3Folder.RULES, "text_encoder_3": {"d_model": NUMBER, "vocab_size": NUMBER, "num_layers": LAYERS},
-    }  # fmt: skip
+    DEFAULTS: ClassVar = {**StableDiffusion3Folder.DEFAULTS, "text_encoder_3": folder.T5_DEFAULTS}
+    RULES: ClassVar = {**StableDiffusion3Folder.RULES, "text_encoder_3": folder.T5_RULES}
 
     def unsupported(self) -> Mapping[str, Any]:
         width, wanted = self.configs["text_encoder_3"]["d_model"], self.configs["transformer"]["joint_attention_dim"]
@@ -136,9 +144,3 @@ class WithT5(StableDiffusion3Folder):
             **super().unsupported(),
             f"a T5 of {width} numbers a token with a transformer for texts of {wanted}": width != wanted,
         }
-
-    def load_t5_tokenizer(self) -> Any:
-        """T5's tokenizer."""
-        from transformers import T5TokenizerFast
-
-        return load_processor(T5TokenizerFast, self.path / "tokenizer_3", source=self.source, what="its tokenizer_3")

@@ -82,14 +82,17 @@ class StableDiffusionFolder(Folder):
         """What the UNet predicts: "epsilon" or "v_prediction"."""
         return self.configs["scheduler"]["prediction_type"]
 
+    @property
+    def latent_channels(self) -> int:
+        return int(self.configs["unet"]["in_channels"])
+
     @functools.cached_property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """c h w."""
+    def latent_side(self) -> int:
         unet = self.configs["unet"]
         side, written = unet["sample_size"], re.match(r"0\.(\d+)\.", str(unet.get("_diffusers_version")))
         if written and int(written[1]) < 9:  # the first configs said 32 and meant 64: diffusers corrects them too
             side = max(side, 64)
-        return (unet["in_channels"], side, side)
+        return int(side)
 
     @functools.cached_property
     def max_tokens(self) -> int:

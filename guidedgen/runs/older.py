@@ -40,7 +40,10 @@ _MISSING = {
     "run.show_flagged": False,
     "run.objective": None,
     "run.objective_limit": None,
+    "gpu_dtype": "float16",
 }
+# Keys that configs did not have at first, with what that meant: a run with this value is named as one without the key.
+_LATER: dict[str, Any] = {"model.size": None}
 
 
 def event_now(event: str) -> str:
@@ -63,9 +66,14 @@ def current(value: Any) -> Any:
     return _renamed(value, _CLASSES)
 
 
-def first(value: Any) -> Any:
-    """The plain values of a config with the names that classes had at first."""
-    return _renamed(value, _FIRST)
+def first(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain values of a config with the names that classes had at first, and without keys that say what was always so."""
+    kept: dict[str, Any] = _renamed(dict(config), _FIRST)
+    for key, value in _LATER.items():
+        above, _, name = key.rpartition(".")
+        if isinstance(kept.get(above), dict) and name in kept[above] and kept[above][name] == value:
+            kept[above] = {other: item for other, item in kept[above].items() if other != name}
+    return kept
 
 
 def _renamed(value: Any, names: Mapping[str, str]) -> Any:

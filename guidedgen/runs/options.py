@@ -42,7 +42,7 @@ def settled(cfg: DictConfig, shard: Shard, *, elsewhere: bool = False) -> DictCo
     if not elsewhere or device == "auto":
         cfg.device = real_device(device, shard.local)
     if value(cfg, "dtype") == "auto":
-        cfg.dtype = "float32" if cfg.device == "cpu" else "float16"
+        cfg.dtype = "float32" if cfg.device == "cpu" else value(cfg, "gpu_dtype")
     cfg = _resolved(cfg)
     # Those of the zoo first, which other nodes refer to.
     for key, found in sorted(_devices(cfg), key=lambda pair: not pair[0].startswith("zoo.")):

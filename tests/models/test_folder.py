@@ -537,7 +537,7 @@ def test_what_stable_diffusion_s_own_configs_say(
         (tmp_path / name).write_text(json.dumps(content))
     described = StableDiffusionFolder(path=tmp_path, source="x")
     described.check()
-    assert (described.latent_shape, described.image_size) == ((4, side, side), 8 * side)
+    assert (described.latent_shape, described.image_size) == ((4, side, side), (8 * side, 8 * side))
     assert (described.max_tokens, described.prediction, len(described.schedule)) == (77, prediction, 1000)
     tried("used")
 

@@ -69,8 +69,8 @@ def pipeline(folder: Path) -> Any:
 
 def test_shapes_are_read_from_the_folder(folders: dict[str, Path]) -> None:
     small, large = (model(folders[prediction]) for prediction in PREDICTIONS)
-    assert (small.latent_shape, small.image_size, small.max_tokens, small.predicts) == ((4, 8, 8), 32, 12, "epsilon")
-    assert (large.latent_shape, large.image_size, large.max_tokens, large.predicts) == ((3, 16, 16), 32, 12, "v_prediction")
+    assert (small.latent_shape, small.image_size, small.max_tokens, small.predicts) == ((4, 8, 8), (32, 32), 12, "epsilon")
+    assert (large.latent_shape, large.image_size, large.max_tokens, large.predicts) == ((3, 16, 16), (32, 32), 12, "v_prediction")
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -81,7 +81,7 @@ def test_the_schedule_is_the_folder_s(folders: dict[str, Path], prediction: str)
 
 def test_nothing_is_loaded_to_say_so(folders: dict[str, Path]) -> None:
     sd = model(folders["epsilon"])
-    assert (len(sd.schedule), sd.image_size, sd.max_tokens) == (1000, 32, 12)
+    assert (len(sd.schedule), sd.image_size, sd.max_tokens) == (1000, (32, 32), 12)
     assert not {"unet", "vae", "text_encoder", "tokenizer"} & set(vars(sd))
 
 
@@ -141,7 +141,7 @@ def test_the_bundled_model_is_a_plain_diffusers_folder() -> None:
     sd.check(tasks(*prompts))
     theirs = pipeline(folder)(list(prompts), latents=x_T, num_inference_steps=3, guidance_scale=7.5, output_type="pt").images
     torch.testing.assert_close(sample(sd, x_T, prompts, steps=3), theirs, rtol=0, atol=1e-4)
-    assert theirs.shape[-1] == sd.image_size
+    assert theirs.shape[-2:] == sd.image_size
 
 
 # Batches and particles

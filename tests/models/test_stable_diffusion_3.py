@@ -9,29 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from every_method import METHODS, check_method
 from torch import Tensor
 
-from guidedgen.basics.augment import Augmentations
 from guidedgen.basics.errors import BadValue, UsageError
-from guidedgen.basics.noise import Noise
 from guidedgen.basics.tasks import Task
 from guidedgen.cli import command_line
-from guidedgen.gradients.adjoint import Adjoint
-from guidedgen.gradients.checkpoint import Checkpoint
-from guidedgen.gradients.reversible import Reversible
-from guidedgen.methods import Method
-from guidedgen.methods.adjoint_dpm import AdjointDpm
-from guidedgen.methods.base import Base
-from guidedgen.methods.best_of_n import BestOfN
-from guidedgen.methods.blip_inversion import BlipInversion
-from guidedgen.methods.classifier_guidance import ClassifierGuidance
-from guidedgen.methods.code import Code
-from guidedgen.methods.codex import Codex
-from guidedgen.methods.doodl import Doodl
-from guidedgen.methods.freedom import FreeDom
-from guidedgen.methods.mpgd import Mpgd
-from guidedgen.methods.problem import Problem
-from guidedgen.methods.universal import Universal
 from guidedgen.models import families
 from guidedgen.models.stable_diffusion import StableDiffusion
 from guidedgen.models.stable_diffusion_3 import StableDiffusion3
@@ -185,7 +168,7 @@ def test_encoding_undoes_decoding_s_scale(folder: Path) -> None:
 
 def test_nothing_is_loaded_to_say_so(folder: Path) -> None:
     sd = model(folder)
-    assert (sd.latent_shape, sd.image_size, sd.max_tokens, sd.schedule.shift) == ((4, 8, 8), 16, LENGTH, 3.0)
+    assert (sd.latent_shape, sd.image_size, sd.max_tokens, sd.schedule.shift) == ((4, 8, 8), (16, 16), LENGTH, 3.0)
     assert not {"transformer", "vae", "text_encoders", "tokenizers", "t5_encoder"} & set(vars(sd))
     names = {path.name for path in sd.files}
     assert names == {
@@ -265,40 +248,9 @@ def test_long_prompts_are_refused(folder: Path) -> None:
 # Every method runs on it
 
 
-WHOLE = {"num_updates": 1, "num_crops": 0}
-METHODS: dict[str, tuple[Method, float]] = {  # with the eta of its scheduler
-    "base": (Base(), 0.0), "best_of_n": (BestOfN(num_particles=4), 1.0), "code": (Code(num_particles=2, block_size=2), 1.0),
-    "codex": (Codex(num_particles=2, block_size=2, gradient_block_size=1, strength=0.1), 1.0),
-    "codex, decoder": (Codex(num_particles=2, block_size=2, gradient_block_size=1, strength=0.1, through="decoder"), 1.0),
-    "classifier_guidance": (ClassifierGuidance(strength=0.1), 1.0), "mpgd": (Mpgd(strength=0.1, window=(1, 0)), 0.0),
-    "freedom": (FreeDom(strength=0.1, window=(1, 0), num_repeats=2), 0.0),
-    "universal": (Universal(strength=0.1, num_repeats=2, backward_steps=1, backward_lr=0.1), 0.0),
-    "doodl, ddim": (Doodl(gradients=Checkpoint(), process="ddim", **WHOLE), 0.0),
-    "doodl, edict": (Doodl(gradients=Reversible(), process="edict", **WHOLE), 0.0),
-    "adjoint_dpm": (AdjointDpm(gradients=Adjoint(), num_updates=1), 0.0),
-    "adjoint_dpm, embedding": (AdjointDpm(gradients=Checkpoint(), what="embedding", num_updates=1), 0.0),
-    "blip_inversion": (BlipInversion(augmentations=Augmentations(count=2), num_iterations=3, distill_iterations=1, ema_start=None), 0.0),
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_runs_on_it(folder: Path, name: str) -> None:
-    method, eta = METHODS[name]
-    sd, scheduler = model(folder, guidance_scale=2.0, t5=False), Flow(num_steps=4, eta=eta)
-    grid = scheduler.grid(sd.schedule)
-
-    def made(method: Method) -> Tensor:
-        posed = Problem(
-            tasks=tasks(*PROMPTS), denoise=sd.denoiser(tasks(*PROMPTS)), scheduler=scheduler, grid=grid, schedule=sd.schedule,
-            num_steps=4, noise=Noise(["a", "b"]), latent_shape=sd.latent_shape, decode=sd.decode,
-            reward=lambda pictures, _: pictures[:, 0].mean((1, 2)), batch_size=4,
-        )  # fmt: skip
-        with torch.no_grad():
-            return method(posed)
-
-    x_0 = made(method)
-    assert x_0.shape == (2, 4, 8, 8) and x_0.isfinite().all() and not x_0.requires_grad
-    assert name == "base" or (x_0 - made(Base())).abs().max() > 1e-5
+    check_method(name, model(folder, guidance_scale=2.0, t5=False), Flow(num_steps=4), Flow(num_steps=4, eta=1.0))
 
 
 def test_the_edict_pair_inverts_a_picture_on_a_flow(folder: Path) -> None:
@@ -416,8 +368,5 @@ def test_the_family_is_known_by_the_folder(
 
 
 def test_a_folder_s_files_are_known_by_its_family(folder: Path, folders: dict[str, Path]) -> None:
-    assert {"text_encoder_3/config.json"} <= set(families.reads([path.name for path in folder.iterdir()], str(folder))[0].required)
-    assert (
-        "unet/config.json"
-        in families.reads([path.name for path in folders["epsilon"].iterdir()], str(folders["epsilon"]))[0].required
-    )
+    assert {"text_encoder_3/config.json"} <= set(families.reads(path=str(folder))[0].required)
+    assert "unet/config.json" in families.reads(path=str(folders["epsilon"]))[0].required
