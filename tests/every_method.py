@@ -27,7 +27,7 @@ from guidedgen.process import Scheduler
 
 _WHOLE = {"num_updates": 1, "num_crops": 0}
 _STOCHASTIC = {
-    "best_of_n": BestOfN(num_particles=4), "code": Code(num_particles=2, block_size=2),
+    "best_of_n": BestOfN(num_particles=8), "code": Code(num_particles=2, block_size=2),
     "codex": Codex(num_particles=2, block_size=2, gradient_block_size=1, strength=0.1),
     "codex, decoder": Codex(num_particles=2, block_size=2, gradient_block_size=1, strength=0.1, through="decoder"),
     "classifier_guidance": ClassifierGuidance(strength=0.1),
