@@ -25,7 +25,7 @@ from guidedgen.methods.universal import Universal
 from guidedgen.models.latent import LatentModel
 from guidedgen.process import Scheduler
 
-_WHOLE = {"num_updates": 1, "num_crops": 0}
+_WHOLE = {"num_updates": 1, "num_crops": 0, "lr": 100.0}
 _STOCHASTIC = {
     "best_of_n": BestOfN(num_particles=8), "code": Code(num_particles=2, block_size=2),
     "codex": Codex(num_particles=2, block_size=2, gradient_block_size=1, strength=0.1),
