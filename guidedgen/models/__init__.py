@@ -2,6 +2,7 @@
 
 latent                       what all families share: batches, guidance, encoding and decoding
 folder                       a folder's configs, checked before its weights
-stable_diffusion, ..._3      the families, each with its folder; families tells which one a folder is of
+stable_diffusion, ..._xl, ..._3   the families, each with its folder; families tells which one a folder is of
+unet                         what those with a UNet share, Stable Diffusion and XL
 learned, lora, words         what was learned for Stable Diffusion elsewhere; tuning is what is learned here
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,9 +12,10 @@ from guidedgen.models.folder import INDEX
 from guidedgen.models.latent import LatentModel
 from guidedgen.models.stable_diffusion import StableDiffusion
 from guidedgen.models.stable_diffusion_3 import StableDiffusion3
+from guidedgen.models.stable_diffusion_xl import StableDiffusionXl
 from guidedgen.zoo.needed import Needed
 
-FAMILIES: Sequence[type[LatentModel]] = (StableDiffusion, StableDiffusion3)
+FAMILIES: Sequence[type[LatentModel]] = (StableDiffusion, StableDiffusionXl, StableDiffusion3)
 
 
 def any_model(
@@ -23,6 +25,7 @@ def any_model(
     device: str = "cpu",
     dtype: str = "float32",
     guidance_scale: float | None = None,
+    embedded_guidance: float | None = None,
     negative_prompt: str = "",
     truncate_prompts: bool = False,
     batch_size: int = 8,
@@ -30,13 +33,19 @@ def any_model(
     size: int | Sequence[int] | None = None,
 ) -> LatentModel:
     """The model in a folder or a repository of the hub, of whichever supported family it is. A `guidance_scale` of None is that of
-    the family's pipeline. Raises BadValue and UsageError as the families do.
+    the family's pipeline; `embedded_guidance` is for families with networks that are given it. Raises BadValue and UsageError as
+    the families do.
     """
     family, index = _family(path)
+    options = family.options_of(index)
+    if embedded_guidance is not None:
+        if "embedded_guidance" not in {field.name for field in dataclasses.fields(family)}:
+            raise BadValue("embedded_guidance", embedded_guidance, "this model's network is not given its guidance; use null")
+        options["embedded_guidance"] = embedded_guidance
     return family(
         path=path, name=name, device=device, dtype=dtype, negative_prompt=negative_prompt, truncate_prompts=truncate_prompts,
         batch_size=batch_size, learned=learned, size=size,
-        guidance_scale=family.GUIDANCE if guidance_scale is None else guidance_scale, **family.options_of(index),
+        guidance_scale=family.guidance_of(path) if guidance_scale is None else guidance_scale, **options,
     )  # fmt: skip
 
 

@@ -105,6 +105,12 @@ class LatentModel(abc.ABC):
     GUIDANCE: ClassVar[float]  # the guidance scale that its pipeline takes
 
     @classmethod
+    def guidance_of(cls, path: str) -> float:
+        """The guidance scale that the pipeline of this folder takes; the folder is opened where it says so."""
+        del path
+        return cls.GUIDANCE
+
+    @classmethod
     def options_of(cls, index: Mapping[str, Any]) -> dict[str, Any]:
         """The options that follow from what model_index.json says."""
         del index
@@ -177,14 +183,21 @@ class LatentModel(abc.ABC):
         """The autoencoder."""
         from diffusers import AutoencoderKL
 
-        return self.load_network(AutoencoderKL, "vae")
+        return self.load_network(AutoencoderKL, "vae", dtype=self.vae_dtype)
 
-    def load_network(self, kind: type[_Network], part: str, spare: Sequence[str] = ()) -> _Network:
-        """A network of the folder."""
+    @property
+    def vae_dtype(self) -> torch.dtype:
+        """What the autoencoder computes in."""
+        return DTYPES[self.dtype]
+
+    def load_network(
+        self, kind: type[_Network], part: str, spare: Sequence[str] = (), dtype: torch.dtype | None = None
+    ) -> _Network:
+        """A network of the folder, in the model's dtype unless another is given."""
         network: _Network = load_pretrained(
             kind, self.folder / part, source=f"model.path={self.path}", what=f"its {part}", spare=spare,
             safetensors=str(self.opened.weights(part)).endswith(".safetensors"), device=torch.device(self.device),
-            dtype=DTYPES[self.dtype],
+            dtype=dtype or DTYPES[self.dtype],
         )  # fmt: skip
         return network
 
@@ -217,16 +230,22 @@ class LatentModel(abc.ABC):
         """Latents (b c h w) to images (b 3 H W) in [0, 1]; differentiable."""
         with self.ledger.timed("decode"):
             self.ledger.decodes += len(x_0)
-            scaled = x_0 / self.vae.config.scaling_factor
-            if shift := self.vae.config.get("shift_factor"):
-                scaled = scaled + shift
-            return images.from_model(run_in(self.vae.dtype, lambda z: self.vae.decode(z).sample, scaled).float())
+            own = self.for_vae(x_0)
+            return images.from_model(run_in(self.vae.dtype, lambda z: self.vae.decode(z).sample, own).float())
 
     def encode(self, pictures: Tensor) -> Tensor:
         """Images (b 3 H W) in [0, 1] to latents (b c h w), the mean of the posterior; differentiable."""
         with self.ledger.timed("encode"):
             mean = self.vae.encode(images.to_model(pictures).to(self.vae.dtype)).latent_dist.mean.float()
-            return (mean - (self.vae.config.get("shift_factor") or 0.0)) * self.vae.config.scaling_factor
+            return self.from_vae(mean)
+
+    def for_vae(self, x_0: Tensor) -> Tensor:
+        """Latents in the autoencoder's own scale."""
+        return x_0 / self.vae.config.scaling_factor + (self.vae.config.get("shift_factor") or 0.0)
+
+    def from_vae(self, latents: Tensor) -> Tensor:
+        """The inverse of `for_vae`."""
+        return (latents - (self.vae.config.get("shift_factor") or 0.0)) * self.vae.config.scaling_factor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

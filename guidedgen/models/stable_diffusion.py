@@ -10,20 +10,19 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
-from guidedgen.models.folder import height_and_width
-from guidedgen.models.latent import Conditioning, LatentModel
+from guidedgen.models.folder import INDEX, height_and_width
+from guidedgen.models.latent import Conditioning
 from guidedgen.models.learned import Learned
 from guidedgen.models.stable_diffusion_folder import StableDiffusionFolder
+from guidedgen.models.unet import UNetModel
 from guidedgen.models.words import Words, replaced, words_in
-from guidedgen.process import Prediction
-from guidedgen.process.formulas import from_eps, from_v
 from guidedgen.process.grid import Point
 from guidedgen.zoo.needed import Needed
 
@@ -33,12 +32,12 @@ if TYPE_CHECKING:
 
 # CLIPTextModelWithProjection's: Stable Diffusion reads what goes into it.
 _SPARE = (r"^text_projection\.weight$",)
-_Network = TypeVar("_Network", bound=torch.nn.Module)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StableDiffusion(LatentModel):
-    """Stable Diffusion 1.x or 2.x, or what was trained from it. `path` may be "lab", the bundled model.
+class StableDiffusion(UNetModel):
+    """Stable Diffusion 1.x or 2.x, or what was trained from it, latent consistency models included. `path` may be "lab", the
+    bundled model.
 
     `learned` is what was learned elsewhere: a folder or file, {path: ..., scale: ...}, or a list of these; see
     `guidedgen.models.learned`.
@@ -49,7 +48,6 @@ class StableDiffusion(LatentModel):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _ = self.opened  # refused before anything is loaded
         self.additions.check(self.config, lambda: self.tokenizer)
 
     # What the folder says of itself
@@ -66,7 +64,8 @@ class StableDiffusion(LatentModel):
     def files(self) -> tuple[Path, ...]:
         """What it is made of: the folders of the parts that are read, and what was learned besides."""
         parts = [self.folder / part for part in (*StableDiffusionFolder.WEIGHTS, "scheduler", "tokenizer")]
-        return (*parts, *self.additions.files)
+        index = () if self.opened.guidance is None else (self.folder / INDEX,)  # which pipeline it is says what guidance is given
+        return (*index, *parts, *self.additions.files)
 
     def config(self, part: str) -> Mapping[str, Any]:
         """What the folder says of a part of the model."""
@@ -76,11 +75,6 @@ class StableDiffusion(LatentModel):
     def additions(self) -> Learned:
         """What `learned` names."""
         return Learned(self.learned, "model.learned")
-
-    @property
-    def predicts(self) -> str:
-        """What the UNet predicts: "epsilon" or "v_prediction"."""
-        return self.opened.prediction
 
     # Networks
 
@@ -97,10 +91,7 @@ class StableDiffusion(LatentModel):
 
     @functools.cached_property
     def unet(self) -> UNet2DConditionModel:
-        """The denoising network."""
-        from diffusers import UNet2DConditionModel
-
-        network = self.load_network(UNet2DConditionModel, "unet")
+        network = super().unet
         self.additions.into_unet(network)
         return network
 
@@ -177,10 +168,8 @@ class StableDiffusion(LatentModel):
 
     def predict(self, x_t: Tensor, t: Point, conditioning: Conditioning) -> Tensor:
         time = torch.full((len(x_t),), t.t, device=x_t.device)
-        return run_in(self.unet.dtype, lambda x, prompt: self.unet(x, time, prompt).sample, x_t, conditioning.tokens)
-
-    def prediction(self, x_t: Tensor, output: Tensor, t: Point) -> Prediction:
-        return (from_v if self.predicts == "v_prediction" else from_eps)(x_t, output, t)
+        more = self.guided(len(x_t))
+        return run_in(self.unet.dtype, lambda x, prompt: self.unet(x, time, prompt, **more).sample, x_t, conditioning.tokens)
 
 
 @functools.lru_cache(maxsize=4)  # of ten thousand prompts it takes a second, and a run and its unguided one check them twice each

@@ -130,6 +130,16 @@ def flow_sde_transition(prediction: Prediction, t: Point, s: Point, a: float) ->
     return (mean + (after - u) * g2 / (2 * u) * prediction.eps) / length, math.sqrt(g2 * (u - after)) / length
 
 
+def consistency_transition(x_t: Tensor, prediction: Prediction, t: Point, s: Point, scaling: float) -> tuple[Tensor, float]:
+    """Mean and standard deviation of a step of a latent consistency model (Luo et al. 2023, arXiv:2310.04378): its clean latent,
+    noised anew to s. The clean latent is c_out x_0 + c_skip x_t, which is x_t at t = 0; in these weights data have a standard
+    deviation of 0.5 and times are multiplied by `scaling`.
+    """
+    deviation, time = 0.5, scaling * t.t
+    skip, out = deviation**2 / (time**2 + deviation**2), time / math.hypot(time, deviation)
+    return s.alpha * (out * prediction.x_0 + skip * x_t), s.sigma
+
+
 def ddim_step(prediction: Prediction, t: Point, s: Point) -> Tensor:
     """x_s without noise."""
     return ddim_transition(prediction, t, s)[0]

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from guidedgen.basics.errors import BadValue
 from guidedgen.process import Prediction
-from guidedgen.process.formulas import ddim_transition, ddpm_transition, dpm_solver_step, flow_sde_transition
+from guidedgen.process.formulas import (
+    consistency_transition, ddim_transition, ddpm_transition, dpm_solver_step, flow_sde_transition,
+)  # fmt: skip
 from guidedgen.process.grid import End, FlowSchedule, Grid, NoiseSchedule, Point, Schedule, Spacing, make_grid, timesteps
 
 
@@ -186,7 +188,43 @@ class Flow:
         return flow_sde_transition(prediction, t, s, self.sde)
 
 
-def _check_steps(scheduler: Ddim | Ddpm | Euler | DpmSolver | Flow) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lcm:
+    """Steps of a latent consistency model, as diffusers' LCMScheduler has them: each predicts the clean latent and noises it anew to
+    the next point; the last one ends with it. S of the `original_steps` times that the model was distilled on (t = 19, 39, ...,
+    999), evenly spaced from the noisiest; `scaling` is that of times in the weights of x_0 and x_t.
+    """
+
+    multistep: ClassVar[bool] = False
+    stochastic: ClassVar[bool] = True
+
+    num_steps: int = 4
+    original_steps: int = 50
+    scaling: float = 10.0
+
+    def __post_init__(self) -> None:
+        _check_steps(self)
+        if self.original_steps < 1:
+            raise BadValue("original_steps", self.original_steps, "must be at least 1")
+        if self.num_steps > self.original_steps:
+            raise BadValue("num_steps", self.num_steps, f"must be at most original_steps={self.original_steps}")
+        if not 0 < self.scaling < math.inf:
+            raise BadValue("scaling", self.scaling, "must be above 0 and finite")
+
+    def grid(self, schedule: Schedule) -> Grid:
+        if isinstance(schedule, FlowSchedule):
+            raise BadValue("original_steps", self.original_steps, "the model is a rectified flow; use scheduler=flow")
+        if self.original_steps > len(schedule):
+            raise BadValue("original_steps", self.original_steps, f"must be at most {len(schedule)}")
+        skip = len(schedule) // self.original_steps
+        chosen = [self.original_steps - i * self.original_steps // self.num_steps for i in range(self.num_steps)]
+        return make_grid(schedule, [each * skip - 1 for each in chosen], "clean")
+
+    def transition(self, x_t: Tensor, prediction: Prediction, t: Point, s: Point) -> tuple[Tensor, float]:
+        return consistency_transition(x_t, prediction, t, s, self.scaling)
+
+
+def _check_steps(scheduler: Ddim | Ddpm | Euler | DpmSolver | Flow | Lcm) -> None:
     if scheduler.num_steps < 1:
         raise BadValue("num_steps", scheduler.num_steps, "must be at least 1")
 
