@@ -392,7 +392,7 @@ def test_one_that_cannot_be_had_does_not_keep_the_others(fetch: Any, org: Any, t
     [
         ({"README.md": b""}, "holds no model that can be read"),
         ({"config.json": b"{}"}, "has no model.safetensors and no pytorch_model.bin"),
-        ({"model_index.json": b"{}"}, "has no unet/config.json"),
+        ({"model_index.json": b"{}"}, "a None (model_index.json) is not supported"),
     ],
 )
 def test_repositories_without_what_is_read(fetch: Any, online: Any, files: dict[str, bytes], message: str, tried: Any):
