@@ -56,7 +56,7 @@ def test_every_released_category_is_there(compbench: Path) -> None:
 
 
 def test_complex_prompts_are_distinguished(compbench: Path) -> None:
-    """58 of relations, 212 of actions and 30 of both; metrics.md 1.5 counted them."""
+    """58 of relations, 212 of actions and 30 of both; counted in the released file."""
     tasks = T2ICompBench(category="complex", path=str(compbench)).tasks()
     assert Counter(task.category for task in tasks) == {"complex_spatial": 58, "complex_action": 212, "complex_spatialaction": 30}
     for kind in ("spatial", "action", "spatialaction"):

@@ -46,6 +46,20 @@ def test_on_stable_diffusion_it_samples_as_published(method: str) -> None:
     assert not changed  # the method's own values are its paper's
 
 
+SCHEDULERS = sorted(path.stem for path in (config.CONF / "scheduler").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("method", METHODS)
+def test_another_sampler_takes_its_own_times(method: str, scheduler: str) -> None:
+    """The settings of a method name options of its own sampler; another one may have no such options."""
+    for model in ([], STABLE_DIFFUSION):
+        cfg = composed(f"method={method}", f"scheduler={scheduler}", *model)
+        config.build(cfg.scheduler, "scheduler", ())
+        own = yaml.safe_load((config.CONF / "scheduler" / f"{scheduler}.yaml").read_text(encoding="utf-8"))
+        assert set(own) == set(cfg.scheduler)
+
+
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where methods of the same sampler find their unguided run."""

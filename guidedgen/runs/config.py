@@ -33,7 +33,7 @@ _OF_HYDRA = {"_target_": None, "_convert_": ("none", "partial", "object", "all")
 _WHOLE = 1_000_000  # largest count that an option may hold: what is larger is a slip, and would not fit into any memory
 # What a stored config needs for a run to be built from it; what else there is now, older runs do not have.
 _NODES = ("run", "zoo", "metrics", "metrics.scorers", "metrics.distances", "model", "method", "dataset", "scheduler")
-_VALUES = ("seed", "samples_per_prompt", "batch_size", "device", "dtype", "gpu_dtype", "reference", "allow_targets",
+_VALUES = ("seed", "samples_per_prompt", "batch_size", "device", "dtype", "reference", "allow_targets",
            "run.fresh", "run.profile", "model.name", "reward", "tracker")  # fmt: skip
 # What does not change a sample: where it is stored, how it is shown and judged.
 _NOT_IDENTITY = ("outputs", "study", "run", "tracker", "metrics", "zoo", "reference", "allow_targets", "table", "shard",
