@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_xl import save_stable_diffusion_xl
 
 LENGTH = 12
 PREDICTIONS = ("epsilon", "v_prediction")
@@ -53,6 +54,15 @@ def save_stable_diffusion(folder: Path, prediction: str) -> Path:
                 parameter.data.mul_(1.5)
     pipeline.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def xl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A StableDiffusionXLPipeline's."""
+    from diffusers.utils import logging
+
+    logging.disable_progress_bar()
+    return save_stable_diffusion_xl(tmp_path_factory.mktemp("xl"))
 
 
 @pytest.fixture(scope="session")
