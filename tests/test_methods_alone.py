@@ -60,6 +60,26 @@ def test_another_sampler_takes_its_own_times(method: str, scheduler: str) -> Non
         assert set(own) == set(cfg.scheduler)
 
 
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        (
+            ["method=codex", "scheduler.num_steps=4", "method.gradient_block_size=4"],
+            "method.gradient_block_size or method.window or",
+        ),
+        (["method=mpgd", "scheduler.num_steps=3", "method.window=[0.6,0.4]"], "method.window or scheduler.num_steps"),
+    ],
+)
+def test_a_method_that_would_guide_at_no_step_is_refused(
+    options: list[str], hint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        command_line.preflight([*options, f"outputs={tmp_path}"], preparation.prepare)
+    message = capsys.readouterr().err
+    assert left.value.code == 2 and "guides at none of the chain's" in message and hint in message
+    command_line.preflight([*options, "method.strength=0", f"outputs={tmp_path}"], preparation.prepare)
+
+
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where methods of the same sampler find their unguided run."""

@@ -56,6 +56,14 @@ class Method(Protocol):
         """
 
 
+@runtime_checkable
+class StepGuide(Protocol):
+    """What a method has in addition if it follows gradients at some of the chain's steps."""
+
+    def guides(self, i: int, steps: int, noise_ratio: float) -> bool:
+        """Whether it does at step i of so many, where this share of the whole chain is left, the step included."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lessons:
     """What a method learns on: each prompt of `prompts` with `noises_per_prompt` noises, the first of seed `seed`. `target` is

@@ -36,6 +36,7 @@ from guidedgen.methods.problem import Problem
 from guidedgen.methods.views import RandomCopies
 from guidedgen.methods.whole_chain import Best
 from guidedgen.process.formulas import add_noise
+from guidedgen.process.grid import FlowSchedule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,13 +167,18 @@ class BlipInversion:
         return low, max(high, low + 1)
 
     def _distillation(self, problem: Problem, z: Tensor, t: int, noise: Noise) -> Tensor:
-        """The gradient of score distillation, b 1 c h w: 2 (eps_cfg - eps) / (h w), without the network's Jacobian."""
+        """The gradient of score distillation, b 1 c h w: 2 (eps_cfg - eps) / (h w), without the network's Jacobian. Of a rectified
+        flow it is the residual of what the network predicts, the velocity eps - x_0.
+        """
         if self.mode == "referee_only":
             return torch.zeros_like(z)
         point, eps = problem.schedule.at(t), noise.draw(1, problem.latent_shape)
-        predicted = problem.denoise(add_noise(z, eps, point), point, self.distill_scale).eps
+        prediction = problem.denoise(add_noise(z, eps, point), point, self.distill_scale)
+        residual = prediction.eps - eps
+        if isinstance(problem.schedule, FlowSchedule):
+            residual = residual - (prediction.x_0 - z)
         h, w = z.shape[-2:]
-        return 2 * (predicted - eps) / (h * w)
+        return 2 * residual / (h * w)
 
     def _copies(self, noise: Noise) -> RandomCopies | None:
         """The next copies of every picture, if there are any; otherwise the picture itself is scored."""

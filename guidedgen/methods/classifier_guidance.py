@@ -20,7 +20,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from guidedgen.methods import Needs, Observer, ignore
-from guidedgen.methods.guidance import ascent, check_window, inside, pushed, reward_gradient
+from guidedgen.methods.guidance import ascent, check_window, pushed, reward_gradient, within
 from guidedgen.methods.problem import Problem
 from guidedgen.process import Prediction
 from guidedgen.process.formulas import guided
@@ -48,10 +48,14 @@ class ClassifierGuidance:
     def __post_init__(self) -> None:
         check_window("window", self.window)
 
+    def guides(self, i: int, steps: int, noise_ratio: float) -> bool:
+        del i, steps
+        return bool(self.strength) and within(noise_ratio, self.window)
+
     def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
         x_t, past = problem.start(), None
         for i, (t, s) in enumerate(pairwise(problem.grid)):
-            if self.strength and t.alpha and inside(problem, i, self.window):  # at alpha = 0 x_t says nothing of x_0
+            if t.alpha and self.guides(i, len(problem.grid) - 1, problem.noise_ratio(i)):  # at alpha = 0 x_t says nothing of x_0
                 rewards, gradient, prediction = self._look(problem, x_t, t)
                 observe("guide", i, {"rewards": rewards})
                 prediction = pushed(prediction, -ascent(gradient, t.sigma * self.strength), t)

@@ -27,7 +27,7 @@ from guidedgen.basics.errors import BadValue
 from guidedgen.basics.noise import Noise
 from guidedgen.methods import Needs, Observer, ignore
 from guidedgen.methods.clustering import kmeans
-from guidedgen.methods.guidance import ascent, check_counts, check_window, inside, predicted, reward_gradient, rms, zero_order
+from guidedgen.methods.guidance import ascent, check_counts, check_window, predicted, reward_gradient, rms, within, zero_order
 from guidedgen.methods.problem import Problem
 from guidedgen.methods.selection import best, multinomial, spread_over, take
 from guidedgen.process.grid import Point
@@ -110,10 +110,10 @@ class Codex:
                 n = self._particles(i, last, agreement)
             prediction = prediction.map(spread_over, n)
             x_t = problem.step(spread_over(x_t, n), prediction, t, s)
+            if self.guides(i, last + 1, problem.noise_ratio(i)):
+                x_t, seen = self._guided(problem, x_t, s, forks)
+                observe("guide", i, seen)
             if i < last:
-                if self._guides(problem, i):
-                    x_t, seen = self._guided(problem, x_t, s, forks)
-                    observe("guide", i, seen)
                 prediction = problem.denoise(x_t, s).after((prediction, t))
             if n > 1 and ((i + 1) % self.block_size == 0 or i == last):
                 scores = problem.score(prediction.x_0 if i < last else x_t)
@@ -130,8 +130,9 @@ class Codex:
         n = counts[i * len(counts) // (last + 1)]
         return n if self.min_particles is None else max(self.min_particles, min(n, math.ceil(n * agreement.share)))
 
-    def _guides(self, problem: Problem, i: int) -> bool:
-        return bool(self.strength) and (i + 1) % self.gradient_block_size == 0 and inside(problem, i, self.window)
+    def guides(self, i: int, steps: int, noise_ratio: float) -> bool:
+        due = i < steps - 1 and (i + 1) % self.gradient_block_size == 0
+        return bool(self.strength) and due and within(noise_ratio, self.window)
 
     def _selected(self, scores: Tensor, done: float, noise: Noise) -> Tensor:
         """The streams that are kept (b k); the last selection, with all of the chain done, is greedy."""

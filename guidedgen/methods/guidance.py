@@ -35,13 +35,25 @@ def inside(problem: Problem, i: int, window: Sequence[float]) -> bool:
     In a chain of 100 steps [0.7, 0.3] are the indices 69 to 30, counted down from 99, of the released code of FreeDoM and MPGD
     (SD_style/ldm/models/diffusion/ddim.py), and in one of 500 [0.6, 0] the steps at t <= 600 of CoDeX's.
     """
-    start, end = window
-    ratio, rounding = problem.noise_ratio(i), 1e-9
-    return end + rounding < ratio <= start + rounding
+    return within(problem.noise_ratio(i), window)
+
+
+def within(noise_ratio: float, window: Sequence[float]) -> bool:
+    """Whether a noise ratio lies in a window."""
+    (start, end), rounding = window, 1e-9
+    return end + rounding < noise_ratio <= start + rounding
 
 
 def predicted(problem: Problem, x_t: Tensor, t: Point) -> tuple[Prediction, Tensor]:
-    """The prediction u + w (c - u), and the correction w (c - u) in its noise: b n c h w as x_t, from 2 rows per latent."""
+    """The prediction u + w (c - u), and the correction w (c - u) in its noise: b n c h w as x_t, from 2 rows per latent.
+
+    At w = 1 there is nothing to correct, as with few-step models and those that have guidance embedded: the prediction takes 1 row,
+    and its noise, of about unit elements, stands in for the correction as the measure of a step. No paper says what to do there;
+    the released codes would not guide at all.
+    """
+    if problem.denoise.guidance_scale == 1:
+        prediction = problem.denoise(x_t, t)
+        return prediction, prediction.eps
     uncond, cond = problem.denoise.pair(x_t, t)
     prediction = guided(uncond, cond, problem.denoise.guidance_scale)
     return prediction, prediction.eps - uncond.eps

@@ -15,7 +15,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from guidedgen.methods import Needs, Observer, ignore
-from guidedgen.methods.guidance import ascent, check_counts, check_window, inside, predicted
+from guidedgen.methods.guidance import ascent, check_counts, check_window, inside, predicted, within
 from guidedgen.methods.problem import Problem
 from guidedgen.process import Prediction
 from guidedgen.process.formulas import from_x0, renoise
@@ -50,10 +50,14 @@ class Mpgd:
         check_window("repeat_window", self.repeat_window)
         check_counts(self, "num_repeats")
 
+    def guides(self, i: int, steps: int, noise_ratio: float) -> bool:
+        del i, steps
+        return bool(self.strength) and within(noise_ratio, self.window)
+
     def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
         x_t, past, again = problem.start(), None, problem.noise.fork("renoise")
         for i, (t, s) in enumerate(pairwise(problem.grid)):
-            guided = bool(self.strength) and inside(problem, i, self.window)
+            guided = self.guides(i, len(problem.grid) - 1, problem.noise_ratio(i))
             repeats = self.num_repeats if inside(problem, i, self.repeat_window) else 1
             for left in reversed(range(repeats)):
                 if guided:

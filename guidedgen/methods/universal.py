@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from guidedgen.methods import Needs, Observer, ignore
-from guidedgen.methods.guidance import ascent, check_counts, check_window, inside, pushed, reward_gradient, rms
+from guidedgen.methods.guidance import ascent, check_counts, check_window, pushed, reward_gradient, rms, within
 from guidedgen.methods.problem import Problem
 from guidedgen.process import Prediction
 from guidedgen.process.formulas import renoise
@@ -48,10 +48,14 @@ class Universal:
         check_counts(self, "num_repeats")
         check_counts(self, "backward_steps", least=0)
 
+    def guides(self, i: int, steps: int, noise_ratio: float) -> bool:
+        del i, steps
+        return within(noise_ratio, self.window)
+
     def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
         x_t, past, again = problem.start(), None, problem.noise.fork("renoise")
         for i, (t, s) in enumerate(pairwise(problem.grid)):
-            guided = inside(problem, i, self.window)
+            guided = self.guides(i, len(problem.grid) - 1, problem.noise_ratio(i))
             for left in reversed(range(self.num_repeats if guided else 1)):
                 if guided:
                     prediction, push = self._guided(problem, x_t, t)

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from guidedgen.basics.errors import UsageError
 from guidedgen.basics.tasks import Task
-from guidedgen.methods import Method
+from guidedgen.methods import Method, StepGuide
 from guidedgen.models.latent import LatentModel
 from guidedgen.process import Scheduler
 from guidedgen.process.grid import Grid
@@ -43,6 +43,17 @@ def ends(cfg: DictConfig, method: Method, grid: Grid) -> None:
         )
     if method.needs.noisy_end and not grid[-1].sigma:
         raise UsageError(f"{name}: with these options it ends where noise is left: scheduler.end=first")
+
+
+def guidance(cfg: DictConfig, method: Method, grid: Grid) -> None:
+    """Raises UsageError where a method that is to follow the reward's gradient would do so at no step of the chain."""
+    steps = len(grid) - 1
+    if not isinstance(method, StepGuide) or not method.needs.gradient or not getattr(method, "strength", True):
+        return
+    if not any(method.guides(i, steps, (steps - i) / steps) for i in range(steps)):
+        ways = [f"method.{name}" for name in ("gradient_block_size", "window") if hasattr(method, name)]
+        hint = f"change {' or '.join([*ways, 'scheduler.num_steps'])}"
+        raise UsageError(f"method={config.module_of(cfg.method)} guides at none of the chain's {steps} steps: {hint}")
 
 
 def memory(method: Method, model: LatentModel) -> None:

@@ -15,6 +15,8 @@ from guidedgen.basics.noise import Noise, stream
 from guidedgen.methods.blip_inversion import BlipInversion, balanced, cosine
 from guidedgen.methods.problem import Problem
 from guidedgen.methods.views import RandomCopies
+from guidedgen.process.formulas import add_noise
+from guidedgen.process.grid import FlowSchedule
 
 Make = Callable[..., Problem]
 AS_IT_IS = Augmentations(count=0)
@@ -125,6 +127,23 @@ def test_the_options_of_the_plain_loop_make_a_difference(make_problem: Make) -> 
 def test_without_iterations_it_is_the_noise(make_problem: Make) -> None:
     made = inversion(num_iterations=0, distill_iterations=0)(nonlinear(make_problem))
     assert torch.equal(made, Noise(["sample-0", "sample-1"], dtype=torch.float64).draw(1, (2, 1, 1))[:, 0])
+
+
+def test_a_flow_is_distilled_by_its_velocity(make_problem: Make) -> None:
+    """eps' - eps of a flow's x = (1 - u) x_0 + u eps is (1 - u) times the velocity's residual, which is what its network predicts."""
+    problem = make_problem(2, guidance_scale=3.0)
+    flow = dataclasses.replace(problem, schedule=FlowSchedule())
+    method, z = (
+        BlipInversion(augmentations=Augmentations(count=0), weight=0.0),
+        torch.randn(2, 1, *problem.latent_shape, dtype=torch.float64),
+    )
+    for t in (100, 500, 900):
+        point = flow.schedule.at(t)
+        found = method._distillation(flow, z, t, flow.noise.fork(f"{t}"))
+        eps = flow.noise.fork(f"{t}").draw(1, flow.latent_shape)
+        residual = flow.denoise(add_noise(z, eps, point), point, method.distill_scale).eps - eps
+        expected = 2 * residual / (1 - t / 1000) / (z.shape[-1] * z.shape[-2])
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_without_weight_it_is_distillation_alone(make_problem: Make) -> None:

@@ -223,7 +223,17 @@ def test_zero_order_averages_its_samples() -> None:
 # Predictions
 
 
-@pytest.mark.parametrize("w", [0.0, 1.0, 3.0])
+def test_without_guidance_the_noise_stands_in_for_the_correction(make_problem: Make) -> None:
+    problem = make_problem(3, guidance_scale=1.0)
+    x, t = normal(3, 2, *problem.latent_shape), problem.grid[5]
+    prediction, correction = predicted(problem, x, t)
+    assert problem.denoise.rows == 3 * 2 and correction is prediction.eps
+    expected = problem.denoise.denoiser(x, t)
+    torch.testing.assert_close(prediction.x_0, expected.x_0, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(prediction.eps, expected.eps, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("w", [0.0, 3.0])
 def test_the_prediction_is_the_denoiser_s_and_the_correction_w_times_the_difference(make_problem: Make, w: float) -> None:
     problem = make_problem(3, guidance_scale=w)
     x, t, exact = normal(3, 2, *problem.latent_shape), problem.grid[5], problem.denoise.denoiser
