@@ -221,7 +221,7 @@ def test_the_originals_are_of_the_target_prompts_at_the_lessons_noises(job: Job)
 def test_a_reward_that_compares_with_the_unguided_picture_guides_a_sample_by_its_own(job: Job) -> None:
     """Gradient ascent on the likeness to the unguided picture, from where it is best already."""
     made = job(
-        "method=adjoint_dpm", "scheduler=ddim", "scheduler.num_steps=3", "dataset.limit=2", "tracker=none", "device=cpu",
+        "method=adjoint_dpm", "scheduler=ddim", "scheduler.num_steps=5", "dataset.limit=2", "tracker=none", "device=cpu",
         "reward=pixels", "method.num_updates=1", "method.lr=0.2", "method.keep=last", "metrics=none",
     )  # fmt: skip
     metrics = experiment.run(made)

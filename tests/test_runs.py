@@ -283,7 +283,8 @@ def test_batches_do_not_change_images(run: Run, method: str) -> None:
     that. Methods with gradients are therefore held in float64 to one level, as a value may lie at the edge of two bytes.
     """
     takes_gradients = method not in ("base", "best_of_n", "code")
-    steps = 5 if method == "codex" else 3  # gradients after the second and the fourth, and a choice after each
+    # CoDeX: gradients after the second and the fourth, and a choice after each. The adjoint takes no fewer.
+    steps = 5 if method in ("codex", "adjoint_dpm") else 3
     options = ["reference=none", "metrics=none", "dataset.limit=2", f"scheduler.num_steps={steps}"]
     options += ["dtype=float64"] if takes_gradients else []
     one, eight = (pixels(run(f"batch_size={size}", *options, method=method)[0]) for size in (1, 8))

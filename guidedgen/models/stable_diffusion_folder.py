@@ -30,8 +30,9 @@ _LCM = ("LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline
 class StableDiffusionFolder(UNetFolder):
     """The folder of a StableDiffusionPipeline or a LatentConsistencyModelPipeline."""
 
-    SUPPORTED: ClassVar = "supported: Stable Diffusion 1.x and 2.x, a StableDiffusionPipeline of " + ", ".join(
-        _CLASSES[part][0] for part in ("unet", "vae", "text_encoder", "tokenizer")
+    SUPPORTED: ClassVar = (
+        "supported: Stable Diffusion 1.x and 2.x, a StableDiffusionPipeline or LatentConsistencyModelPipeline of "
+        + ", ".join(_CLASSES[part][0] for part in ("unet", "vae", "text_encoder", "tokenizer"))
     )
     # Those of a pipeline and its Img2Img have the same parts; from noise they are one.
     PIPELINES: ClassVar = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", *_LCM)

@@ -1,4 +1,4 @@
-"""Stable Diffusion XL (Podell et al. 2023, arXiv:2307.01952) and what was trained from its base model, on diffusers' own classes."""
+"""Stable Diffusion XL (Podell et al. 2023, arXiv:2307.01952) and what was trained from it, on diffusers' own classes."""
 
 from __future__ import annotations
 

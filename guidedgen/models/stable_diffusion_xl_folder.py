@@ -45,7 +45,8 @@ class StableDiffusionXlFolder(UNetFolder):
     GUIDANCES: ClassVar = dict.fromkeys(PIPELINES, 5.0)
     CLASSES: ClassVar = _CLASSES
     WEIGHTS: ClassVar = {
-        "unet": folder.DIFFUSERS, "vae": folder.DIFFUSERS, "text_encoder": folder.TRANSFORMERS, "text_encoder_2": folder.TRANSFORMERS,
+        "unet": folder.DIFFUSERS, "vae": folder.DIFFUSERS, "text_encoder": folder.TRANSFORMERS,
+        "text_encoder_2": folder.TRANSFORMERS,
     }  # fmt: skip
     VOCABULARIES: ClassVar = tuple(
         (*(f"tokenizer/{file}" for file in first), *(f"tokenizer_2/{file}" for file in second))

@@ -1,4 +1,4 @@
-"""What a folder of diffusers whose network is a UNet2DConditionModel says of itself: what Stable Diffusion and XL have in common."""
+"""What a folder of diffusers with a UNet2DConditionModel says of itself: what Stable Diffusion and XL have in common."""
 
 from __future__ import annotations
 

@@ -17,7 +17,11 @@ from torch import Tensor
 from guidedgen.basics.errors import BadValue
 from guidedgen.process import Prediction
 from guidedgen.process.formulas import (
-    consistency_transition, ddim_transition, ddpm_transition, dpm_solver_step, flow_sde_transition,
+    consistency_transition,
+    ddim_transition,
+    ddpm_transition,
+    dpm_solver_step,
+    flow_sde_transition,
 )  # fmt: skip
 from guidedgen.process.grid import End, FlowSchedule, Grid, NoiseSchedule, Point, Schedule, Spacing, make_grid, timesteps
 
@@ -190,8 +194,8 @@ class Flow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lcm:
-    """Steps of a latent consistency model, as diffusers' LCMScheduler has them: each predicts the clean latent and noises it anew to
-    the next point; the last one ends with it. S of the `original_steps` times that the model was distilled on (t = 19, 39, ...,
+    """Steps of a latent consistency model, as diffusers' LCMScheduler has them: each predicts the clean latent and noises it anew
+    to the next point; the last one ends with it. S of the `original_steps` times that the model was distilled on (t = 19, 39, ...,
     999), evenly spaced from the noisiest; `scaling` is that of times in the weights of x_0 and x_t.
     """
 

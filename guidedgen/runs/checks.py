@@ -16,6 +16,8 @@ from guidedgen.process import Scheduler
 from guidedgen.process.grid import Grid
 from guidedgen.runs import config
 
+_FLOW_STEPS = 5
+
 
 def combination(cfg: DictConfig, method: Method, scheduler: Scheduler, tasks: Sequence[Task]) -> None:
     """Raises UsageError where a method lacks a reward, references or the kind of scheduler that it needs."""
@@ -54,6 +56,20 @@ def guidance(cfg: DictConfig, method: Method, grid: Grid) -> None:
         ways = [f"method.{name}" for name in ("gradient_block_size", "window") if hasattr(method, name)]
         hint = f"change {' or '.join([*ways, 'scheduler.num_steps'])}"
         raise UsageError(f"method={config.module_of(cfg.method)} guides at none of the chain's {steps} steps: {hint}")
+
+
+def flow(cfg: DictConfig, method: Method, grid: Grid) -> None:
+    """Raises UsageError where a gradient is that of the continuous flow and the chain's steps are too few for it: of how bright
+    the lab model's pictures are, its cosine with the picture's own gradient is 0.98 at 20 steps, 0.9 at 10 and about 0 at 4.
+    """
+    steps, engine = len(grid) - 1, getattr(method, "gradients", None)
+    if engine is None or engine.exact or getattr(engine, "solver", None) == "dopri5" or not method.needs.gradient:
+        return
+    if steps < _FLOW_STEPS:
+        raise UsageError(
+            f"method={config.module_of(cfg.method)}: its gradient is that of a continuous flow, and {steps} steps are too "
+            f"few for it (at least {_FLOW_STEPS}): method/gradients=checkpoint"
+        )
 
 
 def memory(method: Method, model: LatentModel) -> None:

@@ -69,6 +69,7 @@ def _prepare(cfg: DictConfig, shard: Shard, model: LatentModel | None = None, ta
         raise UsageError(f"scheduler.{error.name}={error.value}: {error.rule}") from error
     checks.ends(cfg, method, grid)
     checks.guidance(cfg, method, grid)
+    checks.flow(cfg, method, grid)
     checks.memory(method, model)
     lessons, originals = _lessons(cfg, shard, method, model)
     everything = [*tasks, *(lesson.task for lesson in lessons)]

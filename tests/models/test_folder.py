@@ -84,7 +84,6 @@ def rewritten(folder: Path, name: str, change: Callable[[State], State]) -> None
 
 UNET, VAE, TEXT, SCHEDULER, INDEX = StableDiffusionFolder.config_files().values()
 KINDS: list[tuple[str, dict[str, Any], str]] = [
-    (UNET, {"time_cond_proj_dim": 64}, "a UNet with time_cond_proj_dim=64"),
     (UNET, {"addition_embed_type": "text_time"}, "a UNet with addition_embed_type=text_time"),
     (UNET, {"class_embed_type": "timestep"}, "a UNet with class_embed_type=timestep"),
     (UNET, {"num_class_embeds": 10}, "a UNet with num_class_embeds=10"),
@@ -116,13 +115,13 @@ KINDS: list[tuple[str, dict[str, Any], str]] = [
     (SCHEDULER, {"beta_start": 0.02}, "above its beta_end"),
     (SCHEDULER, {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "a scheduler of class FlowMatchEulerDiscreteScheduler"),
     (INDEX, {"_class_name": "StableDiffusionXLPipeline"}, "a StableDiffusionXLPipeline"),
-    (INDEX, {"_class_name": "LatentConsistencyModelPipeline"}, "a LatentConsistencyModelPipeline"),
+    (INDEX, {"_class_name": "LatentConsistencyModelPipeline"}, "a LatentConsistencyModelPipeline whose UNet takes no guidance"),
     (INDEX, {"_class_name": "StableDiffusionInpaintPipeline"}, "a StableDiffusionInpaintPipeline"),
     (INDEX, {"_class_name": ["StableDiffusionPipeline"]}, "StableDiffusionPipeline"),
     (INDEX, {"_class_name": None}, "a None"),
     (INDEX, {"vae": ["diffusers", "AutoencoderTiny"]}, "a vae of class AutoencoderTiny"),
     (INDEX, {"text_encoder": ["transformers", "BertModel"]}, "a text_encoder of class BertModel"),
-    (INDEX, {"scheduler": ["diffusers", "LCMScheduler"]}, "a scheduler of class LCMScheduler"),
+    (INDEX, {"scheduler": ["diffusers", "EDMEulerScheduler"]}, "a scheduler of class EDMEulerScheduler"),
     (INDEX, {"unet": ["my_code", "UNet2DConditionModel"]}, "code of its own"),
     (INDEX, {"tokenizer": [None, None]}, "names no tokenizer"),
     (INDEX, {"unet": 3}, "names no unet"),
@@ -569,9 +568,8 @@ def test_defaults_are_those_of_diffusers_and_transformers() -> None:
 def test_schedulers_are_those_of_the_pipeline() -> None:
     from diffusers.schedulers import KarrasDiffusionSchedulers
 
-    assert set(StableDiffusionFolder.CLASSES["scheduler"]) == {one.name for one in KarrasDiffusionSchedulers} - {
-        "EDMEulerScheduler"
-    }
+    plain = {one.name for one in KarrasDiffusionSchedulers} - {"EDMEulerScheduler"}
+    assert set(StableDiffusionFolder.CLASSES["scheduler"]) == plain | {"LCMScheduler"}
 
 
 # Words
@@ -649,6 +647,6 @@ def test_configs_are_fetched_and_checked_before_weights(
     assert asked[0] == () and len(asked[1]) == 3
     assert all(first.endswith(".safetensors") and second.endswith(".bin") for first, second in asked[1])
     asked.clear()
-    changed(bare, UNET, time_cond_proj_dim=64)
-    refused(lambda: opened("org/tiny"), "time_cond_proj_dim")
+    changed(bare, UNET, class_embed_type="timestep")
+    refused(lambda: opened("org/tiny"), "class_embed_type")
     assert len(asked) == 1

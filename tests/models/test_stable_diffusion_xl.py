@@ -103,7 +103,11 @@ def test_a_chain_is_diffusers(
         )
         scheduler = Ddim(num_steps=5)
     sd = model(
-        xl_folder, guidance_scale=guidance_scale, negative_prompt=negative_prompt, dtype="float64", size=list(size) if size else None
+        xl_folder,
+        guidance_scale=guidance_scale,
+        negative_prompt=negative_prompt,
+        dtype="float64",
+        size=list(size) if size else None,
     )
     height, width = sd.image_size
     assert (height, width) == (size or (16, 16)) and sd.latent_shape == (4, height // 2, width // 2)
@@ -233,8 +237,12 @@ def test_other_pipelines_are_refused(xl_folder: Path, folders: dict[str, Path], 
     tried("refused", 5)
 
 
-def test_an_img2img_pipeline_of_the_same_parts_is_the_same_model(xl_folder: Path, tmp_path: Path, tried: Callable[..., None]) -> None:
-    folder = changed(xl_folder, tmp_path / "copy", "index", _class_name="StableDiffusionXLImg2ImgPipeline", requires_aesthetics_score=False)
+def test_an_img2img_pipeline_of_the_same_parts_is_the_same_model(
+    xl_folder: Path, tmp_path: Path, tried: Callable[..., None]
+) -> None:
+    folder = changed(
+        xl_folder, tmp_path / "copy", "index", _class_name="StableDiffusionXLImg2ImgPipeline", requires_aesthetics_score=False
+    )
     x_T = normal(1, 4, 8, 8)  # noqa: N806
     assert torch.equal(sample(model(folder), x_T, prompts=["a cat"]), sample(model(xl_folder), x_T, prompts=["a cat"]))
     tried("used")

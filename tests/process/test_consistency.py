@@ -24,7 +24,9 @@ def normal(seed: int) -> Tensor:
     return torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@pytest.mark.parametrize(("steps", "original", "scaling"), [(1, 50, 10.0), (4, 50, 10.0), (8, 50, 10.0), (5, 7, 3.0), (3, 1000, 0.01)])
+@pytest.mark.parametrize(
+    ("steps", "original", "scaling"), [(1, 50, 10.0), (4, 50, 10.0), (8, 50, 10.0), (5, 7, 3.0), (3, 1000, 0.01)]
+)
 def test_a_chain_is_diffusers(steps: int, original: int, scaling: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small scalings, so that x_t counts too."""
     from diffusers import LCMScheduler
