@@ -529,8 +529,21 @@ def test_a_run_that_has_recorded_no_contents_is_read_and_says_so(tmp_path: Path,
         (folder / "environment.json").write_text(json.dumps(environment))
         plain = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
         assert isinstance(plain, dict)
-        for key in ("outputs", "study", "run", "tracker", "metrics", "zoo", "reference", "allow_targets", "table", "shard"):
+        for key in (
+            "outputs",
+            "study",
+            "run",
+            "tracker",
+            "metrics",
+            "zoo",
+            "reference",
+            "allow_targets",
+            "table",
+            "shard",
+            "gpu_dtype",
+        ):
             plain.pop(key, None)
+        del plain["model"]["size"]  # which came later
         plain["reward"] = plain["reward"] if folder == run else None
         name = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
         folder.rename(folder.with_name(f"{folder.name.rpartition('-')[0]}-{name}"))
