@@ -23,7 +23,7 @@ from guidedgen.basics.errors import UsageError
 from guidedgen.basics.tasks import Task
 from guidedgen.models.latent import LatentModel
 from guidedgen.process import Scheduler
-from guidedgen.process.schedulers import Euler, Flow
+from guidedgen.process.schedulers import Ddim, Flow
 from guidedgen.runs import composition, preparation
 
 Tensors = dict[str, Tensor]
@@ -38,7 +38,7 @@ pytestmark = [
 ]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Family:
     """A family as the tests use it. `modules` are those of its network that a LoRA is usually for, by how their names end."""
 
@@ -53,12 +53,18 @@ class Family:
     modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     more: tuple[str, ...] = ()  # other modules, of which a LoRA may be of another rank
     guidance: float = 3.0
+    theirs: tuple[str, dict[str, Any]] | None = None  # the scheduler of diffusers that is used in place of the folder's
 
 
+# Of those of its noise schedule, one whose steps are in the latents' own precision: Euler's round to float32 what is up to 40.
+DDIM = {
+    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False, "set_alpha_to_one": False,
+    "steps_offset": 1,
+}  # fmt: skip
 FAMILIES = {
     "xl": Family(
         fixture="xl_folder", module="stable_diffusion_xl", kind="StableDiffusionXl", pipeline="StableDiffusionXLPipeline",
-        config="sdxl", scheduler=Euler(num_steps=3), denoiser="unet", encoders=("text_encoder", "text_encoder_2"),
+        config="sdxl", scheduler=Ddim(num_steps=3), theirs=("DDIMScheduler", DDIM), denoiser="unet", encoders=("text_encoder", "text_encoder_2"),
         more=("ff.net.2", "conv1", "conv_in", "time_emb_proj", "add_embedding.linear_1"),
     ),
     "sd3": Family(
@@ -88,7 +94,7 @@ class Case:
 
     def pairs(self, pipe: Any, part: str, rank: int = RANK) -> Pairs:
         ends = self.family.modules if part == self.family.denoiser else TEXT
-        return halves(getattr(pipe, part), ends, rank, 1.0 if part == self.family.denoiser else 3.0)
+        return halves(getattr(pipe, part), ends, rank, 1.0 if part == self.family.denoiser else 5.0)
 
 
 @functools.lru_cache(maxsize=8)
@@ -97,6 +103,8 @@ def loaded(kind: str, folder: Path) -> Any:
 
     pipe = getattr(diffusers, kind).from_pretrained(folder, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
+    if scheduler := next((family.theirs for family in FAMILIES.values() if family.pipeline == kind), None):
+        pipe.scheduler = getattr(diffusers, scheduler[0])(**scheduler[1])
     return pipe
 
 
@@ -171,11 +179,11 @@ def start(model: LatentModel, count: int) -> Tensor:
 
 
 def assert_same(mine: list[Tensor], other: list[Tensor]) -> None:
-    """Texts to 1e-6, latents to 1e-5: diffusers' schedulers round to float32, and latents are up to some tens."""
+    """Texts to 1e-6, latents to 1e-5, as diffusers' schedulers round to float32."""
     assert len(mine) == len(other) >= 2
     for one, two in zip(mine[:-1], other[:-1], strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
-    torch.testing.assert_close(mine[-1], other[-1], rtol=1e-6, atol=1e-5, check_dtype=False)
+    torch.testing.assert_close(mine[-1], other[-1], rtol=0, atol=1e-5, check_dtype=False)
 
 
 def changed(case: Case, outputs: list[Tensor], prompts: tuple[str, ...] = PROMPTS) -> list[bool]:
@@ -192,13 +200,15 @@ def unchanged(case: Case, prompts: tuple[str, ...]) -> list[Tensor]:
 
 
 def halves(network: Any, ends: tuple[str, ...], rank: int = RANK, size: float = 1.0) -> dict[str, tuple[Tensor, Tensor]]:
-    """Two halves of a LoRA for each module whose name ends so, linear or convolution."""
+    """Two halves of a LoRA for each module whose name ends so, linear or convolution: small, as a network of large numbers makes
+    much of rounding.
+    """
     found = {}
     for i, (name, module) in enumerate(network.named_modules()):
         if name.endswith(ends) and hasattr(module, "weight"):
             out, *rest = module.weight.shape
-            inner = normal(rank, *rest, seed=2 * i, size=0.5 * size)
-            found[name] = inner, normal(out, rank, *(1 for _ in rest[1:]), seed=2 * i + 1, size=0.5)
+            inner = normal(rank, *rest, seed=2 * i, size=0.2 * size)
+            found[name] = inner, normal(out, rank, *(1 for _ in rest[1:]), seed=2 * i + 1, size=0.2)
     assert found
     return found
 
@@ -331,7 +341,7 @@ def test_a_lora_in_peft_s_folders_acts_as_in_peft(case: Case, tmp_path: Path, tr
         adapted = get_peft_model(getattr(pipe, part), LoraConfig(r=RANK, lora_alpha=6, target_modules=list(ends)))
         for i, (name, value) in enumerate(adapted.named_parameters()):
             if "lora_B" in name:  # zero at first
-                value.data.copy_(normal(*value.shape, seed=i))
+                value.data.copy_(normal(*value.shape, seed=i, size=0.3))
         adapted.save_pretrained(tmp_path / "lora" / part)
     pipe = case.pipeline()
     for part in parts:
@@ -670,7 +680,7 @@ def test_a_lora_of_another_family_is_refused(
 ) -> None:
     sd = Family(
         fixture="", module="stable_diffusion", kind="StableDiffusion", pipeline="StableDiffusionPipeline", config="sd15",
-        scheduler=Euler(num_steps=3), denoiser="unet", encoders=("text_encoder",),
+        scheduler=Ddim(num_steps=3), denoiser="unet", encoders=("text_encoder",),
     )  # fmt: skip
     cases = {"sd": Case(sd, folders["epsilon"])} | {name: cased(request, name) for name in FAMILIES}
     loras = {name: plain(case, tmp_path / name) for name, case in cases.items()}
