@@ -22,6 +22,9 @@ from guidedgen.basics.errors import BadValue, UsageError
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
 from guidedgen.models.folder import Folder
+from guidedgen.models.learnable import Learnable
+from guidedgen.models.learned import Learned
+from guidedgen.models.words import Words, replaced, words_in
 from guidedgen.process import Prediction
 from guidedgen.process.formulas import classifier_free
 from guidedgen.process.grid import Point, Schedule
@@ -98,10 +101,16 @@ class LatentModel(abc.ABC):
             raise BadValue("batch_size", self.batch_size, "must be at least 1")
         if not self.guidance_scale >= 0:
             raise BadValue("guidance_scale", self.guidance_scale, "must be at least 0 (1 is no guidance)")
+        if self.learned is not None:
+            tokenizers = {reader.encoder: reader.tokenizer for reader in self.LEARNABLE.readers}
+            self.additions.check(
+                self.opened.configs.__getitem__, lambda encoder: self.opened.load_tokenizer(tokenizers[encoder], encoder)
+            )
 
     # What a family says
 
     FOLDER: ClassVar[type[Folder]]
+    LEARNABLE: ClassVar[Learnable]
     GUIDANCE: ClassVar[float]  # the guidance scale that its pipeline takes
 
     @classmethod
@@ -179,6 +188,19 @@ class LatentModel(abc.ABC):
         return self.opened.max_tokens
 
     @functools.cached_property
+    def additions(self) -> Learned:
+        """What `learned` names."""
+        return Learned(self.learned, "model.learned", self.LEARNABLE)
+
+    def vocabularies(self, tokenizers: Sequence[Any], encoders: Sequence[Any]) -> tuple[Words, ...]:
+        """What the text encoders that learn words have learned besides their vocabularies."""
+        found = tuple(
+            Words(tokenizer, encoder, self.negative_prompt) for tokenizer, encoder in zip(tokenizers, encoders, strict=True)
+        )
+        self.additions.into_words({reader.encoder: words for reader, words in zip(self.LEARNABLE.readers, found, strict=True)})
+        return found
+
+    @functools.cached_property
     def vae(self) -> AutoencoderKL:
         """The autoencoder."""
         from diffusers import AutoencoderKL
@@ -193,12 +215,13 @@ class LatentModel(abc.ABC):
     def load_network(
         self, kind: type[_Network], part: str, spare: Sequence[str] = (), dtype: torch.dtype | None = None
     ) -> _Network:
-        """A network of the folder, in the model's dtype unless another is given."""
+        """A network of the folder, in the model's dtype unless another is given, with what was learned of it."""
         network: _Network = load_pretrained(
             kind, self.folder / part, source=f"model.path={self.path}", what=f"its {part}", spare=spare,
             safetensors=str(self.opened.weights(part)).endswith(".safetensors"), device=torch.device(self.device),
             dtype=dtype or DTYPES[self.dtype],
         )  # fmt: skip
+        self.additions.into(network, part)
         return network
 
     def check(self, tasks: Sequence[Task], reserved: int = 0) -> None:
@@ -209,11 +232,23 @@ class LatentModel(abc.ABC):
             return
         room = self.max_tokens - self.FOLDER.ENDS - reserved
         for prompt in dict.fromkeys([self.negative_prompt, *(task.prompt for task in tasks)]):
-            tokens = len(prompt.split())  # each a token or more: no need to load a tokenizer to refuse a very long prompt
+            plain, more = self.without_learned(prompt)
+            tokens = len(plain.split()) + more  # a token or more each: no need to load a tokenizer to refuse a very long prompt
             if tokens <= room:
-                tokens = self.count_tokens(prompt)
+                tokens = self.count_tokens(plain) + more
             if tokens > room:
                 self._refuse(prompt, tokens, room)
+
+    def without_learned(self, prompt: str) -> tuple[str, int]:
+        """A prompt without its learned words, and how many tokens these are, those included that it is read with."""
+        known = self.additions.words
+        if not known:
+            return prompt, 0
+        there = words_in(known, prompt)
+        added = (
+            known.keys() - {*there, *words_in(known, self.negative_prompt)} if prompt != self.negative_prompt or not prompt else ()
+        )
+        return replaced(known, prompt, lambda _: " "), sum(known[name] for name in (*there, *added))
 
     def _refuse(self, prompt: str, tokens: int, room: int) -> NoReturn:
         raise UsageError(

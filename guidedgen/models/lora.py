@@ -1,8 +1,9 @@
-"""Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) from elsewhere, put into the UNet and the text encoder by diffusers.
+"""Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) from elsewhere, put into a model's networks by diffusers.
 
-Names that are understood: diffusers' (unet. and text_encoder. before a module's name, of 2023 and of today), those of one network
-alone (as its save_lora_adapter writes them), PEFT's (base_model.model.), and kohya's, which most files of Civitai have
-(lora_unet_, lora_te_). The strength is alpha / rank: alpha is read from kohya's tensors, diffusers' metadata or PEFT's config;
+Names that are understood: diffusers' (a part's name before a module's, as in unet. and text_encoder., of 2023 and of today), those
+of one network alone (as its save_lora_adapter writes them), PEFT's (base_model.model.), and what diffusers' loader of the family
+converts: kohya's for Stable Diffusion 1, 2 and XL, which most files of Civitai have (lora_unet_, lora_te_), and kohya's, ComfyUI's
+and XLabs' for FLUX. The strength is alpha / rank: alpha is read from tensors of that name, diffusers' metadata or PEFT's config;
 without one it is the rank.
 
 Adapters are kept in float32 also where the network is not: their updates are lost below that.
@@ -16,23 +17,33 @@ import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from guidedgen.basics.errors import UsageError
+from guidedgen.models.learnable import DENOISERS, Learnable
 from guidedgen.models.tensors import check_numbers, first
 
-if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
-    from transformers import CLIPTextModel
-
-PARTS = ("unet", "text_encoder")
-_KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
-_MARKS = (".lora_", ".lora.", "_lora.", ".alpha", ".dora_scale", ".lokr_", ".hada_", ".oft_", "base_model.model.")
+_KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lora_transformer_")
+_MARKS = (
+    ".lora_",
+    ".lora.",
+    "_lora.",
+    "_lora1.",
+    "_lora2.",
+    ".alpha",
+    ".dora_scale",
+    ".lokr_",
+    ".hada_",
+    ".oft_",
+    "base_model.model.",
+)
 _HALVES = {"A.weight": "lora_A", "B.weight": "lora_B"}
 _PEFT = "base_model.model."
+_UNUSABLE = ("dora_scale", "lokr_", "hada_", "oft_", "lora_mid")
+_SECOND = ("lora_te2_", "text_encoder_2.")
 # Of PEFT's options, those that say how strong an adapter is, and those that say what it was made for and how it was trained.
 _STRENGTH = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")
 _IDLE = ("peft_type", "peft_version", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode",
@@ -64,58 +75,53 @@ def parse(
     header: Mapping[str, str],
     config: Mapping[str, Any] | None,
     networks: Mapping[str, nn.Module],
+    takes: Learnable,
     source: str,
+    part: str = "",
 ) -> Adapter:
     """An adapter for networks that may be on the device "meta", as its tensors may.
 
-    `header` is the file's metadata, `config` PEFT's adapter_config.json. Raises UsageError where not all of it can be used.
+    `header` is the file's metadata, `config` PEFT's adapter_config.json, `part` the network that it is for where its folder says
+    so. Raises UsageError where not all of it can be used.
     """
-    if odd := [name for name in state if any(mark in name for mark in ("dora_scale", "lokr_", "hada_", "oft_", "lora_mid"))]:
+    if odd := [name for name in state if any(mark in name for mark in _UNUSABLE)]:
         raise UsageError(f"{source}: not a plain LoRA (DoRA or LyCORIS: {first(odd)}), which diffusers cannot use in full")
-    if second := [name for name in state if name.startswith(("lora_te2_", "text_encoder_2."))]:
-        raise UsageError(f"{source}: a LoRA of SDXL or another model of two text encoders ({first(second)}); this model has one")
+    if "text_encoder_2" not in takes.adapted and (second := [name for name in state if name.startswith(_SECOND)]):
+        raise UsageError(f"{source}: a LoRA of SDXL or another model of two text encoders ({first(second)}); {takes.name} has one")
     check_numbers({name: value for name, value in state.items() if not name.endswith(".alpha")}, source)
-    state = {name.replace(_PEFT, ""): value for name, value in state.items()}
-    metadata = _metadata(header, config, source)
+    outlines = converted(_with_strength(outlined(state), takes, source), networks, takes, source)
+    used = _names(list(outlines.values()))
+    if unused := [name for name in state if name not in used and not name.endswith(".alpha")]:
+        raise UsageError(f"{source}: would not use {first(unused)}, which diffusers leaves out")
+    if any(value.is_meta for value in state.values()):
+        found = outlines
+    else:
+        found = converted(_with_strength(state, takes, source), networks, takes, source)
+    found, metadata = _prefixed(found, _metadata(header, config, source), networks, takes, source, part)
     try:
-        if any(name.startswith(_KOHYA) for name in state):
-            state = _from_kohya(state, networks["unet"].config, source)
-        else:
-            state, metadata = _prefixed(state, metadata, networks)
-        tensors = {part: _peft_names(part, _of(part, state), networks[part]) for part in PARTS}
-    except (ValueError, KeyError, IndexError) as error:  # of diffusers' converters
-        raise UsageError(f"{source}: diffusers does not know these names ({' '.join(str(error).split())[:200]})") from error
-    if strange := [name for name in state if not name.startswith(tuple(f"{part}." for part in PARTS))]:
+        tensors = {part: _peft_names(part, _of(part, found), networks[part]) for part in takes.adapted}
+    except (ValueError, KeyError, IndexError) as error:
+        raise UsageError(f"{source}: {_UNKNOWN} ({' '.join(str(error).split())[:200]})") from error
+    if strange := [name for name in found if not name.startswith(tuple(f"{part}." for part in takes.adapted))]:
         raise UsageError(f"{source}: would not use {first(strange)}")
-    for part in PARTS:
+    for part in takes.adapted:
         _check_shapes(part, tensors[part], networks[part], source)
-    options = {part: _of(part, metadata or {}) for part in PARTS if tensors[part]}
-    configs = {part: _options(tensors[part], found, source) for part, found in options.items() if found}
-    return Adapter(state=state, metadata=configs, tensors=tensors)
+    options = {part: _of(part, metadata or {}) for part in takes.adapted if tensors[part]}
+    configs = {part: _options(tensors[part], options, source) for part, options in options.items() if options}
+    return Adapter(state=found, metadata=configs, tensors=tensors)
 
 
-def load_into_unet(adapter: Adapter, unet: UNet2DConditionModel, name: str, scale: float, source: str) -> None:
-    """Adds the part that is the UNet's, under this name, to the adapters that it has."""
-    from diffusers.loaders import StableDiffusionLoraLoaderMixin
-
-    if adapter.tensors["unet"]:
-        with several():
-            StableDiffusionLoraLoaderMixin.load_lora_into_unet(
-                dict(adapter.state), None, unet, adapter_name=name, metadata=_named("unet", adapter)
-            )
-        settle(unet, name, scale, adapter.tensors["unet"], source)
-
-
-def load_into_text_encoder(adapter: Adapter, text_encoder: CLIPTextModel, name: str, scale: float, source: str) -> None:
-    """Adds the part that is the text encoder's, under this name, to the adapters that it has."""
-    from diffusers.loaders import StableDiffusionLoraLoaderMixin
-
-    if adapter.tensors["text_encoder"]:
-        with several():
-            StableDiffusionLoraLoaderMixin.load_lora_into_text_encoder(
-                dict(adapter.state), None, text_encoder, adapter_name=name, metadata=_named("text_encoder", adapter)
-            )
-        settle(text_encoder, name, scale, adapter.tensors["text_encoder"], source)
+def load(adapter: Adapter, network: Any, part: str, takes: Learnable, name: str, scale: float, source: str) -> None:
+    """Adds what is for this part of the model, under this name, to the adapters that its network has."""
+    if not adapter.tensors[part]:
+        return
+    with several():
+        state, metadata = dict(adapter.state), _named(part, adapter)
+        if part in DENOISERS:
+            network.load_lora_adapter(state, prefix=part, adapter_name=name, metadata=metadata)
+        else:
+            _loader(takes).load_lora_into_text_encoder(state, None, network, prefix=part, adapter_name=name, metadata=metadata)
+    settle(network, name, scale, adapter.tensors[part], source)
 
 
 def settle(network: nn.Module, name: str, scale: float, tensors: Mapping[str, Tensor] | None = None, source: str = "") -> None:
@@ -148,9 +154,12 @@ def settle(network: nn.Module, name: str, scale: float, tensors: Mapping[str, Te
 
 @contextlib.contextmanager
 def several() -> Iterator[None]:
-    """PEFT warns of a second adapter, which is what is wanted here, and draws numbers that are then written over."""
+    """PEFT warns of a second adapter, which is what is wanted here, and of modules whose names end as those of an adapter's do, which
+    it leaves alone; and it draws numbers that are then written over.
+    """
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", "Already found a `peft_config`")
+        warnings.filterwarnings("ignore", "While injecting the PEFT adapters, an inconsistency")
         yield
 
 
@@ -170,45 +179,151 @@ def _metadata(header: Mapping[str, str], config: Mapping[str, Any] | None, sourc
     return metadata
 
 
-def _from_kohya(state: Mapping[str, Tensor], unet_config: Any, source: str) -> dict[str, Tensor]:
-    """In diffusers' names, with alpha / rank multiplied into the outer half.
+def _loader(takes: Learnable) -> Any:
+    """diffusers' mixin that loads the family's LoRA."""
+    from diffusers import loaders
 
-    diffusers (0.42) gives all modules the alpha that most of them have; here each keeps its own.
+    return getattr(loaders, takes.loader)
+
+
+def _with_strength(state: Mapping[str, Tensor], takes: Learnable, source: str) -> dict[str, Tensor]:
+    """With alpha / rank multiplied into the outer half.
+
+    diffusers (0.42) gives all modules of a UNet the alpha that most of them have, and drops those of FLUX's last layer; here each
+    keeps its own. What is then converted for FLUX needs an alpha nevertheless: the rank, which changes nothing.
     """
-    from diffusers.loaders import StableDiffusionLoraLoaderMixin
-
-    if strange := [name for name in state if not name.startswith(_KOHYA)]:
+    if any(name.startswith(_KOHYA) for name in state) and (strange := [name for name in state if not name.startswith(_KOHYA)]):
         raise UsageError(f"{source}: kohya's names and others ({first(strange)}) in one file")
+    flux = "Flux" in takes.loader
+    halves = [("lora_down", "lora_up"), *([("lora_A", "lora_B")] if flux else [])]
     plain = {name: value for name, value in state.items() if not name.endswith(".alpha")}
-    for name in state.keys() - plain.keys():
+    for name, alpha in state.items():
+        if name in plain:
+            continue
         module = name.removesuffix(".alpha")
-        down, up = (plain.get(f"{module}.lora_{half}.weight") for half in ("down", "up"))
-        alpha = state[name]
-        if down is None or up is None or alpha.numel() != 1 or not down.ndim:
+        pairs = [(f"{module}.{inner}.weight", f"{module}.{outer}.weight") for inner, outer in halves]
+        inner, outer = next(((inner, outer) for inner, outer in pairs if inner in plain and outer in plain), ("", ""))
+        if not inner or alpha.numel() != 1 or not plain[inner].ndim or not len(plain[inner]):
             raise UsageError(f"{source}: {name} belongs to no lora_down and lora_up")
         if not (strength := float(alpha)) > 0:
             raise UsageError(f"{source}: {name} is {strength:g}; a strength above 0 is needed")
-        plain[f"{module}.lora_up.weight"] = up.float() * (strength / len(down))
-    converted, _ = StableDiffusionLoraLoaderMixin.lora_state_dict(plain, unet_config=unet_config)
-    return converted
+        plain[outer] = plain[outer].float() * (strength / len(plain[inner]))
+    if flux:
+        downs = [name for name in plain if name.endswith(".lora_down.weight") and not name.startswith("transformer.")]
+        plain |= {f"{name.removesuffix('.lora_down.weight')}.alpha": torch.tensor(float(len(plain[name]))) for name in downs}
+    return plain
+
+
+_UNKNOWN = "diffusers does not know these names"
+
+
+def converted(state: Mapping[str, Tensor], networks: Mapping[str, nn.Module], takes: Learnable, source: str) -> dict[str, Tensor]:
+    """In diffusers' names, by its loader of the family. FLUX's first and last layers come without their network's name, and would
+    not be read: here they get it.
+    """
+    state = {name if "double_blocks" in name else name.replace(_PEFT, ""): value for name, value in state.items()}
+    more = {"unet_config": networks["unet"].config} if "unet" in networks else {}
+    try:
+        found = _loader(takes).lora_state_dict(dict(state), **more)
+    except Exception as error:  # its converters assert, look up and split
+        raise UsageError(f"{source}: {_UNKNOWN} ({' '.join(str(error).split())[:200] or type(error).__name__})") from error
+    found = found[0] if isinstance(found, tuple) else found
+    prefixes, modules = tuple(f"{part}." for part in takes.adapted), {name for name, _ in networks[takes.denoiser].named_modules()}
+    return {
+        f"{takes.denoiser}.{name}"
+        if name not in state and not name.startswith(prefixes) and name.partition(".lora_")[0] in modules
+        else name: value
+        for name, value in found.items()
+    }
+
+
+class Outline(Tensor):
+    """A tensor without numbers (on the device "meta") that knows of which tensors of a file it was made: what is done to the file's
+    tensors is first done to these, so that none is left out unseen. Asked for its truth, it is false.
+    """
+
+    names: frozenset[str]
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = super().__torch_function__(func, types, args, kwargs or {})
+        _name(made, _names(args))
+        return made
+
+    def __bool__(self) -> bool:
+        return False
+
+    def item(self) -> Any:
+        return False
+
+
+def outlined(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The outlines of a file's tensors; alphas are themselves."""
+    found: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if name.endswith(".alpha"):
+            found[name] = value
+            continue
+        found[name] = torch.empty(value.shape, dtype=value.dtype, device="meta").as_subclass(Outline)
+        _name(found[name], frozenset([name]))
+    return found
+
+
+def _names(value: Any) -> frozenset[str]:
+    if isinstance(value, Outline):
+        return getattr(value, "names", frozenset())
+    return frozenset[str]().union(*map(_names, value)) if isinstance(value, (list, tuple)) else frozenset()
+
+
+def _name(value: Any, names: frozenset[str]) -> None:
+    if isinstance(value, Outline):
+        value.names = names
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            _name(each, names)
 
 
 def _prefixed(
-    state: Mapping[str, Tensor], metadata: dict[str, Any] | None, networks: Mapping[str, nn.Module]
-) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """With the network's name before each key, where no key has one: that of the network whose modules they name."""
-    prefixes = tuple(f"{part}." for part in PARTS)
+    state: Mapping[str, Tensor], metadata: dict[str, Any] | None, networks: Mapping[str, nn.Module], takes: Learnable, source: str,
+    part: str,
+) -> tuple[dict[str, Tensor], dict[str, Any] | None]:  # fmt: skip
+    """With the network's name before each key, where no key has one: `part`, or that of the network whose modules they name."""
+    prefixes = tuple(f"{part}." for part in takes.adapted)
     if any(name.startswith(prefixes) for name in state):
         if metadata is not None and not any(key.startswith(prefixes) for key in metadata):
             metadata = {f"{prefix}{key}": value for prefix in prefixes for key, value in metadata.items()}
         return dict(state), metadata
-    modules = dict(networks["text_encoder"].named_modules())
-    tops = {name.removeprefix("text_model.").split(".")[0] for name in state}
-    part = "text_encoder" if tops <= {name.split(".")[0] for name in modules} else "unet"
+    part = part or _owner(state, networks, takes, source)
     return (
         {f"{part}.{name}": value for name, value in state.items()},
         None if metadata is None else {f"{part}.{key}": value for key, value in metadata.items()},
     )
+
+
+def _owner(state: Mapping[str, Tensor], networks: Mapping[str, nn.Module], takes: Learnable, source: str) -> str:
+    """The network whose modules these names are: of several text encoders the one whose shapes they fit."""
+    tops = {name.removeprefix("text_model.").split(".")[0] for name in state}
+    found = []
+    for part in takes.adapted[1:]:
+        modules = {name.removeprefix("text_model.").split(".")[0] for name, _ in networks[part].named_modules()}
+        if tops <= modules:
+            found.append(part)
+    if len(found) < 2:
+        return found[0] if found else takes.adapted[0]
+    fits = [part for part in found if _fits(part, state, networks[part], source)]
+    if len(fits) > 1:
+        raise UsageError(
+            f"{source}: does not say which it is for, {' or '.join(fits)}; put one of these and a dot before its names"
+        )
+    return (fits or found)[0]
+
+
+def _fits(part: str, state: Mapping[str, Tensor], network: nn.Module, source: str) -> bool:
+    try:
+        _check_shapes(part, _peft_names(part, dict(state), network), network, source)
+    except (UsageError, ValueError):
+        return False
+    return True
 
 
 def _of(part: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,7 +337,7 @@ def _peft_names(part: str, state: dict[str, Tensor], network: nn.Module) -> dict
 
     if not state:
         return {}
-    if part == "unet":
+    if part in DENOISERS:
         return state if "lora_A" in next(iter(state)) else names.convert_unet_state_dict_to_peft(state)
     converted = names.convert_state_dict_to_peft(names.convert_state_dict_to_diffusers(state))
     if not hasattr(network, "text_model"):

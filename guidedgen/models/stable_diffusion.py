@@ -19,15 +19,14 @@ from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
 from guidedgen.models.folder import INDEX, height_and_width
 from guidedgen.models.latent import Conditioning
-from guidedgen.models.learned import Learned
+from guidedgen.models.learnable import Learnable, Reader
 from guidedgen.models.stable_diffusion_folder import StableDiffusionFolder
 from guidedgen.models.unet import UNetModel
-from guidedgen.models.words import Words, replaced, words_in
+from guidedgen.models.words import Words
 from guidedgen.process.grid import Point
 from guidedgen.zoo.needed import Needed
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
 # CLIPTextModelWithProjection's: Stable Diffusion reads what goes into it.
@@ -44,11 +43,14 @@ class StableDiffusion(UNetModel):
     """
 
     FOLDER: ClassVar = StableDiffusionFolder
+    LEARNABLE: ClassVar = Learnable(
+        name="Stable Diffusion 1 or 2",
+        networks={"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"},
+        adapted=("unet", "text_encoder"), loader="StableDiffusionLoraLoaderMixin",
+        readers=(Reader(encoder="text_encoder", tokenizer="tokenizer"),),
+        replaced=("unet", "vae", "text_encoder"), pipelines=("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
+    )  # fmt: skip
     GUIDANCE: ClassVar = 7.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.additions.check(self.config, lambda: self.tokenizer)
 
     # What the folder says of itself
 
@@ -71,11 +73,6 @@ class StableDiffusion(UNetModel):
         """What the folder says of a part of the model."""
         return self.opened.configs[part]
 
-    @functools.cached_property
-    def additions(self) -> Learned:
-        """What `learned` names."""
-        return Learned(self.learned, "model.learned")
-
     # Networks
 
     def load(self) -> None:
@@ -90,25 +87,11 @@ class StableDiffusion(UNetModel):
                 assert not network.training
 
     @functools.cached_property
-    def unet(self) -> UNet2DConditionModel:
-        network = super().unet
-        self.additions.into_unet(network)
-        return network
-
-    @functools.cached_property
-    def vae(self) -> AutoencoderKL:
-        network = super().vae
-        self.additions.into_vae(network)
-        return network
-
-    @functools.cached_property
     def text_encoder(self) -> CLIPTextModel:
         """The text encoder."""
         from transformers import CLIPTextModel
 
-        network = self.load_network(CLIPTextModel, "text_encoder", spare=_SPARE)
-        self.additions.into_text_encoder(network)
-        return network
+        return self.load_network(CLIPTextModel, "text_encoder", spare=_SPARE)
 
     @functools.cached_property
     def tokenizer(self) -> CLIPTokenizer:
@@ -118,9 +101,7 @@ class StableDiffusion(UNetModel):
     @functools.cached_property
     def words(self) -> Words:
         """What the text encoder has learned besides its vocabulary."""
-        vocabulary = Words(self.tokenizer, self.text_encoder, self.negative_prompt)
-        self.additions.into_words(vocabulary)
-        return vocabulary
+        return self.vocabularies([self.tokenizer], [self.text_encoder])[0]
 
     # Use
 
@@ -130,7 +111,7 @@ class StableDiffusion(UNetModel):
             return
         available = self.max_tokens - 2 - reserved
         prompts = list(dict.fromkeys([self.negative_prompt, *(task.prompt for task in tasks)]))
-        plain, learned = zip(*(self._without_learned(prompt) for prompt in prompts), strict=True)
+        plain, learned = zip(*(self.without_learned(prompt) for prompt in prompts), strict=True)
         # Every word is a token or more: no need to load the tokenizer to refuse a very long prompt.
         counts = [len(prompt.split()) for prompt in plain]
         if max(counts) <= available:
@@ -142,17 +123,6 @@ class StableDiffusion(UNetModel):
 
     def count_tokens(self, prompt: str) -> int:
         return _token_counts(self.opened, (prompt,))[0]
-
-    def _without_learned(self, prompt: str) -> tuple[str, int]:
-        """A prompt without its learned words, and how many tokens these are, those included that it is read with."""
-        known = self.additions.words
-        if not known:
-            return prompt, 0
-        there = words_in(known, prompt)
-        added = (
-            known.keys() - {*there, *words_in(known, self.negative_prompt)} if prompt != self.negative_prompt or not prompt else ()
-        )
-        return replaced(known, prompt, lambda _: " "), sum(known[name] for name in (*there, *added))
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Text embeddings: b l d, differentiable in learned words that require gradients."""

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from guidedgen.basics.errors import BadValue
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
 from guidedgen.models.folder import height_and_width
 from guidedgen.models.latent import Conditioning, LatentModel
+from guidedgen.models.learnable import Learnable
 from guidedgen.models.stable_diffusion_3_folder import CLIPS, StableDiffusion3Folder, WithT5
 from guidedgen.models.texts import by_clip, by_t5
 from guidedgen.process import Prediction
@@ -41,6 +41,14 @@ class StableDiffusion3(LatentModel):
     t5: bool = True
 
     FOLDER: ClassVar = StableDiffusion3Folder
+    LEARNABLE: ClassVar = Learnable(
+        name="Stable Diffusion 3",
+        networks={
+            "transformer": "SD3Transformer2DModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModelWithProjection",
+            "text_encoder_2": "CLIPTextModelWithProjection", "text_encoder_3": "T5EncoderModel",
+        },
+        adapted=("transformer", "text_encoder", "text_encoder_2"), loader="SD3LoraLoaderMixin", replaced=("transformer",),
+    )  # fmt: skip
     GUIDANCE: ClassVar = 7.0
 
     @classmethod
@@ -50,8 +58,6 @@ class StableDiffusion3(LatentModel):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.learned is not None:
-            raise BadValue("learned", self.learned, "adapters and words are for Stable Diffusion 1 and 2; use null")
         _ = self.opened  # refused before anything is loaded
 
     # What the folder says of itself
@@ -67,7 +73,8 @@ class StableDiffusion3(LatentModel):
     @property
     def files(self) -> tuple[Path, ...]:
         tokenizers = [part for part in self.opened.CLASSES if part.startswith("tokenizer")]
-        return tuple(self.folder / part for part in (*self.opened.WEIGHTS, "scheduler", *tokenizers))
+        parts = (*self.opened.WEIGHTS, "scheduler", *tokenizers)
+        return (*(self.folder / part for part in parts), *self.additions.files)
 
     # Networks
 

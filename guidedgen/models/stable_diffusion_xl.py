@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from guidedgen.basics.errors import BadValue
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
 from guidedgen.models.folder import INDEX, height_and_width
 from guidedgen.models.latent import Conditioning
+from guidedgen.models.learnable import Learnable, Reader
 from guidedgen.models.stable_diffusion_xl_folder import CLIPS, StableDiffusionXlFolder
-from guidedgen.models.texts import by_clip
 from guidedgen.models.unet import UNetModel
+from guidedgen.models.words import Words
 from guidedgen.process.grid import Point
 from guidedgen.zoo.needed import Needed
 
@@ -37,12 +37,20 @@ class StableDiffusionXl(UNetModel):
     """
 
     FOLDER: ClassVar = StableDiffusionXlFolder
+    LEARNABLE: ClassVar = Learnable(
+        name="Stable Diffusion XL",
+        networks={
+            "unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel",
+            "text_encoder_2": "CLIPTextModelWithProjection",
+        },
+        adapted=("unet", "text_encoder", "text_encoder_2"), loader="StableDiffusionXLLoraLoaderMixin",
+        readers=(
+            Reader(encoder="text_encoder", tokenizer="tokenizer", key="clip_l"),
+            Reader(encoder="text_encoder_2", tokenizer="tokenizer_2", key="clip_g"),
+        ),
+        replaced=("unet",),
+    )  # fmt: skip
     GUIDANCE: ClassVar = 5.0
-
-    def __post_init__(self) -> None:
-        if self.learned is not None:
-            raise BadValue("learned", self.learned, "adapters and words are for Stable Diffusion 1 and 2; use null")
-        super().__post_init__()
 
     # What the folder says of itself
 
@@ -58,7 +66,7 @@ class StableDiffusionXl(UNetModel):
     def files(self) -> tuple[Path, ...]:
         """model_index.json says what an empty negative prompt is."""
         parts = (*StableDiffusionXlFolder.WEIGHTS, "scheduler", *(tokenizer for tokenizer, _ in CLIPS))
-        return (self.folder / INDEX, *(self.folder / part for part in parts))
+        return (self.folder / INDEX, *(self.folder / part for part in parts), *self.additions.files)
 
     # Networks
 
@@ -89,23 +97,34 @@ class StableDiffusionXl(UNetModel):
         first, second = (self.opened.load_tokenizer(tokenizer, encoder) for tokenizer, encoder in CLIPS)
         return first, second
 
+    @functools.cached_property
+    def words(self) -> tuple[Words, ...]:
+        """What the two have learned besides their vocabularies."""
+        return self.vocabularies(self.tokenizers, self.text_encoders)
+
     # Use
 
     def count_tokens(self, prompt: str) -> int:
         return max(len(each(prompt, add_special_tokens=False, verbose=False).input_ids) for each in self.tokenizers)
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """Tokens: the last but one layers of the CLIPs side by side. Pooled: the second's projection."""
+    def encode_prompts(self, prompts: Sequence[str], *, negative: bool = False) -> Conditioning:
+        """Tokens: the last but one layers of the CLIPs side by side. Pooled: the second's projection. Prompts that are not negative
+        are read with every learned word.
+        """
         with self.ledger.timed("text"), torch.no_grad():
-            clips = zip(self.tokenizers, self.text_encoders, strict=True)
-            read = [by_clip(prompts, tokenizer, encoder, self.max_tokens) for tokenizer, encoder in clips]
+            read = [
+                words.read(
+                    [words.with_tokens(prompt) if negative else words.expanded(prompt) for prompt in prompts], self.max_tokens
+                )
+                for words in self.words
+            ]
             return Conditioning(torch.cat([output.hidden_states[-2] for output in read], -1), read[1].text_embeds)
 
     def condition(self, tasks: Sequence[Task]) -> tuple[Conditioning, Conditioning]:
         cond = self.encode_prompts([task.prompt for task in tasks])
         if not self.negative_prompt and self.opened.empty_is_zero:
             return cond, cond.rows([0]).map(torch.zeros_like)
-        return cond, self.encode_prompts([self.negative_prompt])
+        return cond, self.encode_prompts([self.negative_prompt], negative=True)
 
     def predict(self, x_t: Tensor, t: Point, conditioning: Conditioning) -> Tensor:
         assert conditioning.pooled is not None

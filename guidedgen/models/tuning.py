@@ -65,7 +65,7 @@ def check(tuning: Tuning, model: StableDiffusion) -> None:
         raise UsageError(f"dtype={dtype}: tuning the network's own weights needs dtype=float32; method.what=adapter needs bfloat16")
     if dtype == "float16":
         raise UsageError(f"dtype={dtype}: method.what={what} needs dtype=bfloat16 or float32")
-    if what in ("weights", "attention") and model.additions.adapts_unet:
+    if what in ("weights", "attention") and model.additions.adapts:
         raise UsageError(f"method.what={what}: not on a model with a LoRA (model.learned), but method.what=adapter")
     if what == "token":
         _check_words(tuning, model)
@@ -148,7 +148,7 @@ def load(model: StableDiffusion, folder: Path, what: str, key: str) -> None:
         raise UsageError(
             f"{key}={folder}: has no {_FILES[what]}, which method.what={what} leaves there; run.fresh=true learns it again"
         )
-    learned = Learned(str(folder / _FILES[what]), key)
-    learned.check(model.config, lambda: model.tokenizer)
-    learned.into_unet(model.unet)
-    learned.into_words(model.words)
+    learned = Learned(str(folder / _FILES[what]), key, model.LEARNABLE)
+    learned.check(model.config, lambda _: model.tokenizer)
+    learned.into(model.unet, "unet")
+    learned.into_words({"text_encoder": model.words})

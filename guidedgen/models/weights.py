@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from guidedgen.basics.errors import UsageError
-from guidedgen.models.stable_diffusion_folder import StableDiffusionFolder
+from guidedgen.models.learnable import Learnable
 from guidedgen.models.tensors import check_numbers, first, read_tensors
 from guidedgen.zoo.pretrained import load_pretrained
 from guidedgen.zoo.weights import check_weights, choose, weight_files
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 Configs = Callable[[str], Mapping[str, Any]]  # of the model, by the folder of its part
 
-# What a network computes does not depend on these keys of its config.
-_IDLE = {"sample_size", "force_upcast"}
+# What a network computes does not depend on these keys of its config; a transformer's positions do on its sample_size.
+_IDLE = {"unet": {"sample_size"}, "vae": {"sample_size", "force_upcast"}}
 _TEXT = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "hidden_act",
          "layer_norm_eps", "vocab_size")  # fmt: skip
 _PLAIN_SCHEDULE = {"prediction_type": "epsilon"}  # what a key means that is not there
@@ -43,16 +43,17 @@ _SCHEDULE = (
 
 
 @functools.lru_cache(maxsize=8)
-def skeleton(part: str, config: str) -> Any:
-    """A network of this configuration (JSON), without its weights."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+def skeleton(kind: str, config: str) -> Any:
+    """A network of this class of diffusers' or transformers' and this configuration (JSON), without its weights."""
+    import diffusers
+    import transformers
 
     options = json.loads(config)
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        if part == "text_encoder":
-            return CLIPTextModel(CLIPTextConfig.from_dict(options))
-        return (UNet2DConditionModel if part == "unet" else AutoencoderKL).from_config(options)
+        if hasattr(diffusers, kind):
+            return getattr(diffusers, kind).from_config(options)
+        network = getattr(transformers, kind)
+        return network(network.config_class.from_dict(options))
 
 
 def shapes_of(state: object, part: str) -> dict[str, tuple[int, ...]]:
@@ -78,22 +79,26 @@ def check_shapes(part: str, shapes: Mapping[str, tuple[int, ...]], network: nn.M
         raise UsageError(f"{source}: {odd[0]} has the shape {shapes[odd[0]]}, and {wanted[odd[0]]} in this model's {part}")
 
 
-def check_network(folder: Path, part: str, configs: Configs, tokenizer: Callable[[], CLIPTokenizer], source: str) -> None:
+def check_network(
+    folder: Path, part: str, takes: Learnable, configs: Configs, tokenizer: Callable[[], CLIPTokenizer], source: str
+) -> None:
     """Raises UsageError unless a network's folder holds weights of the model's architecture."""
     if (folder.parent / "model_index.json").is_file():
-        _check_pipeline(folder.parent, configs, tokenizer, source)
+        _check_pipeline(folder.parent, takes, configs, tokenizer, source)
     theirs = read_json(folder / "config.json", source)
+    if (kind := theirs.get("_class_name")) not in (None, takes.networks[part]):
+        raise UsageError(f"{source}: its {part} is a {kind}, and this model's a {takes.networks[part]}")
     with fitting(source):
         network, ours = (
-            skeleton(part, json.dumps(theirs, sort_keys=True)),
-            skeleton(part, json.dumps(configs(part), sort_keys=True)),
+            skeleton(takes.networks[part], json.dumps(config, sort_keys=True)) for config in (theirs, dict(configs(part)))
         )
-    for name in _TEXT if part == "text_encoder" else [key for key in ours.config if not key.startswith("_") and key not in _IDLE]:
+    idle = _IDLE.get(part, set())
+    for name in _TEXT if part == "text_encoder" else [key for key in ours.config if not key.startswith("_") and key not in idle]:
         found, wanted = getattr(network.config, name, None), getattr(ours.config, name, None)
         if _plain(found) != _plain(wanted):
             raise UsageError(f"{source}: its {part} has {name}={found}, and this model's {wanted}; model.path= takes a whole model")
     shapes: dict[str, tuple[int, ...]] = {}
-    for file in network_files(folder, part, source):
+    for file in network_files(folder, takes.files(part), source):
         shapes |= shapes_of(read_tensors(file, source, values=False)[0], part)
     if part != "vae":  # diffusers renames what old ones call otherwise
         check_shapes(part, shapes, ours, source)
@@ -103,20 +108,21 @@ def _plain(value: object) -> object:
     return list(value) if isinstance(value, (list, tuple)) else value
 
 
-def network_files(folder: Path, part: str, source: str) -> list[Path]:
+def network_files(folder: Path, names: Sequence[str], source: str) -> list[Path]:
     """A network's weights: one file or the pieces that its index names, as safetensors before tensors of torch."""
-    name = choose({file.name for file in folder.iterdir()}, StableDiffusionFolder.WEIGHTS[part])
+    name = choose({file.name for file in folder.iterdir()}, names)
     if name is None:
-        raise UsageError(f"{source}: {folder.name}/ has no {StableDiffusionFolder.WEIGHTS[part][0]}")
+        raise UsageError(f"{source}: {folder.name}/ has no {names[0]}")
     check_weights(folder, name, source)
     return weight_files(folder, name, source)
 
 
-def _check_pipeline(folder: Path, configs: Configs, tokenizer: Callable[[], CLIPTokenizer], source: str) -> None:
+def _check_pipeline(folder: Path, takes: Learnable, configs: Configs, tokenizer: Callable[[], CLIPTokenizer], source: str) -> None:
     """Raises UsageError where a whole pipeline has another tokenizer or noise schedule than the model, whose own are used."""
     kind = read_json(folder / "model_index.json", source).get("_class_name")
-    if kind not in ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"):
-        raise UsageError(f"{source}: is a {kind}, not a StableDiffusionPipeline")
+    if kind not in takes.pipelines:
+        wanted = f", not a {takes.pipelines[0]}" if takes.pipelines else ", a whole pipeline; model.path= takes a whole model"
+        raise UsageError(f"{source}: is a {kind}{wanted}")
     if (file := folder / "scheduler" / "scheduler_config.json").is_file():
         theirs, ours = read_json(file, source), configs("scheduler")
         for name in _SCHEDULE:
@@ -133,18 +139,18 @@ def _check_pipeline(folder: Path, configs: Configs, tokenizer: Callable[[], CLIP
             raise UsageError(f"{source}: its tokenizer is not this model's; model.path= takes a whole model")
 
 
-def replace(network: Any, part: str, path: Path, source: str) -> None:
-    """Replaces the network's weights, by the library that knows the files."""
+def replace(network: Any, part: str, path: Path, names: Sequence[str], source: str) -> None:
+    """Replaces the network's weights, by the library that knows the files, which are called by one of these names."""
     with fitting(source):
         if path.is_file():
             state, _ = read_tensors(path, source)
             check_numbers(state, source)
-            names = shapes_of(state, part)
+            own = shapes_of(state, part)
             prefix = "text_model." if hasattr(network, "text_model") else ""
             state = {name.removeprefix("text_model."): value for name, value in state.items()} if part == "text_encoder" else state
-            network.load_state_dict({f"{prefix}{name}": state[name] for name in names})
+            network.load_state_dict({f"{prefix}{name}": state[name] for name in own})
             return
-        safe = network_files(path, part, source)[0].suffix == ".safetensors"
+        safe = network_files(path, names, source)[0].suffix == ".safetensors"
         other = load_pretrained(
             type(network),
             path,

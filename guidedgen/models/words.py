@@ -5,7 +5,7 @@ Gal et al. 2022, arXiv:2208.01618).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 
 from guidedgen.basics.errors import UsageError
+from guidedgen.models.learnable import Learnable
 from guidedgen.models.tensors import check_numbers, first
 
 if TYPE_CHECKING:
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTokenizer
+
+_KEYS = ("clip_l", "clip_g", "t5")  # what files of several text encoders' embeddings call them
 
 
 class Words:
@@ -27,7 +30,7 @@ class Words:
     are meant for the negative prompt alone.
     """
 
-    def __init__(self, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, negative_prompt: str = "") -> None:
+    def __init__(self, tokenizer: CLIPTokenizer, text_encoder: Any, negative_prompt: str = "") -> None:
         self._tokenizer, self._text_encoder, self._negative_prompt = tokenizer, text_encoder, negative_prompt
         self._embeddings: dict[str, Tensor] = {}
 
@@ -54,8 +57,19 @@ class Words:
         """The text with each learned word in it replaced by its tokens."""
         return replaced(self._embeddings, text, lambda name: " ".join(tokens_of(name, len(self._embeddings[name]))))
 
+    def read(self, prompts: Sequence[str], length: int) -> Any:
+        """The text encoder's output of prompts, filled up or cut to `length` tokens, with its hidden states."""
+        ids = self._tokenizer(
+            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        ).input_ids
+        return self._run(ids.to(self._table.device), output_hidden_states=True)
+
     def encode(self, ids: Tensor) -> Tensor:
         """Token ids b l to text embeddings b l d, differentiable in the learned embeddings."""
+        embeddings: Tensor = self._run(ids).last_hidden_state
+        return embeddings
+
+    def _run(self, ids: Tensor, **options: Any) -> Any:
         table = self._table
         if self._embeddings:
             tokens = [token for name, value in self._embeddings.items() for token in tokens_of(name, len(value))]
@@ -64,7 +78,7 @@ class Words:
             learned = torch.cat([value.to(table) for value in self._embeddings.values()])
             table = torch.cat([table, padding]).index_copy(0, torch.tensor(rows, device=table.device), learned)
         (name,) = (name for name, value in self._text_encoder.named_parameters() if value is self._table)
-        return torch.func.functional_call(self._text_encoder, {name: table}, (ids,)).last_hidden_state
+        return torch.func.functional_call(self._text_encoder, {name: table}, (ids,), options)
 
     @property
     def _table(self) -> Tensor:
@@ -112,12 +126,29 @@ def not_new(name: str, tokenizer: CLIPTokenizer) -> str:
     return ""
 
 
-def parse(state: Any, file: Path, width: int, source: str) -> dict[str, Tensor]:
-    """The words in a file, each with its embedding k d: diffusers' (by name), AUTOMATIC1111's and the original repository's
-    (string_to_param, or emb_params; where these name no word, it is the file's name).
+def parse(state: Any, file: Path, takes: Learnable, widths: Mapping[str, int], source: str) -> dict[str, dict[str, Tensor]]:
+    """By text encoder, the words in a file, each with its embedding k d: diffusers' (by name), AUTOMATIC1111's and the original
+    repository's (string_to_param, or emb_params; where these name no word, it is the file's name), and those of several text
+    encoders at once (clip_l, clip_g: the file's name too). `widths` are those of the text encoders that learn words: of several
+    encoders, a file with names has embeddings of that one whose width they have.
 
     Raises UsageError where it holds something else, or embeddings of another width than the text encoder's.
     """
+    keys = {reader.key: reader.encoder for reader in takes.readers if reader.key}
+    if isinstance(state, Mapping) and {*_KEYS, *keys} & state.keys():
+        if not keys:
+            raise UsageError(f"{source}: {file.name} is a textual inversion of SDXL (clip_g, clip_l), which has two text encoders")
+        if set(state) != set(keys):
+            raise UsageError(f"{source}: {file.name} holds {first(state)}, and {' and '.join(keys)} are what {takes.name} reads")
+        return {
+            encoder: _embeddings({file.stem: state[key]}, file, {encoder: widths[encoder]}, takes, source)[encoder]
+            for key, encoder in keys.items()
+        }
+    return _embeddings(state, file, widths, takes, source)
+
+
+def _embeddings(state: Any, file: Path, widths: Mapping[str, int], takes: Learnable, source: str) -> dict[str, dict[str, Tensor]]:
+    kinds = f"neither a {'UNet' if takes.denoiser == 'unet' else takes.denoiser}, a LoRA nor a textual inversion"
     if isinstance(state, Tensor):
         state = {file.stem: state}
     if isinstance(state, Mapping) and isinstance(state.get("string_to_param"), (Mapping, torch.nn.ParameterDict)):
@@ -132,20 +163,24 @@ def parse(state: Any, file: Path, width: int, source: str) -> dict[str, Tensor]:
         state = {file.stem: state["emb_params"]}
     elif isinstance(state, Mapping) and "emb_params" in state:
         raise UsageError(f"{source}: would not use {first(name for name in state if name != 'emb_params')}")
-    if isinstance(state, Mapping) and {"clip_g", "clip_l"} & state.keys():
-        raise UsageError(f"{source}: {file.name} is a textual inversion of SDXL (clip_g, clip_l), which has two text encoders")
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UsageError(f"{source}: {file.name} is neither a UNet, a LoRA nor a textual inversion")
+        raise UsageError(f"{source}: {file.name} is {kinds}")
     if not state:
         raise UsageError(f"{source}: {file.name} holds no tensors")
     odd = {str(name): tuple(value.shape) for name, value in state.items() if value.ndim not in (1, 2) or not value.numel()}
     if odd or not all(isinstance(name, str) for name in state):
-        raise UsageError(
-            f"{source}: {file.name} is neither a UNet, a LoRA nor a textual inversion (it holds {first(odd or state)})"
-        )
+        raise UsageError(f"{source}: {file.name} is {kinds} (it holds {first(odd or state)})")
     words = {name: value.detach() if value.ndim == 2 else value.detach()[None] for name, value in state.items()}
-    for name, value in words.items():
-        if value.shape[1] != width:
-            raise UsageError(f"{source}: {name} has embeddings of {value.shape[1]} numbers; this text encoder's have {width}")
     check_numbers(words, source)
-    return words
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, value in words.items():
+        fits = [encoder for encoder, width in widths.items() if width == value.shape[1]]
+        if not fits:
+            have = "; this text encoder's have" if len(widths) == 1 else "; these text encoders' have"
+            raise UsageError(
+                f"{source}: {name} has embeddings of {value.shape[1]} numbers{have} {' and '.join(map(str, widths.values()))}"
+            )
+        if len(fits) > 1:
+            raise UsageError(f"{source}: {name} does not say which it is for, {' or '.join(fits)}, which are equally wide")
+        found.setdefault(fits[0], {})[name] = value
+    return found

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_sd3 import save_stable_diffusion_3
 from tiny_xl import save_stable_diffusion_xl
 
 LENGTH = 12
@@ -63,6 +64,15 @@ def xl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     logging.disable_progress_bar()
     return save_stable_diffusion_xl(tmp_path_factory.mktemp("xl"))
+
+
+@pytest.fixture(scope="session")
+def sd3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A StableDiffusion3Pipeline's."""
+    from diffusers.utils import logging
+
+    logging.disable_progress_bar()
+    return save_stable_diffusion_3(tmp_path_factory.mktemp("sd3"))
 
 
 @pytest.fixture(scope="session")
