@@ -154,8 +154,8 @@ def settle(network: nn.Module, name: str, scale: float, tensors: Mapping[str, Te
 
 @contextlib.contextmanager
 def several() -> Iterator[None]:
-    """PEFT warns of a second adapter, which is what is wanted here, and of modules whose names end as those of an adapter's do, which
-    it leaves alone; and it draws numbers that are then written over.
+    """PEFT warns of a second adapter, which is what is wanted here, and of modules whose names end as those of an adapter's do,
+    which it leaves alone; and it draws numbers that are then written over.
     """
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", "Already found a `peft_config`")
