@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from guidedgen.basics.errors import BadValue, UsageError
+from guidedgen.models.flux import Flux
 from guidedgen.models.folder import INDEX
 from guidedgen.models.latent import LatentModel
 from guidedgen.models.stable_diffusion import StableDiffusion
@@ -15,7 +16,7 @@ from guidedgen.models.stable_diffusion_3 import StableDiffusion3
 from guidedgen.models.stable_diffusion_xl import StableDiffusionXl
 from guidedgen.zoo.needed import Needed
 
-FAMILIES: Sequence[type[LatentModel]] = (StableDiffusion, StableDiffusionXl, StableDiffusion3)
+FAMILIES: Sequence[type[LatentModel]] = (StableDiffusion, StableDiffusionXl, StableDiffusion3, Flux)
 
 
 def any_model(
