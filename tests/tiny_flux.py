@@ -6,12 +6,13 @@ import torch
 
 CLIP_LENGTH = 16
 SCHEDULERS = {
-    "dev": {"shift": 3.0, "use_dynamic_shifting": True}, "schnell": {"shift": 1.0, "use_dynamic_shifting": False},
+    "dev": {"shift": 3.0, "use_dynamic_shifting": True},
+    "schnell": {"shift": 1.0, "use_dynamic_shifting": False},
 }  # fmt: skip  of the two repositories
 
 
 def save_flux(folder: Path, kind: str = "dev", **scheduler: object) -> Path:
-    """"dev", whose transformer is given its guidance, or "schnell", which is not. Latents 4 x h/2 x w/2. `scheduler` are other
+    """ "dev", whose transformer is given its guidance, or "schnell", which is not. Latents 4 x h/2 x w/2. `scheduler` are other
     options of the scheduler.
     """
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from guidedgen.basics.errors import BadValue
+from guidedgen.basics.errors import BadValue, UsageError
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
 from guidedgen.models.flux_folder import FluxFolder
 from guidedgen.models.folder import height_and_width, whole
 from guidedgen.models.latent import Conditioning, LatentModel
-from guidedgen.models.learnable import Learnable
-from guidedgen.models.texts import by_clip, by_t5
+from guidedgen.models.learnable import Learnable, Reader
+from guidedgen.models.texts import by_t5
+from guidedgen.models.words import Words, words_in
 from guidedgen.process import Prediction
 from guidedgen.process.formulas import from_velocity
 from guidedgen.process.grid import Point
@@ -38,7 +39,7 @@ _SPARE = (r"^text_projection\.weight$",)  # of CLIP, of which only the pooled st
 class Flux(LatentModel):
     """FLUX.1. Its text is T5's `t5_tokens` tokens, which longer prompts are refused by; None is what the model was trained with.
     They are never masked: the transformer also sees those that fill a prompt up. CLIP adds one vector, of the prompt's first 77
-    tokens alone, in training as here.
+    tokens alone, in training as here. It alone knows learned words: to T5 they are text like any other, as in diffusers.
 
     dev is given its guidance as an input, `embedded_guidance`: None for the pipeline's 3.5; schnell is not. Classifier-free
     guidance can come on top of it, as diffusers' true_cfg_scale does.
@@ -55,7 +56,8 @@ class Flux(LatentModel):
             "transformer": "FluxTransformer2DModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel",
             "text_encoder_2": "T5EncoderModel",
         },
-        adapted=("transformer", "text_encoder"), loader="FluxLoraLoaderMixin", replaced=("transformer",),
+        adapted=("transformer", "text_encoder"), loader="FluxLoraLoaderMixin",
+        readers=(Reader(encoder="text_encoder", tokenizer="tokenizer", key="clip_l"),), replaced=("transformer",),
     )  # fmt: skip
     GUIDANCE: ClassVar = 1.0
 
@@ -119,6 +121,11 @@ class Flux(LatentModel):
         return self.opened.load_tokenizer()
 
     @functools.cached_property
+    def words(self) -> Words:
+        """What CLIP has learned besides its vocabulary."""
+        return self.vocabularies([self.tokenizer], [self.text_encoder])[0]
+
+    @functools.cached_property
     def t5_encoder(self) -> T5EncoderModel:
         """T5."""
         from transformers import T5EncoderModel
@@ -132,18 +139,43 @@ class Flux(LatentModel):
 
     # Use
 
+    def check(self, tasks: Sequence[Task], reserved: int = 0) -> None:
+        """The same, by what T5 reads; and where a learned word would be cut off, by what CLIP reads."""
+        super().check(tasks, reserved)
+        if self.truncate_prompts or not self.additions.words:
+            return
+        room = self.opened.clip_tokens - 2
+        for prompt in dict.fromkeys([self.negative_prompt, *(task.prompt for task in tasks)]):
+            plain, learned = super().without_learned(prompt)
+            tokens = len(self.tokenizer(plain, add_special_tokens=False, verbose=False).input_ids) + learned
+            if tokens > room and (learned > room or words_in(self.additions.words, prompt)):
+                raise UsageError(
+                    f"prompt of {tokens} tokens or more ({prompt[:40]!r}...): CLIP, which knows the words of model.learned, reads "
+                    f"{room}; shorten it or set model.truncate_prompts=true"
+                )
+
+    def without_learned(self, prompt: str) -> tuple[str, int]:
+        """T5, by which prompts are counted, reads learned words as text."""
+        return prompt if prompt and prompt == self.negative_prompt else self.written(prompt), 0
+
+    def written(self, prompt: str) -> str:
+        """The prompt with every learned word in it; those that it lacks come first, but for the negative prompt's."""
+        known = self.additions.words
+        there = {*words_in(known, prompt), *words_in(known, self.negative_prompt)}
+        return " ".join([*(name for name in reversed([*known]) if name not in there), prompt])
+
     def count_tokens(self, prompt: str) -> int:
         return len(self.t5_tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids)
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Tokens: T5's. Pooled: CLIP's last state at the prompt's end."""
         with self.ledger.timed("text"), torch.no_grad():
-            pooled = by_clip(prompts, self.tokenizer, self.text_encoder, self.opened.clip_tokens).pooler_output
+            pooled = self.words.read(list(map(self.words.with_tokens, prompts)), self.opened.clip_tokens).pooler_output
             tokens, _ = by_t5(prompts, self.t5_tokenizer, self.t5_encoder, self.max_tokens)
             return Conditioning(tokens, pooled)
 
     def condition(self, tasks: Sequence[Task]) -> tuple[Conditioning, Conditioning]:
-        return self.encode_prompts([task.prompt for task in tasks]), self.encode_prompts([self.negative_prompt])
+        return self.encode_prompts([self.written(task.prompt) for task in tasks]), self.encode_prompts([self.negative_prompt])
 
     def predict(self, x_t: Tensor, t: Point, conditioning: Conditioning) -> Tensor:
         """The flow's velocity, eps - x_0."""

@@ -57,7 +57,9 @@ class FluxFolder(Folder):
     }  # fmt: skip
     VOCABULARIES: ClassVar = tuple(
         (*(f"tokenizer/{file}" for file in first), f"tokenizer_2/{second}")
-        for first, second in itertools.product((("tokenizer.json",), ("vocab.json", "merges.txt")), ("tokenizer.json", "spiece.model"))
+        for first, second in itertools.product(
+            (("tokenizer.json",), ("vocab.json", "merges.txt")), ("tokenizer.json", "spiece.model")
+        )
     )
     DEFAULTS: ClassVar = {
         "transformer": {
@@ -154,6 +156,7 @@ class FluxFolder(Folder):
         odd = [f"{key}={scheduler[key]}" for key, plain in _PLAIN.items() if scheduler.get(key, plain) != plain]
         takes, gives = transformer["in_channels"], transformer["out_channels"] or transformer["in_channels"]
         wanted, axes = _PATCH**2 * vae["latent_channels"], transformer["axes_dims_rope"]
+        pooled = transformer["pooled_projection_dim"]
         return {
             f"a scheduler with {', '.join(odd)}": odd,
             f"a scheduler with a shift of e^{self._mu:g} at {' x '.join(map(str, self.image_size))} pixels": (
@@ -170,9 +173,8 @@ class FluxFolder(Folder):
             f"a transformer for texts of {transformer['joint_attention_dim']} numbers a token with a T5 of {t5['d_model']}": (
                 transformer["joint_attention_dim"] != t5["d_model"]
             ),
-            f"a transformer for pooled texts of {transformer['pooled_projection_dim']} numbers with a CLIP of {clip['hidden_size']}": (
-                transformer["pooled_projection_dim"] != clip["hidden_size"]
-            ),
+            f"a transformer for pooled texts of {pooled} numbers with a CLIP of {clip['hidden_size']}": pooled
+            != clip["hidden_size"],
             f"a text_encoder of type {clip.get('model_type')}": (
                 clip.get("model_type", "clip_text_model") != "clip_text_model"
                 or not _CLIPS.issuperset(texts(clip.get("architectures")))

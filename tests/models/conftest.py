@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_flux import save_flux
 from tiny_sd3 import save_stable_diffusion_3
 from tiny_xl import save_stable_diffusion_xl
 
@@ -73,6 +74,15 @@ def sd3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     logging.disable_progress_bar()
     return save_stable_diffusion_3(tmp_path_factory.mktemp("sd3"))
+
+
+@pytest.fixture(scope="session")
+def flux_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A FluxPipeline's, as dev."""
+    from diffusers.utils import logging
+
+    logging.disable_progress_bar()
+    return save_flux(tmp_path_factory.mktemp("flux"))
 
 
 @pytest.fixture(scope="session")

@@ -10,16 +10,12 @@ from torch import Tensor, nn
 
 from guidedgen.basics.errors import UsageError
 from guidedgen.models import lora
-from guidedgen.models.learnable import Learnable, Reader
+from guidedgen.models.flux import Flux
 
 Tensors = dict[str, Tensor]
 Tried = Callable[..., None]
 RANK = 2
-FLUX = Learnable(
-    name="FLUX", networks={"transformer": "FluxTransformer2DModel", "text_encoder": "CLIPTextModel"},
-    adapted=("transformer", "text_encoder"), loader="FluxLoraLoaderMixin",
-    readers=(Reader(encoder="text_encoder", tokenizer="tokenizer", key="clip_l"),),
-)  # fmt: skip
+FLUX = Flux.LEARNABLE
 WIDTH, HIDDEN = 32, 128
 # A block's modules by the original repository's names, their widths in and out, and diffusers' names for the rows of the latter.
 DOUBLE: dict[str, tuple[int, int, tuple[str, ...]]] = {
