@@ -37,9 +37,11 @@ _SPARE = (r"^text_projection\.weight$",)  # of CLIP, of which only the pooled st
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flux(LatentModel):
-    """FLUX.1. Its text is T5's `t5_tokens` tokens, which longer prompts are refused by; None is what the model was trained with.
-    They are never masked: the transformer also sees those that fill a prompt up. CLIP adds one vector, of the prompt's first 77
-    tokens alone, in training as here. It alone knows learned words: to T5 they are text like any other, as in diffusers.
+    """FLUX.1. T5 reads `t5_tokens` tokens of a prompt, which is the limit on prompts; None is what the model was trained with. The
+    transformer also sees the tokens that fill a prompt up: there is no mask.
+
+    CLIP adds one vector of a prompt. It reads the first 77 tokens and no more, as when the model was trained, so longer prompts
+    are not refused for it. Words that were learned are known to CLIP alone; T5 reads them as text, as in diffusers.
 
     dev is given its guidance as an input, `embedded_guidance`: None for the pipeline's 3.5; schnell is not. Classifier-free
     guidance can come on top of it, as diffusers' true_cfg_scale does.
@@ -76,6 +78,8 @@ class Flux(LatentModel):
 
     @functools.cached_property
     def opened(self) -> FluxFolder:
+        if self.path == "lab":
+            raise BadValue("path", self.path, "must be a folder or a hub name (org/name): there is no bundled FLUX.1")
         return FluxFolder.open(self.path, lab="flux", size=height_and_width(self.size))
 
     @staticmethod

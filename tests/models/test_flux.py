@@ -27,6 +27,7 @@ from guidedgen.runs import composition, config, experiment, preparation
 PROMPTS = ("a cat", "two dogs, red")
 KINDS = ("dev", "schnell")
 SIZES = (16, (16, 24))
+SCHEDULER = "scheduler/scheduler_config.json"
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in diffusers, of numpy 2
 
 
@@ -128,7 +129,7 @@ def test_the_embedded_guidance_is_the_pipeline_s(made: dict[str, Path], guidance
     ],
 )  # fmt: skip
 def test_other_shifts_are_diffusers(made: dict[str, Path], tmp_path: Path, scheduler: dict[str, Any]) -> None:
-    folder = changed(made["dev"], tmp_path / "copy", "scheduler/scheduler_config.json", **scheduler)
+    folder = changed(made["dev"], tmp_path / "copy", SCHEDULER, **scheduler)
     flux = model(folder, size=(16, 24), t5_tokens=16)
     x_T = normal(2, *flux.latent_shape)  # noqa: N806
     latents, _ = theirs(pipeline(folder), flux, x_T)
@@ -231,7 +232,62 @@ def test_nothing_is_loaded_to_say_so(made: dict[str, Path]) -> None:
     assert {path.name for path in flux.files} == parts
 
 
-SCHEDULER = "scheduler/scheduler_config.json"
+# What the configs of the two repositories say, but for what describes how they were made.
+TRANSFORMER = {
+    "_class_name": "FluxTransformer2DModel", "_diffusers_version": "0.30.0.dev0", "attention_head_dim": 128, "in_channels": 64,
+    "joint_attention_dim": 4096, "num_attention_heads": 24, "num_layers": 19, "num_single_layers": 38, "patch_size": 1,
+    "pooled_projection_dim": 768,
+}  # fmt: skip
+SHIFTS = {"base_image_seq_len": 256, "base_shift": 0.5, "max_image_seq_len": 4096, "max_shift": 1.15, "num_train_timesteps": 1000}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "vae/config.json": {
+        "_class_name": "AutoencoderKL", "act_fn": "silu", "block_out_channels": [128, 256, 512, 512], "force_upcast": True,
+        "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4, "in_channels": 3,
+        "latent_channels": 16, "latents_mean": None, "latents_std": None, "layers_per_block": 2, "mid_block_add_attention": True,
+        "norm_num_groups": 32, "out_channels": 3, "sample_size": 1024, "scaling_factor": 0.3611, "shift_factor": 0.1159,
+        "use_post_quant_conv": False, "use_quant_conv": False,
+    },
+    "text_encoder/config.json": {
+        "architectures": ["CLIPTextModel"], "bos_token_id": 0, "dropout": 0.0, "eos_token_id": 2, "hidden_act": "quick_gelu",
+        "hidden_size": 768, "intermediate_size": 3072, "max_position_embeddings": 77, "model_type": "clip_text_model",
+        "num_attention_heads": 12, "num_hidden_layers": 12, "pad_token_id": 1, "projection_dim": 768, "vocab_size": 49408,
+    },
+    "text_encoder_2/config.json": {
+        "architectures": ["T5EncoderModel"], "d_ff": 10240, "d_kv": 64, "d_model": 4096, "decoder_start_token_id": 0,
+        "eos_token_id": 1, "feed_forward_proj": "gated-gelu", "is_encoder_decoder": True, "model_type": "t5", "num_heads": 64,
+        "num_layers": 24, "pad_token_id": 0, "relative_attention_num_buckets": 32, "vocab_size": 32128,
+    },
+    "tokenizer/tokenizer_config.json": {"model_max_length": 77, "tokenizer_class": "CLIPTokenizer"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("own", "scheduler", "guidance", "t5_tokens", "mu"),
+    [
+        ({"guidance_embeds": True}, {"shift": 3.0, "use_dynamic_shifting": True}, 3.5, 512, 1.15),
+        ({"guidance_embeds": False}, {"shift": 1.0, "use_dynamic_shifting": False}, None, 256, 0.0),
+        ({"guidance_embeds": False}, {"shift": 3.0, "use_dynamic_shifting": True}, None, 512, 1.15),  # dev without its guidance
+    ],
+)
+def test_the_repositories_configs_are_taken(
+    made: dict[str, Path],
+    tmp_path: Path,
+    own: dict[str, Any],
+    scheduler: dict[str, Any],
+    guidance: float | None,
+    t5_tokens: int,
+    mu: float,
+) -> None:
+    files = {**CONFIGS, "transformer/config.json": TRANSFORMER | own, SCHEDULER: SHIFTS | scheduler}
+    files["model_index.json"] = json.loads((made["dev"] / "model_index.json").read_text())
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(content))
+    found = FluxFolder(path=tmp_path, source="x")
+    found.check()
+    assert (found.latent_shape, found.image_size, found.clip_tokens) == ((16, 128, 128), (1024, 1024), 77)
+    assert (found.guidance, found.max_tokens) == (guidance, t5_tokens)
+    assert math.log(found.schedule.shift) == pytest.approx(mu)
 
 
 @pytest.mark.parametrize(
@@ -297,10 +353,11 @@ def test_options_that_do_not_fit_are_refused(made: dict[str, Path], tried: Calla
         ("dev", {"embedded_guidance": math.inf}, "at least 0 and finite"), ("dev", {"embedded_guidance": math.nan}, "at least 0"),
         ("dev", {"t5_tokens": 513}, "must be from 2 to 512"), ("dev", {"t5_tokens": 1}, "must be from 2 to 512"),
         ("dev", {"t5_tokens": 20.5}, "must be from 2 to 512"), ("dev", {"size": 18}, "must be multiples of 4"),
-        ("dev", {"size": [16, 22]}, "must be multiples of 4"), ("dev", {"guidance_scale": -1.0}, "at least 0"),
+        ("dev", {"size": [16, 22]}, "must be multiples of 4"), ("dev", {"path": "lab"}, "no bundled FLUX"),
+        ("dev", {"guidance_scale": -1.0}, "at least 0"),
     ):  # fmt: skip
         with pytest.raises(BadValue, match=why):
-            model(made[kind], **options)
+            Flux(**{"path": str(made[kind]), "name": "tiny", **options})
         tried("refused")
 
 
