@@ -305,8 +305,8 @@ def test_the_family_is_known_by_the_folder(
     file = without / "model_index.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}))
     assert families.any_model(path=str(without), name="x", guidance_scale=2.0).guidance_scale == 2.0
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"_class_name": "FluxPipeline"}))
-    with pytest.raises(UsageError, match="a FluxPipeline .* supported: StableDiffusionPipeline, .*StableDiffusion3Pipeline"):
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"_class_name": "KolorsPipeline"}))
+    with pytest.raises(UsageError, match="a KolorsPipeline .* supported: StableDiffusionPipeline, .*StableDiffusion3Pipeline"):
         families.any_model(path=str(without), name="x")
     for content in ("[1]", "{", ""):
         file.write_text(content)
