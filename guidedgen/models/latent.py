@@ -7,9 +7,10 @@ rows are batched, guided and counted, and pictures are encoded and decoded.
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
@@ -24,6 +25,7 @@ from guidedgen.basics.tasks import Task
 from guidedgen.models.folder import Folder
 from guidedgen.models.learnable import Learnable
 from guidedgen.models.learned import Learned
+from guidedgen.models.prompts import Prompts
 from guidedgen.models.words import Words, replaced, words_in
 from guidedgen.process import Prediction
 from guidedgen.process.formulas import classifier_free
@@ -112,6 +114,7 @@ class LatentModel(abc.ABC):
     FOLDER: ClassVar[type[Folder]]
     LEARNABLE: ClassVar[Learnable]
     GUIDANCE: ClassVar[float]  # the guidance scale that its pipeline takes
+    READERS: ClassVar[Sequence[str]]  # its attributes that prompts are read with: tokenizers, text encoders, learned words
 
     @classmethod
     def guidance_of(cls, path: str) -> float:
@@ -145,12 +148,8 @@ class LatentModel(abc.ABC):
         """A prompt's tokens, start and end left out."""
 
     @abc.abstractmethod
-    def load(self) -> None:
-        """Loads what is not loaded yet."""
-
-    @abc.abstractmethod
     def condition(self, tasks: Sequence[Task]) -> tuple[Conditioning, Conditioning]:
-        """Of the tasks' prompts, a row each, and of the negative prompt, one row."""
+        """Reads the tasks' prompts, a row each, of one length whatever the prompts, and the negative prompt, one row."""
 
     @abc.abstractmethod
     def predict(self, x_t: Tensor, t: Point, conditioning: Conditioning) -> Tensor:
@@ -224,6 +223,78 @@ class LatentModel(abc.ABC):
         self.additions.into(network, part)
         return network
 
+    # What is loaded, and when
+
+    @property
+    def network(self) -> Any:
+        """The denoising network."""
+        return getattr(self, self.LEARNABLE.denoiser)
+
+    @functools.cached_property
+    def prompts(self) -> Prompts[tuple[Conditioning, Conditioning]]:
+        """What was read in prompts, and in the negative prompt."""
+        return Prompts()
+
+    def load(self, tasks: Sequence[Task] = ()) -> None:
+        """Loads what is not loaded yet.
+
+        Given the tasks that are to be sampled, in their order, their prompts are read first, and the text encoders are dropped
+        before the denoising network is loaded: both need not fit on the device at once. Else the text encoders stay.
+        """
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
+
+        diffusers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
+        with self.ledger.timed("load"):
+            self.prompts.announce(() if self.prompts.live else (task.prompt for task in tasks))
+            if self.prompts.announced:
+                self._read(self.prompts.missing(self.prompts.first_missing()))
+                self._drop_readers()
+            else:
+                for name in self.READERS:
+                    getattr(self, name)
+            for network in (self.network, self.vae):
+                assert not network.training
+
+    def keep_readers(self) -> None:
+        """From now on prompts are read anew for every batch, as what they are read with is changed."""
+        self.prompts.live = True
+        self.prompts.forget()
+
+    @torch.inference_mode(False)
+    def _read(self, prompts: Sequence[str]) -> None:
+        """Reads these prompts, one by one, and keeps what is read on the host. Where it was announced what will be asked for, the
+        denoising network makes room for the text encoders, which are dropped afterwards.
+        """
+        if not prompts:
+            return
+        with self._aside() if self.prompts.announced else contextlib.nullcontext():
+            for prompt in prompts:
+                cond, uncond = self.condition([Task(id="", prompt=prompt)])
+                self.prompts.keep(prompt, (cond.map(Tensor.cpu), uncond.map(Tensor.cpu)))
+            if self.prompts.announced:
+                self._drop_readers()
+
+    def _drop_readers(self) -> None:
+        for name in self.READERS:
+            vars(self).pop(name, None)
+        if torch.device(self.device).type == "cuda":
+            torch.cuda.empty_cache()
+
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[None]:
+        """The denoising network, where it is loaded, waits on the host."""
+        network = vars(self).get(self.LEARNABLE.denoiser)
+        if network is None or torch.device(self.device).type == "cpu":
+            yield
+            return
+        network.to("cpu")
+        try:
+            yield
+        finally:
+            network.to(self.device)
+
     def check(self, tasks: Sequence[Task], reserved: int = 0) -> None:
         """Raises UsageError where a prompt is longer than the text encoders read, less the tokens `reserved` for words to be
         learned; needs the tokenizers only.
@@ -257,8 +328,15 @@ class LatentModel(abc.ABC):
         )
 
     def denoiser(self, tasks: Sequence[Task]) -> PromptedDenoiser:
-        """The denoiser of these tasks."""
-        cond, uncond = self.condition(tasks)
+        """The denoiser of these tasks. A prompt is read by itself, once: what is read in it depends on no other prompt."""
+        if self.prompts.live:
+            cond, uncond = self.condition(tasks)
+            return PromptedDenoiser(model=self, cond=cond, uncond=uncond)
+        prompts = [task.prompt for task in tasks]
+        self._read(self.prompts.missing(prompts))
+        found = [self.prompts[prompt] for prompt in prompts]
+        cond = functools.reduce(Conditioning.followed_by, (cond for cond, _ in found))
+        cond, uncond = (each.map(lambda part: part.to(self.device, copy=True)) for each in (cond, found[0][1]))
         return PromptedDenoiser(model=self, cond=cond, uncond=uncond)
 
     def decode(self, x_0: Tensor) -> Tensor:

@@ -127,6 +127,7 @@ def _word(model: StableDiffusion, *, name: str, vectors: int, initial: str | Non
 
     They begin at that of the word `initial`, or at the mean of all.
     """
+    model.keep_readers()
     table = model.text_encoder.get_input_embeddings().weight
     begin = table.float().mean(0)
     if initial is not None:
@@ -151,4 +152,6 @@ def load(model: StableDiffusion, folder: Path, what: str, key: str) -> None:
     learned = Learned(str(folder / _FILES[what]), key, model.LEARNABLE)
     learned.check(model.config, lambda _: model.tokenizer)
     learned.into(model.unet, "unet")
-    learned.into_words({"text_encoder": model.words})
+    if what == "token":
+        model.keep_readers()
+        learned.into_words({"text_encoder": model.words})

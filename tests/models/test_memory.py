@@ -1,0 +1,176 @@
+"""What is on the device, and when: text encoders leave it before the denoising network comes."""
+
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from guidedgen.basics.tasks import Task
+from guidedgen.models.latent import LatentModel
+from guidedgen.models.prompts import Prompts
+from guidedgen.models.stable_diffusion import StableDiffusion
+from guidedgen.models.stable_diffusion_3 import StableDiffusion3
+from guidedgen.models.stable_diffusion_xl import StableDiffusionXl
+from guidedgen.process import Tuning
+from guidedgen.runs import composition, experiment, preparation
+
+PROMPTS = ("a cat", "two dogs, red", "", "a", "cat cat")
+FAMILIES = {"sd": StableDiffusion, "xl": StableDiffusionXl, "sd3": StableDiffusion3}
+
+
+@pytest.fixture(params=FAMILIES)
+def make(request: pytest.FixtureRequest, folders: dict[str, Path], xl_folder: Path, sd3_folder: Path) -> Callable[..., LatentModel]:
+    """Models of every family, each with negative prompts and guidance."""
+    folder = {"sd": folders["epsilon"], "xl": xl_folder, "sd3": sd3_folder}[request.param]
+    family, given = FAMILIES[request.param], {"path": str(folder), "name": "tiny", "guidance_scale": 2.0, "negative_prompt": "red"}
+    return lambda **options: family(**{**given, **options})
+
+
+def tasks(prompts: Sequence[str] = PROMPTS) -> list[Task]:
+    return [Task(id=str(i), prompt=prompt) for i, prompt in enumerate(prompts)]
+
+
+class Loads:
+    """The parts that are loaded, each with the text encoders that are there at that time, in the order in which they come."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.parts: list[tuple[str, int]] = []
+        self._encoders: list[weakref.ref[Any]] = []
+        load = LatentModel.load_network
+
+        def noted(model: LatentModel, kind: Any, part: str, *rest: Any, **options: Any) -> Any:
+            self.parts.append((part, sum(encoder() is not None for encoder in self._encoders)))
+            network = load(model, kind, part, *rest, **options)
+            if part.startswith("text_encoder"):
+                self._encoders.append(weakref.ref(network))
+            return network
+
+        monkeypatch.setattr(LatentModel, "load_network", noted)
+
+    def of(self, beginning: str) -> int:
+        return sum(part.startswith(beginning) for part, _ in self.parts)
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> Loads:
+    return Loads(monkeypatch)
+
+
+# Text encoders
+
+
+def test_text_encoders_are_gone_when_the_denoiser_comes(make: Callable[..., LatentModel], loads: Loads) -> None:
+    model = make()
+    model.load(tasks())
+    *encoders, network, vae = loads.parts
+    assert [part for part, _ in encoders] == [part for part in model.LEARNABLE.networks if part.startswith("text_encoder")]
+    assert (network, vae) == ((model.LEARNABLE.denoiser, 0), ("vae", 0))
+    assert not set(model.READERS) & set(vars(model))
+    model.denoiser(tasks())
+    model.load(tasks(PROMPTS[:2]))
+    model.denoiser(tasks(PROMPTS[1:3]))
+    assert len(loads.parts) == len(encoders) + 2  # nothing was needed again
+
+
+def test_what_is_read_is_what_text_encoders_say(make: Callable[..., LatentModel]) -> None:
+    """Of each prompt, whether it is kept, and whatever it is read with."""
+    model, other = make(), make()
+    model.load(tasks())
+    cond, uncond = other.condition(tasks())
+    denoise = model.denoiser(tasks())
+    for ours, theirs in ((denoise.cond, cond), (denoise.uncond, uncond)):
+        torch.testing.assert_close(ours.tokens, theirs.tokens, rtol=0, atol=1e-6)
+        assert (ours.pooled is None) == (theirs.pooled is None)
+        if ours.pooled is not None:
+            torch.testing.assert_close(ours.pooled, theirs.pooled, rtol=0, atol=1e-6)
+    for prompts in (PROMPTS[1:2], PROMPTS[::-1], PROMPTS[:2] * 2):
+        for model_ in (model, make(), other):
+            found = model_.denoiser(tasks(prompts))
+            for i, prompt in enumerate(prompts):
+                assert torch.equal(found.cond.tokens[i], denoise.cond.tokens[PROMPTS.index(prompt)])
+            assert torch.equal(found.uncond.tokens, denoise.uncond.tokens)
+    kept = denoise.cond.tokens.clone()
+    model.denoiser(tasks()).cond.tokens.zero_()
+    model.denoiser(tasks(PROMPTS[:1])).cond.tokens.zero_()
+    assert torch.equal(model.denoiser(tasks()).cond.tokens, kept)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 5])
+def test_of_many_prompts_some_are_kept(make: Callable[..., LatentModel], loads: Loads, most: int) -> None:
+    model, whole = make(), make()
+    vars(model)["prompts"] = Prompts(most)
+    found = []
+    model.load(tasks())
+    for prompt in PROMPTS:
+        found.append(model.denoiser(tasks([prompt])).cond.tokens)
+        assert len(model.prompts._kept) <= most
+        assert not set(model.READERS) & set(vars(model))
+    assert loads.of("text_encoder") == -(-len(PROMPTS) // most) * sum(part.startswith("text") for part in model.LEARNABLE.networks)
+    assert torch.equal(torch.cat(found), whole.denoiser(tasks()).cond.tokens)
+    assert loads.of(model.LEARNABLE.denoiser) == 1
+
+
+def test_prompts_that_were_not_announced_are_read(make: Callable[..., LatentModel], loads: Loads) -> None:
+    model = make()
+    model.load(tasks(PROMPTS[:1]))
+    assert torch.equal(model.denoiser(tasks(PROMPTS[:2])).cond.tokens, make().denoiser(tasks(PROMPTS[:2])).cond.tokens)
+    assert not set(model.READERS) & set(vars(model))
+    model.load()  # without tasks, everything stays
+    assert set(model.READERS) <= set(vars(model))
+    loads.parts.clear()
+    model.denoiser(tasks())
+    assert not loads.parts
+
+
+def test_what_is_kept_can_be_differentiated_through(make: Callable[..., LatentModel]) -> None:
+    """Also where it was read inside inference mode."""
+    model = make(dtype="float64")
+    with torch.inference_mode():
+        model.load(tasks())
+    denoise = model.denoiser(tasks(PROMPTS[:1]))
+    embedding = denoise.conditioning.clone().requires_grad_()
+    x_t = torch.randn(1, 1, *model.latent_shape, generator=torch.Generator().manual_seed(0)).double().requires_grad_()
+    grid = model.schedule
+    t = grid.at(400.0)
+    eps = denoise.conditioned_on(embedding)(x_t, t).eps
+    gradients = torch.autograd.grad(eps.square().sum(), [x_t, embedding])
+    assert all(gradient.abs().max() > 0 for gradient in gradients)
+
+
+def test_a_word_that_is_learned_is_read_anew(folders: dict[str, Path]) -> None:
+    from guidedgen.models import tuning
+
+    model = StableDiffusion(path=str(folders["epsilon"]), name="tiny")
+    model.load(tasks())
+    before = model.denoiser(tasks()).conditioning
+    tuned = tuning.tunable(model, Tuning(what="token", token="<effect>", num_vectors=1, initial=None, rank=4, seed=0))
+    embeddings = model.denoiser(tasks()).conditioning
+    assert embeddings.requires_grad and (embeddings - before).abs().amax((1, 2)).min() > 1e-3
+    (gradient,) = torch.autograd.grad(embeddings.sum(), tuned.free)
+    assert gradient.abs().max() > 0
+    with torch.no_grad():
+        tuned.free[0].mul_(2.0)
+    assert (model.denoiser(tasks()).conditioning - embeddings).abs().max() > 1e-3
+    model.load(tasks())  # what has been learned would be lost with the text encoder
+    assert "text_encoder" in vars(model) and "words" in vars(model)
+
+
+def test_a_run_and_its_unguided_one_read_prompts_once(sd3_folder: Path, tmp_path: Path, loads: Loads) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("a cat\ntwo dogs\na\n")
+    cfg = composition.composed(
+        [
+            "model=sd3_medium", f"model.path={sd3_folder}", "zoo=lab", "metrics=none", "device=cpu", "dataset=text",
+            f"dataset.path={file}", "tracker=none", f"outputs={tmp_path}", "method=code", "method.num_particles=2", "batch_size=2",
+            "reference=base", "scheduler.num_steps=3", "reward=compressibility",
+        ]
+    )  # fmt: skip
+    job = preparation.prepare(cfg)
+    assert job.base is not None
+    experiment.run(job)
+    assert len(job.folder.records()) == 3 and len(job.base.folder.records()) == 3
+    assert [part for part, _ in loads.parts] == ["text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae"]
+    assert loads.parts[-2:] == [("transformer", 0), ("vae", 0)]
