@@ -79,6 +79,7 @@ def load_pretrained(
 ) -> Any:
     """The frozen network of a class of diffusers' or transformers' (or one of its Auto classes).
 
+    Each tensor is put on the device in `dtype` as soon as it is read: neither there nor on the host is there ever a second copy.
     `what` is what messages call it, `source` (the folder, unless given) where it is from. Tensors whose names match one of the
     patterns in `spare` may be left over. Loading may first happen inside inference mode, whose tensors could never be
     differentiated through afterwards: that is left. Raises UsageError where the folder holds another kind of network, or one that
@@ -86,13 +87,16 @@ def load_pretrained(
     """
     source, library = folder if source is None else source, _library(kind)
     check_weights(folder, weights_name(kind, safetensors=safetensors), str(source))
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {
+        "dtype": dtype, "local_files_only": True, "use_safetensors": safetensors, "output_loading_info": True,
+    }  # fmt: skip
     if library == "transformers":  # diffusers has no code from elsewhere, and no other way of reading tensors
-        options = {"trust_remote_code": False, "weights_only": True, "ignore_mismatched_sizes": True}  # they are in the report
+        options |= {"trust_remote_code": False, "weights_only": True, "ignore_mismatched_sizes": True}  # they are in the report
     with readable(source, f"it as {what}", library):
-        network, report = kind.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=safetensors, output_loading_info=True, **options
-        )
+        try:
+            network, report = kind.from_pretrained(folder, device_map={"": device}, **options)
+        except NotImplementedError:  # of diffusers, which would move the tensors that the files lack; without, it tells which
+            network, report = kind.from_pretrained(folder, **options)
     _check_fit(report, f"{source}: the weights", what, (*_COUNTED, *spare))
     if odd := [name for name, value in network.named_parameters() if value.is_meta or not value.is_floating_point()]:
         raise UsageError(f"{source}: the weights hold no floating-point numbers for {len(odd)} tensors of {what}, {odd[0]} first")

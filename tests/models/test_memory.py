@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from guidedgen.basics.errors import UsageError
 from guidedgen.basics.tasks import Task
+from guidedgen.gradients.memory import Alive
 from guidedgen.models.latent import LatentModel
 from guidedgen.models.prompts import Prompts
 from guidedgen.models.stable_diffusion import StableDiffusion
@@ -16,6 +18,7 @@ from guidedgen.models.stable_diffusion_3 import StableDiffusion3
 from guidedgen.models.stable_diffusion_xl import StableDiffusionXl
 from guidedgen.process import Tuning
 from guidedgen.runs import composition, experiment, preparation
+from guidedgen.zoo.pretrained import load_pretrained
 
 PROMPTS = ("a cat", "two dogs, red", "", "a", "cat cat")
 FAMILIES = {"sd": StableDiffusion, "xl": StableDiffusionXl, "sd3": StableDiffusion3}
@@ -174,3 +177,48 @@ def test_a_run_and_its_unguided_one_read_prompts_once(sd3_folder: Path, tmp_path
     assert len(job.folder.records()) == 3 and len(job.base.folder.records()) == 3
     assert [part for part, _ in loads.parts] == ["text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae"]
     assert loads.parts[-2:] == [("transformer", 0), ("vae", 0)]
+
+
+# Weights
+
+
+class AliveOnHost(Alive):
+    """Tensors on another device are not counted."""
+
+    def size(self, storage: torch.UntypedStorage) -> int:
+        return storage.nbytes() if storage.device.type == "cpu" else 0
+
+
+def large(kind: str) -> Any:
+    """A network of 30 MB in float32, no tensor of which is more than 1 MB."""
+    from diffusers import SD3Transformer2DModel
+    from transformers import T5Config, T5EncoderModel
+
+    if kind == "diffusers":
+        return SD3Transformer2DModel(
+            sample_size=8, num_layers=8, attention_head_dim=32, num_attention_heads=8, caption_projection_dim=256,
+            joint_attention_dim=256, pooled_projection_dim=64, pos_embed_max_size=8, in_channels=4, out_channels=4,
+        )  # fmt: skip
+    return T5EncoderModel(T5Config(d_model=256, d_ff=1024, num_layers=10, num_heads=4, vocab_size=128, d_kv=64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["diffusers", "transformers"])
+def test_weights_are_copied_to_their_device_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, dtype: torch.dtype
+) -> None:
+    """The device "meta" holds nothing, so that whatever is alive meanwhile is the host's: the file's own pages and a tensor or two."""
+    monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # other threads' tensors would not be counted
+    network = large(kind)
+    network.save_pretrained(tmp_path)
+    total, largest = sum(p.nbytes for p in network.parameters()), max(p.nbytes for p in network.parameters())
+    assert total > 20e6 and largest <= 2e6
+    with AliveOnHost() as alive, pytest.raises(UsageError, match="no floating-point numbers"):
+        load_pretrained(type(network), tmp_path, what="it", safetensors=True, device=torch.device("meta"), dtype=dtype)
+    mapped = sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
+    assert 0 < alive.peak < mapped + 2 * largest
+    with AliveOnHost() as alive:
+        loaded = load_pretrained(type(network), tmp_path, what="it", safetensors=True, device=torch.device("cpu"), dtype=dtype)
+    assert alive.peak < mapped + sum(p.nbytes for p in loaded.parameters()) + 2 * largest
+    for (name, ours), theirs in zip(loaded.named_parameters(), network.parameters(), strict=True):
+        assert torch.equal(ours, theirs.to(ours.dtype)), name
