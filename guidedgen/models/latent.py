@@ -36,6 +36,8 @@ from guidedgen.zoo.pretrained import load_pretrained
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
+    from guidedgen.models.offload import Alternating
+
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 _Network = TypeVar("_Network", bound=torch.nn.Module)
 
@@ -80,6 +82,10 @@ class LatentModel(abc.ABC):
     `path` is a folder or a repository of the hub. With `guidance_scale` 1 the negative prompt is never evaluated. A prompt longer
     than the text encoders read is an error unless `truncate_prompts`, which cuts it as diffusers does. `size` is the pictures'
     height and width in pixels, or one number for both; None is what the model was trained on.
+
+    For less memory: with `offload` the denoising network and the autoencoder take turns on the device, and the other waits on the
+    host; with `vae_slicing` the autoencoder works on one picture at a time, with `vae_tiling` on overlapping tiles of pictures that
+    are larger than its own, as diffusers' enable_slicing and enable_tiling have it.
     """
 
     path: str
@@ -92,6 +98,9 @@ class LatentModel(abc.ABC):
     batch_size: int = 8  # latent rows per network call; a guidance pair is one row here
     learned: str | Sequence[Any] | Mapping[str, Any] | None = None
     size: int | Sequence[int] | None = None
+    offload: bool = False
+    vae_tiling: bool = False
+    vae_slicing: bool = False
     ledger: Ledger = dataclasses.field(default_factory=Ledger)
 
     def __post_init__(self) -> None:
@@ -103,6 +112,11 @@ class LatentModel(abc.ABC):
             raise BadValue("batch_size", self.batch_size, "must be at least 1")
         if not self.guidance_scale >= 0:
             raise BadValue("guidance_scale", self.guidance_scale, "must be at least 0 (1 is no guidance)")
+        for name in ("offload", "vae_tiling", "vae_slicing"):
+            if not isinstance(getattr(self, name), bool):
+                raise BadValue(name, getattr(self, name), "must be true or false")
+        if self.offload and torch.device(self.device).type == "cpu":
+            raise BadValue("offload", self.offload, "must be false on device=cpu: there is no other memory to wait in")
         if self.learned is not None:
             tokenizers = {reader.encoder: reader.tokenizer for reader in self.LEARNABLE.readers}
             self.additions.check(
@@ -215,12 +229,19 @@ class LatentModel(abc.ABC):
         self, kind: type[_Network], part: str, spare: Sequence[str] = (), dtype: torch.dtype | None = None
     ) -> _Network:
         """A network of the folder, in the model's dtype unless another is given, with what was learned of it."""
+        waits = self.offload and part in (self.LEARNABLE.denoiser, "vae")
         network: _Network = load_pretrained(
             kind, self.folder / part, source=f"model.path={self.path}", what=f"its {part}", spare=spare,
-            safetensors=str(self.opened.weights(part)).endswith(".safetensors"), device=torch.device(self.device),
-            dtype=dtype or DTYPES[self.dtype],
+            safetensors=str(self.opened.weights(part)).endswith(".safetensors"),
+            device=torch.device("cpu" if waits else self.device), dtype=dtype or DTYPES[self.dtype],
         )  # fmt: skip
         self.additions.into(network, part)
+        if part == "vae" and self.vae_tiling:
+            network.enable_tiling()  # type: ignore[operator]
+        if part == "vae" and self.vae_slicing:
+            network.enable_slicing()  # type: ignore[operator]
+        if waits:
+            self.alternating.add(network)
         return network
 
     # What is loaded, and when
@@ -229,6 +250,13 @@ class LatentModel(abc.ABC):
     def network(self) -> Any:
         """The denoising network."""
         return getattr(self, self.LEARNABLE.denoiser)
+
+    @functools.cached_property
+    def alternating(self) -> Alternating:
+        """The networks that take turns on the device."""
+        from guidedgen.models.offload import Alternating
+
+        return Alternating(torch.device(self.device))
 
     @functools.cached_property
     def prompts(self) -> Prompts[tuple[Conditioning, Conditioning]]:
@@ -286,7 +314,9 @@ class LatentModel(abc.ABC):
     def _aside(self) -> Iterator[None]:
         """The denoising network, where it is loaded, waits on the host."""
         network = vars(self).get(self.LEARNABLE.denoiser)
-        if network is None or torch.device(self.device).type == "cpu":
+        if network is None or self.offload or torch.device(self.device).type == "cpu":
+            if self.offload:
+                self.alternating.leave()
             yield
             return
         network.to("cpu")

@@ -1,5 +1,7 @@
 """What is on the device, and when: text encoders leave it before the denoising network comes."""
 
+import functools
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,17 +9,24 @@ from typing import Any
 
 import pytest
 import torch
+from every_method import METHODS, check_method
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from guidedgen.basics.errors import UsageError
+from guidedgen.basics.errors import BadValue, UsageError
 from guidedgen.basics.tasks import Task
+from guidedgen.cli import command_line
 from guidedgen.gradients.memory import Alive
 from guidedgen.models.latent import LatentModel
+from guidedgen.models.offload import Alternating
 from guidedgen.models.prompts import Prompts
 from guidedgen.models.stable_diffusion import StableDiffusion
 from guidedgen.models.stable_diffusion_3 import StableDiffusion3
 from guidedgen.models.stable_diffusion_xl import StableDiffusionXl
 from guidedgen.process import Tuning
-from guidedgen.runs import composition, experiment, preparation
+from guidedgen.process.schedulers import Flow
+from guidedgen.runs import composition, config, experiment, preparation
 from guidedgen.zoo.pretrained import load_pretrained
 
 PROMPTS = ("a cat", "two dogs, red", "", "a", "cat cat")
@@ -222,3 +231,178 @@ def test_weights_are_copied_to_their_device_one_by_one(
     assert alive.peak < mapped + sum(p.nbytes for p in loaded.parameters()) + 2 * largest
     for (name, ours), theirs in zip(loaded.named_parameters(), network.parameters(), strict=True):
         assert torch.equal(ours, theirs.to(ours.dtype)), name
+
+
+# Offloading
+
+
+class Turns:
+    """Stands for a GPU: weights of a network that is not there are not numbers, so that whatever is computed with them is not."""
+
+    def __init__(self) -> None:
+        self.there: set[nn.Module] = set()
+        self.log: list[tuple[str, ...]] = []  # which are there, after each change
+        self._weights: dict[nn.Module, list[Tensor]] = {}
+
+    def __call__(self, network: nn.Module, device: torch.device) -> None:
+        if device.type == "cpu":
+            self._weights[network] = [p.data for p in network.parameters()]
+            for p in network.parameters():
+                p.data = torch.full_like(p, math.nan)
+            self.there.discard(network)
+        else:
+            for p, value in zip(network.parameters(), self._weights.pop(network), strict=True):
+                p.data = value
+            self.there.add(network)
+        self.log.append(tuple(sorted(type(each).__name__ for each in self.there)))
+
+
+def offloaded(model: LatentModel) -> tuple[LatentModel, Alternating, Turns]:
+    """The model with its networks on a device that is not there."""
+    turns = Turns()
+    alternating = Alternating(torch.device("cuda"), turns)
+    for network in (model.network, model.vae):
+        alternating.add(network)
+    assert not turns.there and all(p.isnan().all() for network in (model.network, model.vae) for p in network.parameters())
+    return model, alternating, turns
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_the_same_with_networks_that_take_turns(sd3_folder: Path, name: str) -> None:
+    """Also on the way back, whatever the engine."""
+    make = functools.partial(StableDiffusion3, path=str(sd3_folder), name="tiny", guidance_scale=2.0, t5=False)
+    model, _, turns = offloaded(make())
+    samplers = Flow(num_steps=4), Flow(num_steps=4, eta=1.0)
+    assert torch.equal(check_method(name, model, *samplers), check_method(name, make(), *samplers))
+    both, joint = ("AutoencoderKL", "SD3Transformer2DModel"), name in ("codex", "classifier_guidance", "freedom", "universal")
+    assert both[1:] in turns.log and (both[:1] in turns.log or joint or name == "base")
+    assert (both in turns.log) == joint  # both are there only where one graph goes through both
+
+
+def test_networks_take_turns_in_every_family(make: Callable[..., LatentModel]) -> None:
+    (model, alternating, turns), plain = offloaded(make(dtype="float64")), make(dtype="float64")
+    x = torch.randn(2, 1, *model.latent_shape, generator=torch.Generator().manual_seed(0)).double()
+    t = model.schedule.at(400.0)
+
+    def gradient(of: LatentModel) -> tuple[Tensor, Tensor]:
+        x_t = x.clone().requires_grad_()
+        pictures = of.decode(of.denoiser(tasks(PROMPTS[:2]))(x_t, t).x_0[:, 0])
+        return pictures.detach(), torch.autograd.grad(pictures[:, 0].mean(), x_t)[0]
+
+    ours, theirs = gradient(model), gradient(plain)
+    assert theirs[1].abs().max() > 0
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert len(turns.there) == 2  # one graph went through both
+    with torch.no_grad():
+        assert torch.equal(model.encode(theirs[0]), plain.encode(theirs[0]))
+        assert turns.there == {model.vae}
+        model.denoiser(tasks(PROMPTS[:2]))(x, t)
+    assert turns.there == {model.network}
+    alternating.leave()
+    assert not turns.there
+
+
+def test_a_network_stays_while_a_graph_holds_it(make: Callable[..., LatentModel]) -> None:
+    model, alternating, turns = offloaded(make())
+    x = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    pictures = model.decode(x)
+    assert alternating.held(model.vae) and not alternating.held(model.network)
+    alternating.leave()
+    assert turns.there == {model.vae}
+    del pictures
+    assert not alternating.held(model.vae)
+    again = checkpoint(model.decode, x, use_reentrant=False)
+    assert not alternating.held(model.vae)  # it will be computed again
+    alternating.leave()
+    assert not turns.there
+    (gradient,) = torch.autograd.grad(again[:, 0].mean(), x)
+    assert turns.there == {model.vae} and gradient.isfinite().all() and gradient.abs().max() > 0
+
+
+def test_offloading_is_refused_where_there_is_nothing_to_offload_to(make: Callable[..., LatentModel]) -> None:
+    with pytest.raises(BadValue, match=r"offload.*must be false on device=cpu"):
+        make(offload=True)
+    for name in ("offload", "vae_tiling", "vae_slicing"):
+        with pytest.raises(BadValue, match=f"{name}.*true or false"):
+            make(**{name: "yes"})
+
+
+def test_what_is_learned_is_not_offloaded(folders: dict[str, Path]) -> None:
+    from guidedgen.models import tuning
+
+    model = StableDiffusion(path=str(folders["epsilon"]), name="tiny", device="cuda", offload=True)
+    with pytest.raises(UsageError, match=r"model\.offload=true: what is learned has to stay on the device"):
+        tuning.check(Tuning(what="adapter", token="", num_vectors=1, initial=None, rank=4, seed=0), model)
+
+
+# The autoencoder in parts
+
+
+def test_slices_are_the_whole(make: Callable[..., LatentModel]) -> None:
+    """As diffusers' enable_slicing has it, with gradients."""
+    sliced, whole = make(vae_slicing=True, dtype="float64"), make(dtype="float64")
+    x = torch.randn(3, *whole.latent_shape, generator=torch.Generator().manual_seed(0)).double()
+    rows: list[int] = []
+    sliced.vae.decoder.register_forward_hook(lambda _module, given, _output: rows.append(len(given[0])))
+    found = []
+    for model in (sliced, whole):
+        latents = x.clone().requires_grad_()
+        pictures = model.decode(latents)
+        found.append((pictures, torch.autograd.grad(pictures[:, 0].square().sum(), latents)[0], model.encode(pictures.detach())))
+    assert rows == [1, 1, 1]
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_tiles_are_diffusers(make: Callable[..., LatentModel]) -> None:
+    """Of pictures larger than the autoencoder's own, with gradients; smaller ones are decoded whole."""
+    from diffusers import AutoencoderKL
+
+    tiled, whole = make(vae_tiling=True, dtype="float64"), make(dtype="float64")
+    theirs = AutoencoderKL.from_pretrained(whole.folder / "vae").double()
+    theirs.enable_tiling()
+    assert (tiled.vae.use_tiling, whole.vae.use_tiling) == (True, False)
+    own = tiled.vae.tile_latent_min_size
+    for side in (own, 2 * own):
+        x = torch.randn(1, whole.latent_shape[0], side, side, generator=torch.Generator().manual_seed(0)).double()
+        found = []
+        for decode in (
+            tiled.decode, lambda z: (theirs.decode(whole.for_vae(z)).sample / 2 + 0.5).clamp(0, 1).float(), whole.decode
+        ):  # fmt: skip
+            latents = x.clone().requires_grad_()
+            pictures = decode(latents)
+            found.append((pictures.detach(), torch.autograd.grad(pictures[:, 0].square().sum(), latents)[0]))
+        for ours, other in zip(found[0], found[1], strict=True):
+            torch.testing.assert_close(ours, other, rtol=0, atol=1e-6)
+        assert (side == own) == torch.allclose(found[0][0], found[2][0], rtol=0, atol=1e-6)  # the seams are blended
+        torch.testing.assert_close(
+            tiled.encode(found[0][0]), whole.from_vae(theirs.encode(2 * found[0][0].double() - 1).latent_dist.mean.float())
+        )
+
+
+# As commands
+
+
+def given(folder: Path, tmp_path: Path, *more: str) -> list[str]:
+    return [
+        "model=sd3_medium", f"model.path={folder}", "zoo=lab", "metrics=none", "device=cpu", "dataset=prompt",
+        "dataset.prompt=a cat", "tracker=none", f"outputs={tmp_path}", "method=base", "scheduler.num_steps=2", *more,
+    ]  # fmt: skip
+
+
+def test_options_for_less_memory_are_options_of_every_model() -> None:
+    for file in sorted((config.CONF / "model").glob("*.yaml")):
+        node = OmegaConf.load(file)
+        assert (node.offload, node.vae_tiling, node.vae_slicing) == (False, False, False), file.name
+
+
+def test_runs_keep_their_names(sd3_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that were made before there were these options."""
+    plain = preparation.prepare(composition.composed(given(sd3_folder, tmp_path)))
+    lacking = composition.composed(given(sd3_folder, tmp_path, "~model.offload", "~model.vae_tiling", "~model.vae_slicing"))
+    assert preparation.prepare(lacking).folder.path == plain.folder.path
+    other = preparation.prepare(composition.composed(given(sd3_folder, tmp_path, "model.vae_tiling=true")))
+    assert other.folder.path != plain.folder.path and other.model.vae_tiling
+    with pytest.raises(SystemExit) as left:
+        command_line.preflight(given(sd3_folder, tmp_path, "model.offload=true"), preparation.prepare)
+    assert left.value.code == 2 and "model.offload=True: must be false on device=cpu" in capsys.readouterr().err
