@@ -34,6 +34,7 @@ def any_model(
     offload: bool = False,
     vae_tiling: bool = False,
     vae_slicing: bool = False,
+    quantization: str | None = None,
 ) -> LatentModel:
     """The model in a folder or a repository of the hub, of whichever supported family it is. A `guidance_scale` of None is that of
     the family's pipeline; `embedded_guidance` is for families with networks that are given it. Raises BadValue and UsageError as
@@ -48,6 +49,7 @@ def any_model(
     return family(
         path=path, name=name, device=device, dtype=dtype, negative_prompt=negative_prompt, truncate_prompts=truncate_prompts,
         batch_size=batch_size, learned=learned, size=size, offload=offload, vae_tiling=vae_tiling, vae_slicing=vae_slicing,
+        quantization=quantization,
         guidance_scale=family.guidance_of(path) if guidance_scale is None else guidance_scale, **options,
     )  # fmt: skip
 

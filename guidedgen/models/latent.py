@@ -22,6 +22,7 @@ from guidedgen.basics.cost import Ledger
 from guidedgen.basics.errors import BadValue, UsageError
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
+from guidedgen.models import quantization
 from guidedgen.models.folder import Folder
 from guidedgen.models.learnable import Learnable
 from guidedgen.models.learned import Learned
@@ -85,7 +86,8 @@ class LatentModel(abc.ABC):
 
     For less memory: with `offload` the denoising network and the autoencoder take turns on the device, and the other waits on the
     host; with `vae_slicing` the autoencoder works on one picture at a time, with `vae_tiling` on overlapping tiles of pictures that
-    are larger than its own, as diffusers' enable_slicing and enable_tiling have it.
+    are larger than its own, as diffusers' enable_slicing and enable_tiling have it; `quantization` is how the denoising network's
+    weights are quantised when they are loaded (see guidedgen.models.quantization).
     """
 
     path: str
@@ -101,6 +103,7 @@ class LatentModel(abc.ABC):
     offload: bool = False
     vae_tiling: bool = False
     vae_slicing: bool = False
+    quantization: str | None = None
     ledger: Ledger = dataclasses.field(default_factory=Ledger)
 
     def __post_init__(self) -> None:
@@ -112,16 +115,34 @@ class LatentModel(abc.ABC):
             raise BadValue("batch_size", self.batch_size, "must be at least 1")
         if not self.guidance_scale >= 0:
             raise BadValue("guidance_scale", self.guidance_scale, "must be at least 0 (1 is no guidance)")
+        self._check_memory()
+        if self.learned is not None:
+            self.check_plain("model.learned")
+            tokenizers = {reader.encoder: reader.tokenizer for reader in self.LEARNABLE.readers}
+            self.additions.check(
+                self.opened.configs.__getitem__, lambda encoder: self.opened.load_tokenizer(tokenizers[encoder], encoder)
+            )
+
+    def _check_memory(self) -> None:
+        """Raises BadValue and UsageError where an option for less memory cannot be had here."""
         for name in ("offload", "vae_tiling", "vae_slicing"):
             if not isinstance(getattr(self, name), bool):
                 raise BadValue(name, getattr(self, name), "must be true or false")
         if self.offload and torch.device(self.device).type == "cpu":
             raise BadValue("offload", self.offload, "must be false on device=cpu: there is no other memory to wait in")
-        if self.learned is not None:
-            tokenizers = {reader.encoder: reader.tokenizer for reader in self.LEARNABLE.readers}
-            self.additions.check(
-                self.opened.configs.__getitem__, lambda encoder: self.opened.load_tokenizer(tokenizers[encoder], encoder)
-            )
+        quantization.check(self.quantization, self.device, self.dtype)
+        for part, package in self.opened.quantised.items():
+            quantization.check_package(package, self.device, f"{self.opened.source}: its {part} is quantised")
+        if self.quantization is not None and self.LEARNABLE.denoiser in self.opened.quantised:
+            raise BadValue("quantization", self.quantization, f"must be null: this folder's {self.LEARNABLE.denoiser} is quantised")
+        if self.offload:
+            self.check_plain("model.offload=true")
+
+    def check_plain(self, what: str) -> None:
+        """Raises UsageError where weights are quantised, which `what` cannot be had with."""
+        if self.quantization is not None or self.opened.quantised:
+            how = f"model.quantization={self.quantization}" if self.quantization else f"{self.opened.source}: is quantised"
+            raise UsageError(f"{how}: not together with {what}, which needs weights that are not")
 
     # What a family says
 
@@ -229,11 +250,14 @@ class LatentModel(abc.ABC):
         self, kind: type[_Network], part: str, spare: Sequence[str] = (), dtype: torch.dtype | None = None
     ) -> _Network:
         """A network of the folder, in the model's dtype unless another is given, with what was learned of it."""
-        waits = self.offload and part in (self.LEARNABLE.denoiser, "vae")
+        denoises = part == self.LEARNABLE.denoiser
+        waits = self.offload and (denoises or part == "vae")
         network: _Network = load_pretrained(
             kind, self.folder / part, source=f"model.path={self.path}", what=f"its {part}", spare=spare,
             safetensors=str(self.opened.weights(part)).endswith(".safetensors"),
             device=torch.device("cpu" if waits else self.device), dtype=dtype or DTYPES[self.dtype],
+            quantization=quantization.config_of(self.quantization, DTYPES[self.dtype]) if denoises else None,
+            quantised=part in self.opened.quantised,
         )  # fmt: skip
         self.additions.into(network, part)
         if part == "vae" and self.vae_tiling:
@@ -314,9 +338,11 @@ class LatentModel(abc.ABC):
     def _aside(self) -> Iterator[None]:
         """The denoising network, where it is loaded, waits on the host."""
         network = vars(self).get(self.LEARNABLE.denoiser)
-        if network is None or self.offload or torch.device(self.device).type == "cpu":
-            if self.offload:
-                self.alternating.leave()
+        if self.offload:
+            self.alternating.leave()
+        # Quantised weights are small, and not made to be moved.
+        stays = self.offload or self.quantization or self.LEARNABLE.denoiser in self.opened.quantised
+        if network is None or stays or torch.device(self.device).type == "cpu":
             yield
             return
         network.to("cpu")

@@ -60,6 +60,7 @@ def tunable(model: StableDiffusion, tuning: Tuning) -> Tunable:
 def check(tuning: Tuning, model: StableDiffusion) -> None:
     """Raises UsageError where these parameters cannot be tuned; needs the tokenizer at most."""
     what, dtype = tuning.what, model.dtype
+    model.check_plain(f"method.what={what}")
     if model.offload:
         raise UsageError("model.offload=true: what is learned has to stay on the device; use model.offload=false")
     # An update of a weight is often less than the last digit that 16 bits hold, and float16 gradients by weights are not scaled.

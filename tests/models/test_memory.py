@@ -1,7 +1,9 @@
 """What is on the device, and when: text encoders leave it before the denoising network comes."""
 
 import functools
+import json
 import math
+import shutil
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from every_method import METHODS, check_method
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -18,6 +20,7 @@ from guidedgen.basics.errors import BadValue, UsageError
 from guidedgen.basics.tasks import Task
 from guidedgen.cli import command_line
 from guidedgen.gradients.memory import Alive
+from guidedgen.models import quantization
 from guidedgen.models.latent import LatentModel
 from guidedgen.models.offload import Alternating
 from guidedgen.models.prompts import Prompts
@@ -393,16 +396,113 @@ def given(folder: Path, tmp_path: Path, *more: str) -> list[str]:
 def test_options_for_less_memory_are_options_of_every_model() -> None:
     for file in sorted((config.CONF / "model").glob("*.yaml")):
         node = OmegaConf.load(file)
-        assert (node.offload, node.vae_tiling, node.vae_slicing) == (False, False, False), file.name
+        assert (node.offload, node.vae_tiling, node.vae_slicing, node.quantization) == (False, False, False, None), file.name
 
 
 def test_runs_keep_their_names(sd3_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Those that were made before there were these options."""
     plain = preparation.prepare(composition.composed(given(sd3_folder, tmp_path)))
-    lacking = composition.composed(given(sd3_folder, tmp_path, "~model.offload", "~model.vae_tiling", "~model.vae_slicing"))
+    lacking = composition.composed(given(sd3_folder, tmp_path))
+    with open_dict(lacking):
+        for name in ("offload", "vae_tiling", "vae_slicing", "quantization"):
+            del lacking.model[name]
     assert preparation.prepare(lacking).folder.path == plain.folder.path
     other = preparation.prepare(composition.composed(given(sd3_folder, tmp_path, "model.vae_tiling=true")))
     assert other.folder.path != plain.folder.path and other.model.vae_tiling
     with pytest.raises(SystemExit) as left:
         command_line.preflight(given(sd3_folder, tmp_path, "model.offload=true"), preparation.prepare)
     assert left.value.code == 2 and "model.offload=True: must be false on device=cpu" in capsys.readouterr().err
+
+
+# Quantised weights
+
+
+def test_quantised_weights_need_their_package_and_a_device_that_can(
+    make: Callable[..., LatentModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there: set[str] = set()
+    monkeypatch.setattr(quantization.importlib.util, "find_spec", lambda name: name in there or None)
+    for kind, package in (("bnb_nf4", "bitsandbytes"), ("bnb_int8", "bitsandbytes"), ("torchao_int8", "torchao")):
+        with pytest.raises(
+            UsageError, match=f"model.quantization={kind}: needs the package {package}, which is not .* pip install"
+        ):
+            make(quantization=kind, device="cuda")
+    there |= {"bitsandbytes", "torchao"}
+    for kind in ("bnb_nf4", "bnb_int8"):
+        with pytest.raises(UsageError, match=f"model.quantization={kind}: bitsandbytes computes on a GPU alone"):
+            make(quantization=kind)
+        assert make(quantization=kind, device="cuda").quantization == kind
+    with pytest.raises(BadValue, match=r"quantization.*choose from bnb_nf4, bnb_int8, torchao_int8"):
+        make(quantization="gguf")
+    with pytest.raises(BadValue, match=r"quantization.*null with dtype=float64"):
+        make(quantization="torchao_int8", dtype="float64")
+    with pytest.raises(UsageError, match=r"model\.quantization=torchao_int8: not together with model\.offload=true"):
+        make(quantization="torchao_int8", device="cuda", offload=True)
+    with pytest.raises(UsageError, match=r"model\.quantization=torchao_int8: not together with model\.learned"):
+        make(quantization="torchao_int8", learned=str(make().folder / make().LEARNABLE.denoiser))
+
+
+@pytest.mark.parametrize(
+    ("stored", "package"),
+    [
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+        ({"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8WeightOnlyConfig"}}}, "torchao"),
+        ({"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8DynamicActivationInt8WeightConfig"}}}, ""),
+        ({"quant_method": "torchao", "quant_type": "int8wo"}, ""), ({"quant_method": "gguf"}, ""), ({}, ""), ([], ""),
+    ],
+)  # fmt: skip
+def test_quantised_folders_need_their_package(
+    sd3_folder: Path, tmp_path: Path, stored: Any, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(sd3_folder, tmp_path / "copy"))
+    file = copy / "transformer" / "config.json"
+    plain = json.loads(file.read_text())
+    file.write_text(json.dumps(plain | {"quantization_config": stored}))
+    monkeypatch.setattr(quantization.importlib.util, "find_spec", lambda name: None)
+    why = rf" without the package {package} \(pip install {package}\)" if package else ""
+    with pytest.raises(UsageError, match=f"model.path=.*a quantised transformer{why} is not supported"):
+        StableDiffusion3(path=str(copy), name="tiny")
+    if package == "bitsandbytes":
+        monkeypatch.setattr(quantization, "installed", lambda name: True)
+        with pytest.raises(UsageError, match=r"model.path=.*its transformer is quantised: bitsandbytes computes on a GPU alone"):
+            StableDiffusion3(path=str(copy), name="tiny")
+    file.write_text(json.dumps(plain))
+    file = copy / "vae" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": stored}))
+    with pytest.raises(UsageError, match="a quantised vae.* is not supported"):
+        StableDiffusion3(path=str(copy), name="tiny")
+
+
+def test_torchao_s_weights_have_gradients(make: Callable[..., LatentModel], tmp_path: Path) -> None:
+    """Of 8 bits: close to those of the whole weights, and smaller. A folder of them is read as it is."""
+    pytest.importorskip("torchao")
+    quantised, plain = make(quantization="torchao_int8"), make()
+    x = torch.randn(2, 1, *plain.latent_shape, generator=torch.Generator().manual_seed(0))
+    t = plain.schedule.at(400.0)
+
+    def found(model: LatentModel) -> tuple[Tensor, Tensor]:
+        x_t = x.clone().requires_grad_()
+        eps = model.denoiser(tasks(PROMPTS[:2]))(x_t, t).eps
+        return eps.detach(), torch.autograd.grad(eps.square().sum(), x_t)[0]
+
+    small = found(quantised)
+    for ours, theirs in zip(small, found(plain), strict=True):
+        assert 0 < (ours - theirs).norm() < 0.1 * theirs.norm()
+    kinds = {type(p.data).__name__ for p in quantised.network.parameters()}
+    assert any("Int8" in kind for kind in kinds)
+    copy = Path(shutil.copytree(plain.folder, tmp_path / "copy"))
+    shutil.rmtree(copy / plain.LEARNABLE.denoiser)
+    quantised.network.save_pretrained(copy / plain.LEARNABLE.denoiser)
+    again = make(path=str(copy))
+    assert all(torch.equal(a, b) for a, b in zip(found(again), small, strict=True))
+    with pytest.raises(BadValue, match=r"quantization.*must be null: this folder's"):
+        make(path=str(copy), quantization="torchao_int8")
+    with pytest.raises(UsageError, match=r"is quantised: not together with model\.learned"):
+        make(path=str(copy), learned=str(plain.folder / plain.LEARNABLE.denoiser))
+
+
+def test_every_method_runs_on_quantised_weights(sd3_folder: Path) -> None:
+    pytest.importorskip("torchao")
+    for name in ("code", "codex", "doodl, edict", "adjoint_dpm"):
+        model = StableDiffusion3(path=str(sd3_folder), name="tiny", guidance_scale=2.0, t5=False, quantization="torchao_int8")
+        check_method(name, model, Flow(num_steps=4), Flow(num_steps=4, eta=1.0))
