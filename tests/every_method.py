@@ -50,9 +50,9 @@ def check_method(
     deterministic: Scheduler,
     stochastic: Scheduler,
     prompts: tuple[str, ...] = ("a cat", "two dogs, red"),
-) -> None:
+) -> Tensor:
     """Runs a method on a model by one of two schedulers, and holds its latents against those of the unguided chain: of the same
-    shape, finite, and others.
+    shape, finite, and others. Returns them.
     """
     scheduler = stochastic if name in _STOCHASTIC else deterministic
     assert scheduler.stochastic == (name in _STOCHASTIC)
@@ -70,3 +70,4 @@ def check_method(
     x_0 = made(METHODS[name])
     assert x_0.shape == (len(tasks), *model.latent_shape) and x_0.isfinite().all() and not x_0.requires_grad
     assert name == "base" or (x_0 - made(Base())).abs().max() > 1e-5
+    return x_0

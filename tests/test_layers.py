@@ -59,6 +59,8 @@ PACKAGES = {
     "omegaconf": {"runs", "studies", "cli"},
     "yaml": {"runs.plain_yaml", "cli.option_files"},
     "peft": {"models"},
+    "accelerate": {"models"},
+    "torchao": {"models"},
     "rich": {"lab", "runs.report", "studies.status"},
 }  # fmt: skip
 HEAVY = {

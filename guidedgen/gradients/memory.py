@@ -52,10 +52,14 @@ class Alive(TorchDispatchMode):
         for storage in _storages([result]):
             if storage not in self._known:
                 self._known[storage] = None
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self._freed, storage.nbytes())
+                self.now += self.size(storage)
+                weakref.finalize(storage, self._freed, self.size(storage))
         self.peak = max(self.peak, self.now)
         return result
+
+    def size(self, storage: torch.UntypedStorage) -> int:
+        """What it is counted as."""
+        return storage.nbytes()
 
     def _freed(self, size: int) -> None:
         self.now -= size

@@ -32,6 +32,10 @@ def any_model(
     batch_size: int = 8,
     learned: str | Sequence[Any] | Mapping[str, Any] | None = None,
     size: int | Sequence[int] | None = None,
+    offload: bool = False,
+    vae_tiling: bool = False,
+    vae_slicing: bool = False,
+    quantization: str | None = None,
 ) -> LatentModel:
     """The model in a folder or a repository of the hub, of whichever supported family it is. A `guidance_scale` of None is that of
     the family's pipeline; `embedded_guidance` is for families with networks that are given it. Raises BadValue and UsageError as
@@ -45,7 +49,8 @@ def any_model(
         options["embedded_guidance"] = embedded_guidance
     return family(
         path=path, name=name, device=device, dtype=dtype, negative_prompt=negative_prompt, truncate_prompts=truncate_prompts,
-        batch_size=batch_size, learned=learned, size=size,
+        batch_size=batch_size, learned=learned, size=size, offload=offload, vae_tiling=vae_tiling, vae_slicing=vae_slicing,
+        quantization=quantization,
         guidance_scale=family.guidance_of(path) if guidance_scale is None else guidance_scale, **options,
     )  # fmt: skip
 

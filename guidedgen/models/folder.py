@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from guidedgen.basics.errors import BadValue, UsageError
+from guidedgen.models import quantization
 from guidedgen.process.grid import Schedule
 from guidedgen.zoo.files import locate_lab
 from guidedgen.zoo.needed import Needed
@@ -238,8 +239,19 @@ class Folder(abc.ABC):
             f"a VAE of {vae['in_channels']} input and {vae['out_channels']} output channels": (
                 vae["in_channels"] != 3 or vae["out_channels"] != 3
             ),
-            **{f"a quantised {part}": self.configs[part].get("quantization_config") is not None for part in self.WEIGHTS},
+            **{
+                f"a quantised {part}" + (f" without the package {package} (pip install {package})" if package else ""): (
+                    part == "vae" or not package or not quantization.installed(package)
+                )
+                for part, package in self.quantised.items()
+            },
         }
+
+    @functools.cached_property
+    def quantised(self) -> Mapping[str, str]:
+        """The parts whose weights are quantised, and the package that reads them; empty where none does."""
+        found = {part: self.configs[part].get("quantization_config") for part in self.WEIGHTS}
+        return {part: quantization.package_of(stored) for part, stored in found.items() if stored is not None}
 
     # What is fetched after that
 
@@ -263,7 +275,7 @@ class Folder(abc.ABC):
                 raise UsageError(f"{self.source}: has no {part}/{names[0]}{hint}")
             if {name, f"{name}.index.json"} <= there:
                 raise UsageError(f"{self.source}: has both {part}/{name} and pieces of it ({name}.index.json); remove one of them")
-            check_weights(self.path / part, name, f"{self.source}: {part}")
+            check_weights(self.path / part, name, f"{self.source}: {part}", quantised=part in self.quantised)
 
     # Tokenizers
 

@@ -7,9 +7,10 @@ rows are batched, guided and counted, and pictures are encoded and decoded.
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
@@ -21,9 +22,11 @@ from guidedgen.basics.cost import Ledger
 from guidedgen.basics.errors import BadValue, UsageError
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
+from guidedgen.models import quantization
 from guidedgen.models.folder import Folder
 from guidedgen.models.learnable import Learnable
 from guidedgen.models.learned import Learned
+from guidedgen.models.prompts import Prompts
 from guidedgen.models.words import Words, replaced, words_in
 from guidedgen.process import Prediction
 from guidedgen.process.formulas import classifier_free
@@ -33,6 +36,8 @@ from guidedgen.zoo.pretrained import load_pretrained
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
+
+    from guidedgen.models.offload import Alternating
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 _Network = TypeVar("_Network", bound=torch.nn.Module)
@@ -78,6 +83,11 @@ class LatentModel(abc.ABC):
     `path` is a folder or a repository of the hub. With `guidance_scale` 1 the negative prompt is never evaluated. A prompt longer
     than the text encoders read is an error unless `truncate_prompts`, which cuts it as diffusers does. `size` is the pictures'
     height and width in pixels, or one number for both; None is what the model was trained on.
+
+    For less memory: with `offload` the denoising network and the autoencoder take turns on the device, and the other waits on the
+    host; with `vae_slicing` the autoencoder works on one picture at a time, with `vae_tiling` on overlapping tiles of pictures that
+    are larger than its own, as diffusers' enable_slicing and enable_tiling have it; `quantization` is how the denoising network's
+    weights are quantised when they are loaded (see guidedgen.models.quantization).
     """
 
     path: str
@@ -90,6 +100,10 @@ class LatentModel(abc.ABC):
     batch_size: int = 8  # latent rows per network call; a guidance pair is one row here
     learned: str | Sequence[Any] | Mapping[str, Any] | None = None
     size: int | Sequence[int] | None = None
+    offload: bool = False
+    vae_tiling: bool = False
+    vae_slicing: bool = False
+    quantization: str | None = None
     ledger: Ledger = dataclasses.field(default_factory=Ledger)
 
     def __post_init__(self) -> None:
@@ -101,17 +115,41 @@ class LatentModel(abc.ABC):
             raise BadValue("batch_size", self.batch_size, "must be at least 1")
         if not self.guidance_scale >= 0:
             raise BadValue("guidance_scale", self.guidance_scale, "must be at least 0 (1 is no guidance)")
+        self._check_memory()
         if self.learned is not None:
+            self.check_plain("model.learned")
             tokenizers = {reader.encoder: reader.tokenizer for reader in self.LEARNABLE.readers}
             self.additions.check(
                 self.opened.configs.__getitem__, lambda encoder: self.opened.load_tokenizer(tokenizers[encoder], encoder)
             )
+
+    def _check_memory(self) -> None:
+        """Raises BadValue and UsageError where an option for less memory cannot be had here."""
+        for name in ("offload", "vae_tiling", "vae_slicing"):
+            if not isinstance(getattr(self, name), bool):
+                raise BadValue(name, getattr(self, name), "must be true or false")
+        if self.offload and torch.device(self.device).type == "cpu":
+            raise BadValue("offload", self.offload, "must be false on device=cpu: there is no other memory to wait in")
+        quantization.check(self.quantization, self.device, self.dtype)
+        for part, package in self.opened.quantised.items():
+            quantization.check_package(package, self.device, f"{self.opened.source}: its {part} is quantised")
+        if self.quantization is not None and self.LEARNABLE.denoiser in self.opened.quantised:
+            raise BadValue("quantization", self.quantization, f"must be null: this folder's {self.LEARNABLE.denoiser} is quantised")
+        if self.offload:
+            self.check_plain("model.offload=true")
+
+    def check_plain(self, what: str) -> None:
+        """Raises UsageError where weights are quantised, which `what` cannot be had with."""
+        if self.quantization is not None or self.opened.quantised:
+            how = f"model.quantization={self.quantization}" if self.quantization else f"{self.opened.source}: is quantised"
+            raise UsageError(f"{how}: not together with {what}, which needs weights that are not")
 
     # What a family says
 
     FOLDER: ClassVar[type[Folder]]
     LEARNABLE: ClassVar[Learnable]
     GUIDANCE: ClassVar[float]  # the guidance scale that its pipeline takes
+    READERS: ClassVar[Sequence[str]]  # its attributes that prompts are read with: tokenizers, text encoders, learned words
 
     @classmethod
     def guidance_of(cls, path: str) -> float:
@@ -145,12 +183,8 @@ class LatentModel(abc.ABC):
         """A prompt's tokens, start and end left out."""
 
     @abc.abstractmethod
-    def load(self) -> None:
-        """Loads what is not loaded yet."""
-
-    @abc.abstractmethod
     def condition(self, tasks: Sequence[Task]) -> tuple[Conditioning, Conditioning]:
-        """Of the tasks' prompts, a row each, and of the negative prompt, one row."""
+        """Reads the tasks' prompts, a row each, of one length whatever the prompts, and the negative prompt, one row."""
 
     @abc.abstractmethod
     def predict(self, x_t: Tensor, t: Point, conditioning: Conditioning) -> Tensor:
@@ -216,13 +250,106 @@ class LatentModel(abc.ABC):
         self, kind: type[_Network], part: str, spare: Sequence[str] = (), dtype: torch.dtype | None = None
     ) -> _Network:
         """A network of the folder, in the model's dtype unless another is given, with what was learned of it."""
+        denoises = part == self.LEARNABLE.denoiser
+        waits = self.offload and (denoises or part == "vae")
         network: _Network = load_pretrained(
             kind, self.folder / part, source=f"model.path={self.path}", what=f"its {part}", spare=spare,
-            safetensors=str(self.opened.weights(part)).endswith(".safetensors"), device=torch.device(self.device),
-            dtype=dtype or DTYPES[self.dtype],
+            safetensors=str(self.opened.weights(part)).endswith(".safetensors"),
+            device=torch.device("cpu" if waits else self.device), dtype=dtype or DTYPES[self.dtype],
+            quantization=quantization.config_of(self.quantization, DTYPES[self.dtype]) if denoises else None,
+            quantised=part in self.opened.quantised,
         )  # fmt: skip
         self.additions.into(network, part)
+        if part == "vae" and self.vae_tiling:
+            network.enable_tiling()  # type: ignore[operator]
+        if part == "vae" and self.vae_slicing:
+            network.enable_slicing()  # type: ignore[operator]
+        if waits:
+            self.alternating.add(network)
         return network
+
+    # What is loaded, and when
+
+    @property
+    def network(self) -> Any:
+        """The denoising network."""
+        return getattr(self, self.LEARNABLE.denoiser)
+
+    @functools.cached_property
+    def alternating(self) -> Alternating:
+        """The networks that take turns on the device."""
+        from guidedgen.models.offload import Alternating
+
+        return Alternating(torch.device(self.device))
+
+    @functools.cached_property
+    def prompts(self) -> Prompts[tuple[Conditioning, Conditioning]]:
+        """What was read in prompts, and in the negative prompt."""
+        return Prompts()
+
+    def load(self, tasks: Sequence[Task] = ()) -> None:
+        """Loads what is not loaded yet.
+
+        Given the tasks that are to be sampled, in their order, their prompts are read first, and the text encoders are dropped
+        before the denoising network is loaded: both need not fit on the device at once. Else the text encoders stay.
+        """
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
+
+        diffusers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
+        with self.ledger.timed("load"):
+            self.prompts.announce(() if self.prompts.live else (task.prompt for task in tasks))
+            if self.prompts.announced:
+                self._read(self.prompts.missing(self.prompts.first_missing()))
+                self._drop_readers()
+            else:
+                for name in self.READERS:
+                    getattr(self, name)
+            for network in (self.network, self.vae):
+                assert not network.training
+
+    def keep_readers(self) -> None:
+        """From now on prompts are read anew for every batch, as what they are read with is changed."""
+        self.prompts.live = True
+        self.prompts.forget()
+
+    @torch.inference_mode(False)
+    def _read(self, prompts: Sequence[str]) -> None:
+        """Reads these prompts, one by one, and keeps what is read on the host. Where it was announced what will be asked for, the
+        denoising network makes room for the text encoders, which are dropped afterwards.
+        """
+        if not prompts:
+            return
+        with self._aside() if self.prompts.announced else contextlib.nullcontext():
+            for prompt in prompts:
+                cond, uncond = self.condition([Task(id="", prompt=prompt)])
+                self.prompts.keep(prompt, (cond.map(Tensor.cpu), uncond.map(Tensor.cpu)))
+            if self.prompts.announced:
+                self._drop_readers()
+
+    def _drop_readers(self) -> None:
+        for name in self.READERS:
+            vars(self).pop(name, None)
+        if torch.device(self.device).type == "cuda":
+            torch.cuda.empty_cache()
+
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[None]:
+        """The denoising network, where it is loaded, waits on the host."""
+        network = vars(self).get(self.LEARNABLE.denoiser)
+        if self.offload:
+            self.alternating.leave()
+        # Quantised weights are small, and not made to be moved.
+        stays = self.offload or self.quantization or self.LEARNABLE.denoiser in self.opened.quantised
+        if network is None or stays or torch.device(self.device).type == "cpu":
+            yield
+            return
+        network.to("cpu")
+        try:
+            yield
+        finally:
+            network.to(self.device)
 
     def check(self, tasks: Sequence[Task], reserved: int = 0) -> None:
         """Raises UsageError where a prompt is longer than the text encoders read, less the tokens `reserved` for words to be
@@ -257,8 +384,15 @@ class LatentModel(abc.ABC):
         )
 
     def denoiser(self, tasks: Sequence[Task]) -> PromptedDenoiser:
-        """The denoiser of these tasks."""
-        cond, uncond = self.condition(tasks)
+        """The denoiser of these tasks. A prompt is read by itself, once: what is read in it depends on no other prompt."""
+        if self.prompts.live:
+            cond, uncond = self.condition(tasks)
+            return PromptedDenoiser(model=self, cond=cond, uncond=uncond)
+        prompts = [task.prompt for task in tasks]
+        self._read(self.prompts.missing(prompts))
+        found = [self.prompts[prompt] for prompt in prompts]
+        cond = functools.reduce(Conditioning.followed_by, (cond for cond, _ in found))
+        cond, uncond = (each.map(lambda part: part.to(self.device, copy=True)) for each in (cond, found[0][1]))
         return PromptedDenoiser(model=self, cond=cond, uncond=uncond)
 
     def decode(self, x_0: Tensor) -> Tensor:

@@ -51,6 +51,7 @@ class StableDiffusion(UNetModel):
         replaced=("unet", "vae", "text_encoder"), pipelines=("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
     )  # fmt: skip
     GUIDANCE: ClassVar = 7.5
+    READERS: ClassVar = ("tokenizer", "text_encoder", "words")
 
     # What the folder says of itself
 
@@ -74,17 +75,6 @@ class StableDiffusion(UNetModel):
         return self.opened.configs[part]
 
     # Networks
-
-    def load(self) -> None:
-        with self.ledger.timed("load"):
-            from diffusers.utils import logging as diffusers_logging
-            from transformers.utils import logging as transformers_logging
-
-            diffusers_logging.disable_progress_bar()
-            transformers_logging.disable_progress_bar()
-            _ = self.tokenizer
-            for network in (self.text_encoder, self.unet, self.vae):
-                assert not network.training
 
     @functools.cached_property
     def text_encoder(self) -> CLIPTextModel:

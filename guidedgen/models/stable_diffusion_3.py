@@ -50,6 +50,7 @@ class StableDiffusion3(LatentModel):
         adapted=("transformer", "text_encoder", "text_encoder_2"), loader="SD3LoraLoaderMixin", replaced=("transformer",),
     )  # fmt: skip
     GUIDANCE: ClassVar = 7.0
+    READERS: ClassVar = ("tokenizers", "text_encoders", "t5_encoder")
 
     @classmethod
     def options_of(cls, index: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,12 +78,6 @@ class StableDiffusion3(LatentModel):
         return (*(self.folder / part for part in parts), *self.additions.files)
 
     # Networks
-
-    def load(self) -> None:
-        with self.ledger.timed("load"):
-            _ = self.tokenizers
-            for network in (*self.text_encoders, *self.t5_encoder, self.transformer, self.vae):
-                assert not network.training
 
     @functools.cached_property
     def transformer(self) -> SD3Transformer2DModel:
@@ -128,7 +123,7 @@ class StableDiffusion3(LatentModel):
             clips = zip(self.tokenizers, self.text_encoders, strict=True)
             read = [by_clip(prompts, tokenizer, encoder, self.max_tokens) for tokenizer, encoder in clips]
             tokens = torch.cat([output.hidden_states[-2] for output in read], -1)
-            tokens = F.pad(tokens, (0, self.transformer.config.joint_attention_dim - tokens.shape[-1]))
+            tokens = F.pad(tokens, (0, int(self.opened.configs["transformer"]["joint_attention_dim"]) - tokens.shape[-1]))
             rest = tokens.new_zeros(len(tokens), _T5_TOKENS, tokens.shape[-1])
             for encoder in self.t5_encoder:
                 rest, _ = by_t5(prompts, self.t5_tokenizer, encoder, _T5_TOKENS)

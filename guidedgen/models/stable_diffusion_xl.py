@@ -51,6 +51,7 @@ class StableDiffusionXl(UNetModel):
         replaced=("unet",),
     )  # fmt: skip
     GUIDANCE: ClassVar = 5.0
+    READERS: ClassVar = ("tokenizers", "text_encoders", "words")
 
     # What the folder says of itself
 
@@ -69,12 +70,6 @@ class StableDiffusionXl(UNetModel):
         return (self.folder / INDEX, *(self.folder / part for part in parts), *self.additions.files)
 
     # Networks
-
-    def load(self) -> None:
-        with self.ledger.timed("load"):
-            _ = self.tokenizers
-            for network in (*self.text_encoders, self.unet, self.vae):
-                assert not network.training
 
     @property
     def vae_dtype(self) -> torch.dtype:

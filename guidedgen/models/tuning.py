@@ -60,6 +60,9 @@ def tunable(model: StableDiffusion, tuning: Tuning) -> Tunable:
 def check(tuning: Tuning, model: StableDiffusion) -> None:
     """Raises UsageError where these parameters cannot be tuned; needs the tokenizer at most."""
     what, dtype = tuning.what, model.dtype
+    model.check_plain(f"method.what={what}")
+    if model.offload:
+        raise UsageError("model.offload=true: what is learned has to stay on the device; use model.offload=false")
     # An update of a weight is often less than the last digit that 16 bits hold, and float16 gradients by weights are not scaled.
     if what in ("weights", "attention") and dtype not in ("float32", "float64"):
         raise UsageError(f"dtype={dtype}: tuning the network's own weights needs dtype=float32; method.what=adapter needs bfloat16")
@@ -127,6 +130,7 @@ def _word(model: StableDiffusion, *, name: str, vectors: int, initial: str | Non
 
     They begin at that of the word `initial`, or at the mean of all.
     """
+    model.keep_readers()
     table = model.text_encoder.get_input_embeddings().weight
     begin = table.float().mean(0)
     if initial is not None:
@@ -151,4 +155,6 @@ def load(model: StableDiffusion, folder: Path, what: str, key: str) -> None:
     learned = Learned(str(folder / _FILES[what]), key, model.LEARNABLE)
     learned.check(model.config, lambda _: model.tokenizer)
     learned.into(model.unet, "unet")
-    learned.into_words({"text_encoder": model.words})
+    if what == "token":
+        model.keep_readers()
+        learned.into_words({"text_encoder": model.words})

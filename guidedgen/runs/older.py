@@ -43,7 +43,10 @@ _MISSING = {
     "gpu_dtype": "float16",
 }
 # Keys that configs did not have at first, with what that meant: a run with this value is named as one without the key.
-_LATER: dict[str, Any] = {"model.size": None, "model.embedded_guidance": None}
+_LATER: dict[str, Any] = {
+    "model.size": None, "model.embedded_guidance": None, "model.offload": False, "model.vae_tiling": False,
+    "model.vae_slicing": False, "model.quantization": None,
+}  # fmt: skip
 
 
 def event_now(event: str) -> str:

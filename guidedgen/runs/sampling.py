@@ -59,7 +59,7 @@ def _sample_batches(job: Job, label: str, batches: Sequence[Sequence[Sample]]) -
     finished = job.folder.records().keys()
     todo = [batch for batch in batches if any(sample.name not in finished for sample in batch)]
     if todo:
-        job.model.load()
+        job.model.load([sample.task for batch in todo for sample in batch])
     needs, failed, came_out = job.method.needs, 0, bool(finished)
     steps = [needs.chains * (len(_grid(job, _share(job, batch[0]))) - 1) if needs.steps is None else needs.steps for batch in todo]
     with report.progress(label, total=sum(steps)) as advance:

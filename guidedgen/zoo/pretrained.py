@@ -76,27 +76,38 @@ def load_pretrained(
     dtype: torch.dtype = torch.float32,
     source: object = None,
     spare: Sequence[str] = (),
+    quantization: Any = None,
+    quantised: bool = False,
 ) -> Any:
     """The frozen network of a class of diffusers' or transformers' (or one of its Auto classes).
 
+    Each tensor is put on the device in `dtype` as soon as it is read: neither there nor on the host is there ever a second copy.
     `what` is what messages call it, `source` (the folder, unless given) where it is from. Tensors whose names match one of the
-    patterns in `spare` may be left over. Loading may first happen inside inference mode, whose tensors could never be
+    patterns in `spare` may be left over. Weights are quantised by `quantization`, diffusers' config of it, or are
+    `quantised` in the folder. Loading may first happen inside inference mode, whose tensors could never be
     differentiated through afterwards: that is left. Raises UsageError where the folder holds another kind of network, or one that
     needs code of its own, or lacks tensors or has others, or cannot be read.
     """
     source, library = folder if source is None else source, _library(kind)
-    check_weights(folder, weights_name(kind, safetensors=safetensors), str(source))
-    options: dict[str, Any] = {}
+    check_weights(folder, weights_name(kind, safetensors=safetensors), str(source), quantised=quantised)
+    options: dict[str, Any] = {
+        "dtype": dtype, "local_files_only": True, "use_safetensors": safetensors, "output_loading_info": True,
+    }  # fmt: skip
     if library == "transformers":  # diffusers has no code from elsewhere, and no other way of reading tensors
-        options = {"trust_remote_code": False, "weights_only": True, "ignore_mismatched_sizes": True}  # they are in the report
+        options |= {"trust_remote_code": False, "weights_only": True, "ignore_mismatched_sizes": True}  # they are in the report
+    if quantization is not None:
+        options["quantization_config"] = quantization
     with readable(source, f"it as {what}", library):
-        network, report = kind.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=safetensors, output_loading_info=True, **options
-        )
+        try:
+            network, report = kind.from_pretrained(folder, device_map={"": device}, **options)
+        except NotImplementedError:  # of diffusers, which would move the tensors that the files lack; without, it tells which
+            network, report = kind.from_pretrained(folder, **options)
     _check_fit(report, f"{source}: the weights", what, (*_COUNTED, *spare))
-    if odd := [name for name, value in network.named_parameters() if value.is_meta or not value.is_floating_point()]:
+    plain = quantization is None and not quantised
+    if odd := [name for name, p in network.named_parameters() if p.is_meta or (plain and not p.is_floating_point())]:
         raise UsageError(f"{source}: the weights hold no floating-point numbers for {len(odd)} tensors of {what}, {odd[0]} first")
-    return network.eval().requires_grad_(False).to(device)
+    network = network.eval().requires_grad_(False)
+    return network.to(device) if plain else network  # quantised ones may refuse, and are there already
 
 
 def load_processor(kind: Any, folder: Path, *, source: object, what: str) -> Any:

@@ -35,14 +35,14 @@ def variants(there: Collection[str], names: Sequence[str]) -> list[str]:
     return sorted(file for file in there if any(file.startswith(f"{stem}.") for stem in stems) and not file.endswith(".json"))
 
 
-def check_weights(folder: Path, name: str, source: str) -> None:
+def check_weights(folder: Path, name: str, source: str, *, quantised: bool = False) -> None:
     """Checks the weights in the file `name` of the folder, or in its pieces and their index; `source` is what messages call them.
 
-    Only headers are read. Raises UsageError where a file is a pointer of Git LFS, cut off, pickled code or quantised, or the pieces
-    are not those of their index.
+    Only headers are read. Raises UsageError where a file is a pointer of Git LFS, cut off, pickled code or quantised (unless it is
+    said to be), or the pieces are not those of their index.
     """
     index = folder / index_name(name)
-    stored = {key: file.name for file in weight_files(folder, name, source) for key in _header(file, source)}
+    stored = {key: file.name for file in weight_files(folder, name, source) for key in _header(file, source, quantised)}
     if (folder / name).exists() or not index.exists():
         return
     placed = placed_in(index, source)
@@ -67,7 +67,7 @@ def is_pointer(start: bytes) -> bool:
     return start.startswith(_LFS)
 
 
-def _header(file: Path, source: str) -> Mapping[str, str]:
+def _header(file: Path, source: str, quantised: bool) -> Mapping[str, str]:
     """The type of each tensor's numbers."""
     try:
         if not file.is_file():  # a pipe would never end
@@ -92,7 +92,7 @@ def _header(file: Path, source: str) -> Mapping[str, str]:
             raise UsageError(f"{source}: {file.name} is {reason}") from error
         kinds = {key: str(tensor.dtype).removeprefix("torch.") for key, tensor in state.items()}
     for key, kind in kinds.items():
-        if key.endswith("weight") and kind not in _PLAIN:
+        if key.endswith("weight") and kind not in _PLAIN and not quantised:
             raise UsageError(
                 f"{source}: {file.name} is quantised: {key} is of type {kind}; weights in float32, float16 or bfloat16 are needed"
             )
