@@ -62,6 +62,7 @@ class Flux(LatentModel):
         readers=(Reader(encoder="text_encoder", tokenizer="tokenizer", key="clip_l"),), replaced=("transformer",),
     )  # fmt: skip
     GUIDANCE: ClassVar = 1.0
+    READERS: ClassVar = ("tokenizer", "t5_tokenizer", "text_encoder", "t5_encoder", "words")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,12 +99,6 @@ class Flux(LatentModel):
         return self.opened.max_tokens if self.t5_tokens is None else self.t5_tokens
 
     # Networks
-
-    def load(self) -> None:
-        with self.ledger.timed("load"):
-            _ = self.tokenizer, self.t5_tokenizer
-            for network in (self.text_encoder, self.t5_encoder, self.transformer, self.vae):
-                assert not network.training
 
     @functools.cached_property
     def transformer(self) -> FluxTransformer2DModel:
@@ -188,14 +183,14 @@ class Flux(LatentModel):
         options = {"dtype": self.transformer.dtype, "device": x_t.device}
         time = torch.full((rows,), t.t, **options) / 1000  # in this order, in which diffusers rounds it in half precision
         guidance = self.opened.guidance if self.embedded_guidance is None else self.embedded_guidance
-        told = None if guidance is None else torch.full((rows,), guidance, device=x_t.device)
-        places = positions(height // self.opened.patch, width // self.opened.patch).to(x_t.device)
-        nowhere = places.new_zeros(conditioning.tokens.shape[1], places.shape[1])  # of the text's tokens
+        embedded = None if guidance is None else torch.full((rows,), guidance, device=x_t.device)
+        image_positions = positions(height // self.opened.patch, width // self.opened.patch).to(x_t.device)
+        text_positions = image_positions.new_zeros(conditioning.tokens.shape[1], 3)
 
         def call(x: Tensor, tokens: Tensor, pooled: Tensor) -> Tensor:
             output: Tensor = self.transformer(
-                hidden_states=packed(x), timestep=time, guidance=told, pooled_projections=pooled, encoder_hidden_states=tokens,
-                txt_ids=nowhere, img_ids=places, return_dict=False,
+                hidden_states=packed(x), timestep=time, guidance=embedded, pooled_projections=pooled, encoder_hidden_states=tokens,
+                txt_ids=text_positions, img_ids=image_positions, return_dict=False,
             )[0]  # fmt: skip
             return unpacked(output, height, width)
 
@@ -219,6 +214,6 @@ def unpacked(tokens: Tensor, height: int, width: int) -> Tensor:
 
 
 def positions(rows: int, columns: int) -> Tensor:
-    """What the transformer is told of where a picture's tokens are, (rows columns) 3: 0, row and column."""
+    """The positions of a picture's tokens, as the transformer takes them, (rows columns) 3: 0, row and column."""
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     return torch.stack([torch.zeros_like(row), row, column], -1).flatten(0, 1).float()

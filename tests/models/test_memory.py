@@ -21,6 +21,7 @@ from guidedgen.basics.tasks import Task
 from guidedgen.cli import command_line
 from guidedgen.gradients.memory import Alive
 from guidedgen.models import quantization
+from guidedgen.models.flux import Flux
 from guidedgen.models.latent import LatentModel
 from guidedgen.models.offload import Alternating
 from guidedgen.models.prompts import Prompts
@@ -33,13 +34,15 @@ from guidedgen.runs import composition, config, experiment, preparation
 from guidedgen.zoo.pretrained import load_pretrained
 
 PROMPTS = ("a cat", "two dogs, red", "", "a", "cat cat")
-FAMILIES = {"sd": StableDiffusion, "xl": StableDiffusionXl, "sd3": StableDiffusion3}
+FAMILIES = {"sd": StableDiffusion, "xl": StableDiffusionXl, "sd3": StableDiffusion3, "flux": Flux}
 
 
 @pytest.fixture(params=FAMILIES)
-def make(request: pytest.FixtureRequest, folders: dict[str, Path], xl_folder: Path, sd3_folder: Path) -> Callable[..., LatentModel]:
+def make(
+    request: pytest.FixtureRequest, folders: dict[str, Path], xl_folder: Path, sd3_folder: Path, flux_folder: Path
+) -> Callable[..., LatentModel]:
     """Models of every family, each with negative prompts and guidance."""
-    folder = {"sd": folders["epsilon"], "xl": xl_folder, "sd3": sd3_folder}[request.param]
+    folder = {"sd": folders["epsilon"], "xl": xl_folder, "sd3": sd3_folder, "flux": flux_folder}[request.param]
     family, given = FAMILIES[request.param], {"path": str(folder), "name": "tiny", "guidance_scale": 2.0, "negative_prompt": "red"}
     return lambda **options: family(**{**given, **options})
 
