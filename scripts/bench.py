@@ -3,15 +3,24 @@
 python scripts/bench.py gradients                                   every engine, on the lab: memory and seconds by number of steps
 python scripts/bench.py gradients --model PATH --device cuda --dtype bfloat16 --steps 50
 python scripts/bench.py gradients --engines checkpoint --memory-gb 2        and checkpointing that may keep so much
+python scripts/bench.py sampling method=base model=sdxl device=cuda         a run's images per second, next to diffusers' pipeline
 
-One value and gradient of a whole chain of T steps, guided, by its first latent. Memory is the most that is held at once, weights
-aside: on a CPU the bytes of all tensors, on a GPU what torch has allocated for them. Latents are float64, whatever the network is.
+gradients: one value and gradient of a whole chain of T steps, guided, by its first latent. Memory is the most that is held at
+once, weights aside: on a CPU the bytes of all tensors, on a GPU what torch has allocated for them. Latents are float64, whatever
+the network is.
+
+sampling: what a run with these options does between prompts and pictures, which are not stored or judged. Seconds are the
+process's own on a CPU, all threads together, and the clock's on a GPU. With method=base the pipeline that diffusers loads from the
+same folder takes turns with it, on the same prompts, size, steps, guidance and dtype; the ratio is the median over the turns.
 """
 
 import argparse
+import dataclasses
 import functools
 import os
+import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +38,7 @@ from guidedgen.gradients import GradientEngine
 if TYPE_CHECKING:
     from guidedgen.models.stable_diffusion import StableDiffusion
     from guidedgen.process.chains import Chain
+    from guidedgen.runs.job import Job
 
 ENGINES = ("backprop", "checkpoint", "reversible", "adjoint")
 PROCESSES = ("ddim", "edict")
@@ -130,40 +140,136 @@ def gradients(arguments: argparse.Namespace) -> None:
     Console().print(table)
 
 
+def make_pictures(job: "Job") -> None:
+    """The job's samples as one batch, from their prompts to bytes, as a run makes them."""
+    import torch
+
+    from guidedgen.basics import images
+    from guidedgen.runs import sampling as runs
+
+    job.model.prompts.forget()  # they are read anew, as the pipeline does
+    with torch.no_grad():
+        x_0 = job.method(runs.problem(job, job.samples, job.base))
+        for rows in x_0.split(job.cfg.batch_size):
+            images.to_bytes(job.model.decode(rows))
+
+
+def pipeline_of(job: "Job") -> Callable[[], object]:
+    """diffusers' own pipeline of the job's folder, which makes the same number of pictures of the same prompts."""
+    import torch
+    from diffusers import DiffusionPipeline
+
+    model, dtype = job.model, getattr(torch, job.model.dtype)
+    parts = {"safety_checker": None, "requires_safety_checker": False} if type(model).__name__ == "StableDiffusion" else {}
+    if getattr(model, "t5", True) is False:
+        parts = {"text_encoder_3": None, "tokenizer_3": None}
+    pipeline = DiffusionPipeline.from_pretrained(str(model.folder), dtype=dtype, local_files_only=True, **parts)
+    pipeline.to(model.device).set_progress_bar_config(disable=True)
+    _, height, width = model.latent_shape
+    factor = pipeline.vae_scale_factor
+    options = {"guidance_scale": model.guidance_scale}
+    if (embedded := getattr(model, "embedded_guidance", None)) is not None:
+        options = {"guidance_scale": embedded}
+    if type(model).__name__ == "Flux" and model.guidance_scale != 1:
+        options |= {"true_cfg_scale": model.guidance_scale}
+    prompts = [sample.task.prompt for sample in job.samples]
+    return lambda: pipeline(
+        prompts, num_inference_steps=len(job.grid) - 1, height=height * factor, width=width * factor, output_type="np", **options
+    )
+
+
+def sampling(arguments: argparse.Namespace) -> None:
+    """Prints images per second and, on a GPU, the peak of memory, in Markdown."""
+    import torch
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from guidedgen.basics import cost
+    from guidedgen.runs import composition, preparation
+
+    with tempfile.TemporaryDirectory() as folder:
+        ours = [f"outputs={folder}", "tracker=none", "metrics=none", f"batch_size={arguments.samples}"]
+        job = preparation.prepare(composition.composed([*arguments.overrides, *ours]))
+    if len(job.samples) < arguments.samples:
+        raise UsageError(f"--samples {arguments.samples}: the data set has {len(job.samples)}; use samples_per_prompt=")
+    job = dataclasses.replace(job, samples=job.samples[: arguments.samples])
+    job.model.load()
+    device = torch.device(job.cfg.device)
+    compared: dict[str, Callable[[], object]] = {"guidedgen": functools.partial(make_pictures, job)}
+    if job.method_name == "base":
+        compared["diffusers"] = pipeline_of(job)
+
+    def timed(compute: Callable[[], object]) -> tuple[float, float]:
+        cost.reset_peak_memory(device)
+        cost.wait_for(device)
+        clock = time.perf_counter if device.type == "cuda" else time.process_time
+        start = clock()
+        compute()
+        cost.wait_for(device)
+        return clock() - start, cost.peak_memory_mib(device)
+
+    for compute in compared.values():
+        compute()  # the first time is slower
+    turns = [{name: timed(compute) for name, compute in compared.items()} for _ in range(arguments.repeats)]
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    table = Table("", box=box.MARKDOWN, title=f"{job.cfg.model.name}, {job.method_name}, {job.cfg.dtype} on {where}")
+    for column in ("images/s", "peak MiB", "of diffusers'"):
+        table.add_column(column, justify="right")
+    for name in compared:
+        speed = arguments.samples / statistics.median(turn[name][0] for turn in turns)
+        peak = f"{max(turn[name][1] for turn in turns):.0f}" if device.type == "cuda" else ""
+        ratio = statistics.median(turn["diffusers"][0] / turn[name][0] for turn in turns) if "diffusers" in compared else None
+        table.add_row(name, f"{speed:.4g}", peak, "" if ratio is None else f"{ratio:.3f}")
+    Console().print(table)
+
+
 def check(arguments: argparse.Namespace) -> None:
     """Settles the device. Raises UsageError for numbers that cannot be, before anything is loaded."""
     from guidedgen.runs import options
 
-    arguments.device = options.real_device(arguments.device)
-    for steps in arguments.steps:
-        if not 1 <= steps <= 1000:
-            raise UsageError(f"--steps {steps}: must be from 1 to 1000, the steps that the model is trained for")
-    bounds = {"samples": (1, options.SAMPLES), "threads": (1, 1024), "memory_gb": (0, 1e6)}
+    bounds = {"samples": (1, options.SAMPLES), "threads": (1, 1024), "memory_gb": (0, 1e6), "repeats": (1, 1000)}
     for name, (least, most) in bounds.items():
-        value = getattr(arguments, name)
+        value = getattr(arguments, name, None)
         if value is not None and not least <= value <= most:
             raise UsageError(f"--{name.replace('_', '-')} {value}: must be from {least:g} to {most:g}")
+    if arguments.measure is gradients:
+        arguments.device = options.real_device(arguments.device)
+        for steps in arguments.steps:
+            if not 1 <= steps <= 1000:
+                raise UsageError(f"--steps {steps}: must be from 1 to 1000, the steps that the model is trained for")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("gradients",))
-    parser.add_argument("--model", default="lab", help="a Stable Diffusion folder, or lab (default)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument("--dtype", default="float32", help="of the network (default: float32)")
-    parser.add_argument("--steps", nargs="+", type=int, default=[10, 20, 50, 100], metavar="T")
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
-    parser.add_argument("--processes", nargs="+", choices=PROCESSES, default=list(PROCESSES))
-    parser.add_argument("--samples", type=int, default=1, help="pictures at once (default: 1)")
-    parser.add_argument("--memory-gb", type=float, default=0.0, help="adds checkpointing that may keep so many gigabytes")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
+    what = parser.add_subparsers(required=True, metavar="gradients|sampling")
+
+    engine = what.add_parser("gradients", help="every engine: memory and seconds by number of steps")
+    engine.set_defaults(measure=gradients)
+    engine.add_argument("--model", default="lab", help="a Stable Diffusion folder, or lab (default)")
+    engine.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    engine.add_argument("--dtype", default="float32", help="of the network (default: float32)")
+    engine.add_argument("--steps", nargs="+", type=int, default=[10, 20, 50, 100], metavar="T")
+    engine.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    engine.add_argument("--processes", nargs="+", choices=PROCESSES, default=list(PROCESSES))
+    engine.add_argument("--samples", type=int, default=1, help="pictures at once (default: 1)")
+    engine.add_argument("--memory-gb", type=float, default=0.0, help="adds checkpointing that may keep so many gigabytes")
+    engine.add_argument("--threads", type=int, help="CPU threads (default: all)")
+
+    run = what.add_parser("sampling", help="a run's images per second")
+    run.set_defaults(measure=sampling)
+    run.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as of run.py")
+    run.add_argument("--samples", type=int, default=8, help="pictures at once (default: 8)")
+    run.add_argument("--repeats", type=int, default=5, help="how often it is measured (default: 5)")
+    run.add_argument("--threads", type=int, help="CPU threads (default: all)")
+
     arguments = parser.parse_args()
     check(arguments)
     if arguments.threads is not None:
         import torch
 
         torch.set_num_threads(arguments.threads)
-    gradients(arguments)
+    arguments.measure(arguments)
 
 
 if __name__ == "__main__":

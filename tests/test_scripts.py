@@ -30,6 +30,8 @@ BAD = {
         ["gradients", "--steps", "1001"], ["gradients", "--memory-gb", "nan"], ["gradients", "--memory-gb", "inf"],
         ["gradients", "--threads", "-1"], ["gradients", "--threads", "0"], ["gradients", "--threads", "1000000"],
         ["gradients", "--dtype", "float8"], ["gradients", "--model", "nowhere/at/all"], ["gradients", "--model", "FILE"],
+        ["sampling", "sed=1"], ["sampling", "method=bas"], ["sampling", "seed=1,2"], ["sampling", "--samples", "0"],
+        ["sampling", "--repeats", "0"], ["sampling", "method=base", "dataset.limit=1", "--samples", "2"],
     ],
     "train_lab.py": [
         ["--folder", "FILE"], ["--folder", "FILE/x"], ["--folder", "/proc/x"], ["--device", "foo"], ["--device", "cuda:99"],
@@ -131,6 +133,19 @@ def test_bench_measures_every_engine() -> None:
     assert table["edict", "reversible", 4][0] == pytest.approx(table["edict", "reversible", 2][0], rel=1e-3)
     assert table["ddim", "adjoint", 4][0] < 1.05 * table["ddim", "adjoint", 2][0]
     assert len(table) == 2 * 8
+
+
+def test_bench_measures_sampling_next_to_diffusers() -> None:
+    """Images per second of both; of other methods of ours alone."""
+    few = ["device=cpu", "scheduler.num_steps=2", "--samples", "2", "--repeats", "1", "--threads", "1"]
+    for method, names in (("base", {"guidedgen", "diffusers"}), ("mpgd", {"guidedgen"})):
+        done = script("bench.py", "sampling", f"method={method}", *few)
+        assert done.returncode == 0, done.stderr
+        rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in done.stdout.splitlines() if "|" in line][
+            2:
+        ]
+        assert {row[0] for row in rows} == names and all(float(row[1]) > 0 for row in rows)
+        assert [row[3] for row in rows if row[0] == "diffusers"] == ["1.000"] * (method == "base")
 
 
 def test_bench_says_in_one_line_what_it_cannot_do() -> None:
