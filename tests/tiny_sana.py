@@ -14,9 +14,8 @@ def save_sana(folder: Path, kind: str = "1.0", **transformer: object) -> Path:
     """ "1.0", or "1.5", whose transformer normalises queries and keys, here with positions as those of 2048 pixels, and whose scheduler
     is Euler's. Latents 4 x h/4 x w/4, of 4 x 8 x 8 to 32 px. `transformer` are other options of it.
     """
-    from diffusers import (
-        AutoencoderDC, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaTransformer2DModel,
-    )  # fmt: skip
+    from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaTransformer2DModel
+    from diffusers import DPMSolverMultistepScheduler as DpmSolver
     from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
 
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
@@ -48,7 +47,7 @@ def save_sana(folder: Path, kind: str = "1.0", **transformer: object) -> Path:
                 vocab={word: i for i, word in enumerate(words)},
                 merges=[("▁", "a"), ("▁", "t"), ("c", "a"), ("ca", "t")], add_bos_token=True,
             ),
-            scheduler=DPMSolverMultistepScheduler(**DPM) if kind == "1.0" else FlowMatchEulerDiscreteScheduler(shift=3.0),
+            scheduler=DpmSolver(**DPM) if kind == "1.0" else FlowMatchEulerDiscreteScheduler(shift=3.0),
         )  # fmt: skip
         for network in (pipeline.transformer, pipeline.vae):  # prompt, position and time must show
             for parameter in network.parameters():

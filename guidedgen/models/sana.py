@@ -9,7 +9,7 @@ import functools
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -132,22 +132,25 @@ class Sana(LatentModel):
                 self._refuse(prompt, tokens, room)
 
     def count_tokens(self, prompt: str) -> int:
-        """As the pipeline counts: what comes after the instruction, whose last token may have become one with the prompt's first."""
+        """As the pipeline counts: what comes after the instruction, whose last token may become one with the prompt's first."""
         if not self.instruction:
             return self.tokens_without(prompt)
-        both, first = (len(self.tokenizer(text, verbose=False).input_ids) for text in (self.instruction + read(prompt), self.instruction))
+        both, first = (
+            len(self.tokenizer(text, verbose=False).input_ids)
+            for text in (self.instruction + in_lower_case(prompt), self.instruction)
+        )
         return both - first + 1
 
     def tokens_without(self, prompt: str) -> int:
         """A prompt's tokens without an instruction, the start left out."""
-        return len(self.tokenizer(read(prompt), add_special_tokens=False, verbose=False).input_ids)
+        return len(self.tokenizer(in_lower_case(prompt), add_special_tokens=False, verbose=False).input_ids)
 
     def encode_prompts(self, prompts: Sequence[str], instruction: str = "") -> Conditioning:
         """Tokens: Gemma's last states, and where there are any: b 300 d and b 300."""
         with self.ledger.timed("text"), torch.no_grad():
             length = self.max_tokens + (len(self.tokenizer(instruction).input_ids) - 2 if instruction else 0)
             ids = self.tokenizer(
-                [instruction + read(prompt) for prompt in prompts], padding="max_length", max_length=length, truncation=True,
+                [instruction + in_lower_case(prompt) for prompt in prompts], padding="max_length", max_length=length, truncation=True,
                 return_tensors="pt",
             ).to(self.text_encoder.device)  # fmt: skip
             states = self.text_encoder(ids.input_ids, attention_mask=ids.attention_mask, use_cache=False)[0]
@@ -180,6 +183,6 @@ class Sana(LatentModel):
         return latent
 
 
-def read(prompt: str) -> str:
+def in_lower_case(prompt: str) -> str:
     """A prompt as Gemma reads it: in lower case, without spaces around it."""
     return prompt.lower().strip()

@@ -41,6 +41,7 @@ _NEEDED: Mapping[str, Mapping[str, Any]] = {
 _GEMMAS = {"Gemma2Model", "Gemma2ForCausalLM"}  # whose weights hold a Gemma2Model
 _TOKENS = 300  # that the transformer was trained with; no config says so
 
+_VOCABULARY: Rule = ("a whole number above 0", lambda value: whole(value, 10**6))
 _SWITCH: Rule = ("true or false", lambda value: isinstance(value, bool))
 _MAYBE: Rule = ("null or a whole number above 0", lambda value: value is None or whole(value))
 _SCALE: Rule = ("null or a number above 0", lambda value: value is None or REAL[1](value))
@@ -81,7 +82,7 @@ class SanaFolder(Folder):
             "decoder_block_out_channels": NUMBERS, "scaling_factor": REAL,
         },
         "text_encoder": {
-            "vocab_size": NUMBER, "hidden_size": NUMBER, "intermediate_size": NUMBER, "num_hidden_layers": LAYERS,
+            "vocab_size": _VOCABULARY, "hidden_size": NUMBER, "intermediate_size": NUMBER, "num_hidden_layers": LAYERS,
             "num_attention_heads": NUMBER, "num_key_value_heads": NUMBER, "head_dim": NUMBER,
         },
         "scheduler": {"flow_shift": REAL, "shift": REAL, "num_train_timesteps": STEPS},
@@ -129,10 +130,8 @@ class SanaFolder(Folder):
         found = {**_DEFAULT[self._scheduler], **scheduler}
         odd = [f"{key}={found[key]}" for key, needed in _NEEDED[self._scheduler].items() if found[key] != needed]
         takes, gives = transformer["in_channels"], transformer["out_channels"] or transformer["in_channels"]
-        width, blocks = (
-            transformer["num_attention_heads"] * transformer["attention_head_dim"],
-            [len(vae[f"{half}_block_out_channels"]) for half in ("encoder", "decoder")],
-        )
+        width, text = transformer["num_attention_heads"] * transformer["attention_head_dim"], transformer["caption_channels"]
+        states, blocks = gemma["hidden_size"], [len(vae[f"{half}_block_out_channels"]) for half in ("encoder", "decoder")]
         return {
             f"a {self._scheduler} with {', '.join(odd)}": odd,
             "a transformer that is given its guidance (guidance_embeds=true, as SANA-Sprint's)": transformer["guidance_embeds"],
@@ -142,9 +141,8 @@ class SanaFolder(Folder):
             f"a transformer with cross_attention_dim={transformer['cross_attention_dim']} and states of {width} numbers": (
                 transformer["cross_attention_dim"] != width
             ),
-            f"a transformer for texts of {transformer['caption_channels']} numbers a token with a Gemma of {gemma['hidden_size']}": (
-                transformer["caption_channels"] != gemma["hidden_size"]
-            ),
+            f"a transformer for texts of {text} numbers a token with a Gemma of {gemma['hidden_size']}": text
+            != gemma["hidden_size"],
             f"a transformer of patches of {self.patch} on latents of side {self.latent_side}": self.latent_side % self.patch != 0,
             f"a VAE of {blocks[0]} blocks to encode and {blocks[1]} to decode": blocks[0] != blocks[1],
             f"a text_encoder of type {gemma.get('model_type')}": (
@@ -165,5 +163,7 @@ class SanaFolder(Folder):
         if len(tokenizer) > size:
             raise UsageError(f"{self.source}: its tokenizer has {len(tokenizer)} tokens; its text encoder has {size}")
         if tokenizer("").input_ids != [tokenizer.bos_token_id] or tokenizer.pad_token_id is None:
-            raise UsageError(f"{self.source}: its tokenizer does not begin texts with a start, and fill them up; fetch tokenizer/ again")
+            raise UsageError(
+                f"{self.source}: its tokenizer does not begin texts with a start, and fill them up; fetch tokenizer/ again"
+            )
         return tokenizer

@@ -145,7 +145,7 @@ class DpmSolver:
         return make_grid(schedule, self._times(len(schedule)), "clean")
 
     def _point_of(self, flow: FlowSchedule, i: int) -> Point:
-        """The i-th from the clean end. Computed in diffusers' order, as a rounding error before rounding down would be a whole one."""
+        """The i-th from the clean end, computed in diffusers' order: rounded down, an error of rounding would be one of a whole."""
         last, s = 1 / flow.steps, flow.shift
         u = 1 - (last if i == self.num_steps else i * ((last - 1) / self.num_steps) + 1)
         point = flow.at(s * u / (1 + (s - 1) * u) * flow.steps)
