@@ -21,6 +21,7 @@ from guidedgen.models.folder import height_and_width
 from guidedgen.models.latent import Conditioning, LatentModel
 from guidedgen.models.learnable import Learnable
 from guidedgen.models.sana_folder import SanaFolder
+from guidedgen.models.texts import in_lower_case
 from guidedgen.process import Prediction
 from guidedgen.process.formulas import from_velocity
 from guidedgen.process.grid import Point
@@ -181,8 +182,3 @@ class Sana(LatentModel):
         """The autoencoder has no posterior: it gives one latent."""
         latent: Tensor = self.vae.encode(pictures).latent
         return latent
-
-
-def in_lower_case(prompt: str) -> str:
-    """A prompt as Gemma reads it: in lower case, without spaces around it."""
-    return prompt.lower().strip()
