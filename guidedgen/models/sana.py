@@ -150,10 +150,9 @@ class Sana(LatentModel):
         """Tokens: Gemma's last states, and where there are any: b 300 d and b 300."""
         with self.ledger.timed("text"), torch.no_grad():
             length = self.max_tokens + (len(self.tokenizer(instruction).input_ids) - 2 if instruction else 0)
-            ids = self.tokenizer(
-                [instruction + in_lower_case(prompt) for prompt in prompts], padding="max_length", max_length=length, truncation=True,
-                return_tensors="pt",
-            ).to(self.text_encoder.device)  # fmt: skip
+            texts = [instruction + in_lower_case(prompt) for prompt in prompts]
+            ids = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+            ids = ids.to(self.text_encoder.device)
             states = self.text_encoder(ids.input_ids, attention_mask=ids.attention_mask, use_cache=False)[0]
             kept = [0, *range(length - self.max_tokens + 1, length)]
             return Conditioning(states[:, kept], mask=ids.attention_mask[:, kept])

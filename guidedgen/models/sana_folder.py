@@ -141,8 +141,7 @@ class SanaFolder(Folder):
             f"a transformer with cross_attention_dim={transformer['cross_attention_dim']} and states of {width} numbers": (
                 transformer["cross_attention_dim"] != width
             ),
-            f"a transformer for texts of {text} numbers a token with a Gemma of {gemma['hidden_size']}": text
-            != gemma["hidden_size"],
+            f"a transformer for texts of {text} numbers a token with a Gemma of {states}": text != states,
             f"a transformer of patches of {self.patch} on latents of side {self.latent_side}": self.latent_side % self.patch != 0,
             f"a VAE of {blocks[0]} blocks to encode and {blocks[1]} to decode": blocks[0] != blocks[1],
             f"a text_encoder of type {gemma.get('model_type')}": (
