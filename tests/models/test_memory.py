@@ -24,6 +24,7 @@ from guidedgen.models import quantization
 from guidedgen.models.flux import Flux
 from guidedgen.models.latent import LatentModel
 from guidedgen.models.offload import Alternating
+from guidedgen.models.pixart import PixArt
 from guidedgen.models.prompts import Prompts
 from guidedgen.models.sana import Sana
 from guidedgen.models.stable_diffusion import StableDiffusion
@@ -35,7 +36,7 @@ from guidedgen.runs import composition, config, experiment, preparation
 from guidedgen.zoo.pretrained import load_pretrained
 
 PROMPTS = ("a cat", "two dogs, red", "", "a", "cat cat")
-FAMILIES = {"sd": StableDiffusion, "xl": StableDiffusionXl, "sd3": StableDiffusion3, "flux": Flux, "sana": Sana}
+FAMILIES = {"sd": StableDiffusion, "xl": StableDiffusionXl, "sd3": StableDiffusion3, "flux": Flux, "pixart": PixArt, "sana": Sana}
 
 
 @pytest.fixture(params=FAMILIES)
@@ -45,10 +46,14 @@ def make(
     xl_folder: Path,
     sd3_folder: Path,
     flux_folder: Path,
+    pixart_folder: Path,
     sana_folder: Path,
 ) -> Callable[..., LatentModel]:
     """Models of every family, each with negative prompts and guidance."""
-    made = {"sd": folders["epsilon"], "xl": xl_folder, "sd3": sd3_folder, "flux": flux_folder, "sana": sana_folder}
+    made = {
+        "sd": folders["epsilon"], "xl": xl_folder, "sd3": sd3_folder, "flux": flux_folder, "pixart": pixart_folder,
+        "sana": sana_folder,
+    }  # fmt: skip
     family, given = (
         FAMILIES[request.param],
         {"path": str(made[request.param]), "name": "tiny", "guidance_scale": 2.0, "negative_prompt": "red"},
