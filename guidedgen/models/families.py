@@ -11,12 +11,14 @@ from guidedgen.basics.errors import BadValue, UsageError
 from guidedgen.models.flux import Flux
 from guidedgen.models.folder import INDEX
 from guidedgen.models.latent import LatentModel
+from guidedgen.models.pixart import PixArt
+from guidedgen.models.sana import Sana
 from guidedgen.models.stable_diffusion import StableDiffusion
 from guidedgen.models.stable_diffusion_3 import StableDiffusion3
 from guidedgen.models.stable_diffusion_xl import StableDiffusionXl
 from guidedgen.zoo.needed import Needed
 
-FAMILIES: Sequence[type[LatentModel]] = (StableDiffusion, StableDiffusionXl, StableDiffusion3, Flux)
+FAMILIES: Sequence[type[LatentModel]] = (StableDiffusion, StableDiffusionXl, StableDiffusion3, Flux, PixArt, Sana)
 
 
 def any_model(

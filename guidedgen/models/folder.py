@@ -234,11 +234,10 @@ class Folder(abc.ABC):
 
     def common(self) -> Mapping[str, Any]:
         """Those of any family: autoencoders that are not for pictures, and quantised parts."""
-        vae = self.configs["vae"]
+        takes = self.configs["vae"]["in_channels"]
+        gives = self.configs["vae"].get("out_channels", takes)
         return {
-            f"a VAE of {vae['in_channels']} input and {vae['out_channels']} output channels": (
-                vae["in_channels"] != 3 or vae["out_channels"] != 3
-            ),
+            f"a VAE of {takes} input and {gives} output channels": takes != 3 or gives != 3,
             **{
                 f"a quantised {part}" + (f" without the package {package} (pip install {package})" if package else ""): (
                     part == "vae" or not package or not quantization.installed(package)

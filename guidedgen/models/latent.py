@@ -35,7 +35,7 @@ from guidedgen.zoo.needed import Needed
 from guidedgen.zoo.pretrained import load_pretrained
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderDC, AutoencoderKL
 
     from guidedgen.models.offload import Alternating
 
@@ -235,7 +235,7 @@ class LatentModel(abc.ABC):
         return found
 
     @functools.cached_property
-    def vae(self) -> AutoencoderKL:
+    def vae(self) -> AutoencoderKL | AutoencoderDC:
         """The autoencoder."""
         from diffusers import AutoencoderKL
 
@@ -405,8 +405,12 @@ class LatentModel(abc.ABC):
     def encode(self, pictures: Tensor) -> Tensor:
         """Images (b 3 H W) in [0, 1] to latents (b c h w), the mean of the posterior; differentiable."""
         with self.ledger.timed("encode"):
-            mean = self.vae.encode(images.to_model(pictures).to(self.vae.dtype)).latent_dist.mean.float()
-            return self.from_vae(mean)
+            return self.from_vae(self.encoded(images.to_model(pictures).to(self.vae.dtype)).float())
+
+    def encoded(self, pictures: Tensor) -> Tensor:
+        """Images (b 3 H W) in [-1, 1] to what the autoencoder makes of them, in its own scale: the mean of the posterior."""
+        mean: Tensor = self.vae.encode(pictures).latent_dist.mean
+        return mean
 
     def for_vae(self, x_0: Tensor) -> Tensor:
         """Latents in the autoencoder's own scale."""

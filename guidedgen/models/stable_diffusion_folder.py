@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 
 from guidedgen.models import folder
 from guidedgen.models.folder import texts
-from guidedgen.models.unet_folder import SCHEDULERS, UNetFolder
+from guidedgen.models.noise_folder import SCHEDULERS
+from guidedgen.models.unet_folder import UNetFolder
 
 # What each part may be, by model_index.json.
 _CLASSES = {

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 from guidedgen.models import folder
 from guidedgen.models.folder import NUMBER, Rule, texts, whole
-from guidedgen.models.unet_folder import SCHEDULERS, UNetFolder
+from guidedgen.models.noise_folder import SCHEDULERS
+from guidedgen.models.unet_folder import UNetFolder
 
 _CLASSES = {
     "unet": ("UNet2DConditionModel",),

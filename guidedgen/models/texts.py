@@ -23,3 +23,8 @@ def by_t5(prompts: Sequence[str], tokenizer: Any, encoder: Any, length: int, *, 
     )
     mask = {"attention_mask": read.attention_mask} if masked else {}
     return encoder(read.input_ids, **mask)[0], read.attention_mask
+
+
+def in_lower_case(prompt: str) -> str:
+    """A prompt as PixArt's and SANA's pipelines read it: in lower case, without spaces around it."""
+    return prompt.lower().strip()

@@ -10,23 +10,14 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from guidedgen.models import folder
-from guidedgen.models.folder import COUNT, EITHER, LAYERS, NAMES, NUMBER, NUMBERS, REAL, SHARE, STEPS, Folder, Rule, whole
-from guidedgen.process.grid import NoiseSchedule
+from guidedgen.models.folder import COUNT, EITHER, LAYERS, NAMES, NUMBER, NUMBERS, REAL, Rule, whole
+from guidedgen.models.noise_folder import NoiseFolder
 
-# diffusers' KarrasDiffusionSchedulers, which are on one noise schedule (EDM's, the last of them, is on another), and LCM's.
-SCHEDULERS = (
-    "DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LMSDiscreteScheduler", "EulerDiscreteScheduler",
-    "HeunDiscreteScheduler", "EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler",
-    "DPMSolverSinglestepScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DEISMultistepScheduler",
-    "UniPCMultistepScheduler", "DPMSolverSDEScheduler", "LCMScheduler",
-)  # fmt: skip
-# Schedulers that clip x_0 to [-1, 1], and whether they do where their config does not say.
-_CLIPS = {"DDIMScheduler": True, "DDPMScheduler": True, "LCMScheduler": False}
 _GUIDED: Rule = ("null or a whole number above 3", lambda value: value is None or (whole(value) and value > 3))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class UNetFolder(Folder):
+class UNetFolder(NoiseFolder):
     """A folder with a UNet and its noise schedule."""
 
     GUIDANCES: ClassVar[Mapping[str, float]]  # by pipeline: the guidance that it gives a UNet that takes any as an input
@@ -35,7 +26,7 @@ class UNetFolder(Folder):
         "unet": {"in_channels": 4, "out_channels": 4, "cross_attention_dim": 1280, "time_cond_proj_dim": None},
         "vae": folder.VAE_DEFAULTS,
         "text_encoder": folder.TEXT_DEFAULTS,
-        "scheduler": {"prediction_type": "epsilon"},
+        "scheduler": NoiseFolder.SCHEDULER_DEFAULTS,
     }
     RULES: ClassVar[Mapping[str, Mapping[str, Rule]]] = {
         "unet": {
@@ -47,25 +38,9 @@ class UNetFolder(Folder):
         },
         "vae": folder.VAE_RULES,
         "text_encoder": folder.TEXT_RULES,
-        "scheduler": {"beta_start": SHARE, "beta_end": SHARE, "num_train_timesteps": STEPS},
+        "scheduler": NoiseFolder.SCHEDULER_RULES,
     }  # fmt: skip
-    REQUIRED: ClassVar = {
-        "unet": ("sample_size",), "scheduler": ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps"),
-    }  # fmt: skip
-
-    @functools.cached_property
-    def schedule(self) -> NoiseSchedule:
-        """The noise levels the model was trained on."""
-        c = self.configs["scheduler"]
-        return NoiseSchedule.from_betas(
-            c["beta_start"], c["beta_end"], c["num_train_timesteps"], c["beta_schedule"],
-            zero_terminal_snr=bool(c.get("rescale_betas_zero_snr")),
-        )  # fmt: skip
-
-    @property
-    def prediction(self) -> str:
-        """What the UNet predicts: "epsilon" or "v_prediction"."""
-        return self.configs["scheduler"]["prediction_type"]
+    REQUIRED: ClassVar = {"unet": ("sample_size",), "scheduler": NoiseFolder.SCHEDULER_REQUIRED}
 
     @property
     def guidance(self) -> float | None:
@@ -90,31 +65,13 @@ class UNetFolder(Folder):
     def text_width(self) -> int:
         """Numbers a token of what the text encoders say."""
 
-    @property
-    def clips(self) -> bool:
-        """Whether the scheduler clips its estimates of x_0 to [-1, 1], which is wrong for latents."""
-        scheduler = self.configs["scheduler"]
-        name = scheduler.get("_class_name") or self.configs["index"]["scheduler"][1]
-        return name in _CLIPS and bool(scheduler.get("clip_sample", _CLIPS[name]))
-
     def unsupported(self) -> Mapping[str, Any]:
         """Kinds of models that are not supported, and whether this is one."""
-        scheduler, unet, vae = (self.configs[part] for part in ("scheduler", "unet", "vae"))
-        betas, attends = scheduler["beta_schedule"], unet["cross_attention_dim"]
+        unet, vae = self.configs["unet"], self.configs["vae"]
+        attends = unet["cross_attention_dim"]
         extra = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
         return {
-            f"prediction_type {self.prediction!r} (only epsilon, v_prediction)": self.prediction not in ("epsilon", "v_prediction"),
-            f"beta_schedule {betas!r} (only linear, scaled_linear)": (
-                betas not in ("linear", "scaled_linear") or scheduler.get("trained_betas") is not None
-            ),
-            "a schedule whose beta_start is above its beta_end": scheduler["beta_start"] > scheduler["beta_end"],
-            "epsilon predicted on a schedule rescaled to zero terminal SNR, where it says nothing of x_0,": (
-                self.prediction == "epsilon" and scheduler.get("rescale_betas_zero_snr", False)
-            ),
-            "a scheduler that clips predictions (thresholding)": scheduler.get("thresholding", False),
-            "a scheduler that tells the UNet noise levels instead of times (timestep_type=continuous)": (
-                self.prediction == "v_prediction" and scheduler.get("timestep_type") == "continuous"
-            ),
+            **self.unsupported_schedules(),
             # An inpainting, depth or image-editing model's.
             f"a UNet of {unet['in_channels']} input channels": unet["in_channels"] != unet["out_channels"],
             **{f"a UNet with {key}={unet.get(key)}, which wants more than a text,": unet.get(key) is not None for key in extra},

@@ -118,7 +118,8 @@ class Euler:
 class DpmSolver:
     """DPM-Solver++(2M), as diffusers' DPMSolverMultistepScheduler has it by default: S times of S + 1 evenly spaced ones, the last
     of which is left out, or `karras` noise levels between the trained ones, for which the network is given the nearest trained
-    times; of a flow, evenly spaced u moved by the schedule's shift. The last step goes to no noise and is of first order.
+    times; of a flow, evenly spaced u moved by the schedule's shift, for which the network is given whole times, rounded down. The
+    last step goes to no noise and is of first order.
     """
 
     multistep: ClassVar[bool] = True
@@ -135,13 +136,20 @@ class DpmSolver:
     def grid(self, schedule: Schedule) -> Grid:
         clean = Point(0.0, 1.0, 0.0)
         if isinstance(schedule, FlowSchedule):
-            evenly = torch.linspace(1, 1 / schedule.steps, self.num_steps + 1, dtype=torch.float64)[1:].flip(0)
-            s = schedule.shift
-            return (*(schedule.at(schedule.steps * s * u / (1 + (s - 1) * u)) for u in (1 - evenly).tolist()), clean)
+            if self.karras:
+                raise BadValue("karras", True, "the model is a rectified flow, which has no such grid")
+            return (*(self._point_of(schedule, i) for i in range(self.num_steps, 0, -1)), clean)
         if self.karras:
             first, last = schedule.ratios[[-1, 0]].tolist()
             return (*(_point(schedule, ratio, rounded=True) for ratio in _karras(first, last, self.num_steps)), clean)
         return make_grid(schedule, self._times(len(schedule)), "clean")
+
+    def _point_of(self, flow: FlowSchedule, i: int) -> Point:
+        """The i-th from the clean end, computed in diffusers' order: rounded down, an error of rounding would be one of a whole."""
+        last, s = 1 / flow.steps, flow.shift
+        u = 1 - (last if i == self.num_steps else i * ((last - 1) / self.num_steps) + 1)
+        point = flow.at(s * u / (1 + (s - 1) * u) * flow.steps)
+        return dataclasses.replace(point, t=float(int(point.t)))
 
     def _times(self, trained: int) -> Sequence[int]:
         if self.spacing == "trailing":

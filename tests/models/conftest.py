@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_flux import save_flux
+from tiny_pixart import save_pixart
+from tiny_sana import save_sana
 from tiny_sd3 import save_stable_diffusion_3
 from tiny_xl import save_stable_diffusion_xl
 
@@ -83,6 +85,24 @@ def flux_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     logging.disable_progress_bar()
     return save_flux(tmp_path_factory.mktemp("flux"))
+
+
+@pytest.fixture(scope="session")
+def pixart_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PixArtSigmaPipeline's."""
+    from diffusers.utils import logging
+
+    logging.disable_progress_bar()
+    return save_pixart(tmp_path_factory.mktemp("pixart"))
+
+
+@pytest.fixture(scope="session")
+def sana_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SanaPipeline's."""
+    from diffusers.utils import logging
+
+    logging.disable_progress_bar()
+    return save_sana(tmp_path_factory.mktemp("sana"))
 
 
 @pytest.fixture(scope="session")

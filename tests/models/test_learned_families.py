@@ -80,6 +80,11 @@ FAMILIES = {
         more=("ff.net.2", "ff_context.net.0.proj", "norm1.linear", "proj_mlp", "x_embedder", "context_embedder"), guidance=2.0,
         options={"size": 16, "t5_tokens": 16},
     ),
+    "sana": Family(
+        fixture="sana_folder", module="sana", kind="Sana", pipeline="SanaPipeline", config="sana", scheduler=Flow(num_steps=3),
+        theirs=("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
+        more=("conv_inverted", "conv_point", "linear_1", "time_embed.linear", "patch_embed.proj", "proj_out"),
+    ),
 }  # fmt: skip
 TEXTUAL = [name for name, family in FAMILIES.items() if family.encoders]
 
@@ -168,6 +173,8 @@ def theirs(case: Case, pipe: Any, prompts: tuple[str, ...] = PROMPTS) -> list[Te
             "max_sequence_length": model.max_tokens,
         }
         x_T = pipe._pack_latents(x_T, *x_T.shape)  # noqa: N806
+    if case.family.config == "sana":
+        given["use_resolution_binning"] = False
     latents = pipe(
         list(prompts), latents=x_T, num_inference_steps=3, **given, height=height, width=width, output_type="latent"
     ).images

@@ -185,11 +185,27 @@ def test_dpm_solver_on_a_flow_is_diffusers(steps: int) -> None:
     if steps == 20:
         assert levels[:3] == pytest.approx([0.999666, 0.982419, 0.963941], abs=6e-7)
         assert levels[-3:] == pytest.approx([0.249792, 0.136240, 0], abs=6e-7)
+        assert [point.t for point in grid[:3]] == [999, 982, 963] and grid[-2].t == 136
     first = grid[0].alpha + grid[0].sigma
     x, chain = normal(), walk(DpmSolver(), grid, flow_denoiser, normal() * first)
     for i, t in enumerate(theirs.timesteps):
         x = theirs.step(velocity(x, grid[i].t), t, x).prev_sample
         torch.testing.assert_close(chain[i + 1] / (grid[i + 1].alpha + grid[i + 1].sigma), x, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(("shift", "trained"), [(1.0, 1000), (3.0, 1000), (2.5, 500), (6.0, 1000)])
+def test_dpm_solver_gives_a_flow_whole_times(shift: float, trained: int) -> None:
+    """Those that diffusers gives it, also where they are whole but for rounding errors."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    theirs = DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, num_train_timesteps=trained
+    )
+    for steps in (*range(1, 51), 100, 250, 999):
+        theirs.set_timesteps(steps)
+        grid = DpmSolver(num_steps=steps).grid(FlowSchedule(shift=shift, steps=trained))
+        assert [point.t for point in grid[:-1]] == theirs.timesteps.tolist()
+        assert [point.sigma / (point.alpha + point.sigma) for point in grid] == pytest.approx(theirs.sigmas.tolist(), abs=6e-8)
 
 
 def test_the_schedule_of_a_flow_is_its_interpolation() -> None:
@@ -258,6 +274,8 @@ def test_schedulers_refuse_schedules_that_are_not_theirs() -> None:
     flow: Schedule = FlowSchedule(shift=3.0)
     with pytest.raises(BadValue, match="karras=True: the model is a rectified flow"):
         Euler(karras=True).grid(flow)
+    with pytest.raises(BadValue, match="karras=True: the model is a rectified flow"):
+        DpmSolver(karras=True).grid(flow)
     for scheduler in (Ddim(num_steps=28), Ddpm(num_steps=28), Euler(num_steps=28)):  # whose steps are the flow's own
         assert scheduler.grid(flow) == Flow().grid(flow)
     x, (t, s) = normal(), Flow().grid(flow)[2:4]
