@@ -34,6 +34,8 @@ class Needs:
     sampler: Literal["any", "stochastic", "deterministic"] = "any"  # a scheduler whose steps draw noise, or draw none
     noisy_end: bool = False  # a grid whose last point has noise
     signal_at_start: bool = False  # a grid whose first point is not all noise (alpha above 0)
+    prompted: bool = False  # a model that is conditioned on prompts
+    flow: bool = False  # predictions with x_t = alpha x_0 + sigma eps: of a model that does not clip x_0
     # Whether the chain starts from the tasks' references, noised; "inverted": from their inversion, through all of the chain.
     reference: Literal["ignored", "optional", "required", "inverted"] = "optional"
     one_sample: bool = False  # a batch of one sample, because samples differ in what they cost

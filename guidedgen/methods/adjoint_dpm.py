@@ -91,7 +91,7 @@ class AdjointDpm:
     def needs(self) -> Needs:
         return Needs(
             gradient=self.num_updates > 0, sampler="deterministic", noisy_end=not self.reparameterise,
-            signal_at_start=not self.reparameterise, chains=self.num_updates + 1,
+            signal_at_start=not self.reparameterise, chains=self.num_updates + 1, prompted=self.what == "embedding", flow=True,
         )  # fmt: skip
 
     def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:

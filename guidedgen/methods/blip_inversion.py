@@ -110,7 +110,10 @@ class BlipInversion:
 
     @property
     def needs(self) -> Needs:
-        return Needs(reward=self._refereed > 0, gradient=self._refereed > 0, reference="ignored", steps=self.num_iterations)
+        return Needs(
+            reward=self._refereed > 0, gradient=self._refereed > 0, reference="ignored", steps=self.num_iterations,
+            prompted=self.mode != "referee_only",
+        )  # fmt: skip
 
     @property
     def _distilled(self) -> int:

@@ -101,6 +101,7 @@ class Doodl:
             reference="optional" if self.source_image is None else "inverted",
             one_sample=self.patience is not None,
             chains=self.num_updates + 1,
+            flow=True,
         )
 
     def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:

@@ -8,17 +8,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from guidedgen.basics.errors import BadValue, UsageError
+from guidedgen.models.dit import Dit
 from guidedgen.models.flux import Flux
 from guidedgen.models.folder import INDEX
 from guidedgen.models.latent import LatentModel
 from guidedgen.models.pixart import PixArt
+from guidedgen.models.pixel import Pixel
 from guidedgen.models.sana import Sana
 from guidedgen.models.stable_diffusion import StableDiffusion
 from guidedgen.models.stable_diffusion_3 import StableDiffusion3
 from guidedgen.models.stable_diffusion_xl import StableDiffusionXl
 from guidedgen.zoo.needed import Needed
 
-FAMILIES: Sequence[type[LatentModel]] = (StableDiffusion, StableDiffusionXl, StableDiffusion3, Flux, PixArt, Sana)
+FAMILIES: Sequence[type[LatentModel]] = (StableDiffusion, StableDiffusionXl, StableDiffusion3, Flux, PixArt, Sana, Dit, Pixel)
 
 
 def any_model(
@@ -38,17 +40,22 @@ def any_model(
     vae_tiling: bool = False,
     vae_slicing: bool = False,
     quantization: str | None = None,
+    clip_sample: bool | None = None,
 ) -> LatentModel:
     """The model in a folder or a repository of the hub, of whichever supported family it is. A `guidance_scale` of None is that of
-    the family's pipeline; `embedded_guidance` is for families with networks that are given it. Raises BadValue and UsageError as
-    the families do.
+    the family's pipeline; `embedded_guidance` is for families with networks that are given it, `clip_sample` for models of pixels.
+    Raises BadValue and UsageError as the families do.
     """
     family, index = _family(path)
-    options = family.options_of(index)
-    if embedded_guidance is not None:
-        if "embedded_guidance" not in {field.name for field in dataclasses.fields(family)}:
-            raise BadValue("embedded_guidance", embedded_guidance, "this model's network is not given its guidance; use null")
-        options["embedded_guidance"] = embedded_guidance
+    options, known = family.options_of(index), {field.name for field in dataclasses.fields(family)}
+    for name, value, rule in (
+        ("embedded_guidance", embedded_guidance, "this model's network is not given its guidance; use null"),
+        ("clip_sample", clip_sample, "is for models of pixels, and this model has latents; use null"),
+    ):
+        if value is not None and name not in known:
+            raise BadValue(name, value, rule)
+        if value is not None:
+            options[name] = value
     return family(
         path=path, name=name, device=device, dtype=dtype, negative_prompt=negative_prompt, truncate_prompts=truncate_prompts,
         batch_size=batch_size, learned=learned, size=size, offload=offload, vae_tiling=vae_tiling, vae_slicing=vae_slicing,

@@ -104,6 +104,14 @@ class Folder(abc.ABC):
         scheduler = {"scheduler": "scheduler/scheduler_config.json"}
         return {part: f"{part}/config.json" for part in cls.WEIGHTS} | scheduler | {"index": INDEX}
 
+    def config_file(self, part: str) -> str:
+        """The file of a part's config in this folder."""
+        return self.config_files()[part]
+
+    def part_folder(self, part: str) -> Path:
+        """Where a part's files are."""
+        return self.path / part
+
     # What is read
 
     def read(self, name: str) -> dict[str, Any]:
@@ -125,7 +133,7 @@ class Folder(abc.ABC):
     @functools.cached_property
     def configs(self) -> Mapping[str, Mapping[str, Any]]:
         """By part, with what is taken for the keys that are left out."""
-        return {part: {**self.DEFAULTS.get(part, {}), **self.read(name)} for part, name in self.config_files().items()}
+        return {part: {**self.DEFAULTS.get(part, {}), **self.read(self.config_file(part))} for part in self.config_files()}
 
     # What is checked
 
@@ -136,11 +144,11 @@ class Folder(abc.ABC):
         for part, rules in self.RULES.items():
             for key in self.REQUIRED.get(part, ()):
                 if self.configs[part].get(key) is None:
-                    raise UsageError(f"{self.source}: {self.config_files()[part]} has no {key}, which is needed")
+                    raise UsageError(f"{self.source}: {self.config_file(part)} has no {key}, which is needed")
             for key, (what, fits) in rules.items():
                 if key in self.configs[part] and not fits(self.configs[part][key]):
                     value = str(self.configs[part][key])[:60]
-                    raise UsageError(f"{self.source}: {self.config_files()[part]}: {key}={value} is not {what}")
+                    raise UsageError(f"{self.source}: {self.config_file(part)}: {key}={value} is not {what}")
         for what, found in self.unsupported().items():
             if found:
                 raise UsageError(f"{self.source}: {what} is not supported; {self.SUPPORTED}")
@@ -260,7 +268,7 @@ class Folder(abc.ABC):
 
     def _files(self, part: str) -> set[str]:
         try:
-            return set(os.listdir(self.path / part))
+            return set(os.listdir(self.part_folder(part)))
         except OSError:  # there is no such folder
             return set()
 
@@ -274,7 +282,7 @@ class Folder(abc.ABC):
                 raise UsageError(f"{self.source}: has no {part}/{names[0]}{hint}")
             if {name, f"{name}.index.json"} <= there:
                 raise UsageError(f"{self.source}: has both {part}/{name} and pieces of it ({name}.index.json); remove one of them")
-            check_weights(self.path / part, name, f"{self.source}: {part}", quantised=part in self.quantised)
+            check_weights(self.part_folder(part), name, f"{self.source}: {part}", quantised=part in self.quantised)
 
     # Tokenizers
 

@@ -150,6 +150,7 @@ class LatentModel(abc.ABC):
     LEARNABLE: ClassVar[Learnable]
     GUIDANCE: ClassVar[float]  # the guidance scale that its pipeline takes
     READERS: ClassVar[Sequence[str]]  # its attributes that prompts are read with: tokenizers, text encoders, learned words
+    CONDITIONED: ClassVar[bool] = True  # on prompts
 
     @classmethod
     def guidance_of(cls, path: str) -> float:
@@ -195,6 +196,11 @@ class LatentModel(abc.ABC):
         """What such an answer, guided or not, says of x_0 and eps; any shape."""
 
     # What all have
+
+    @property
+    def clips(self) -> bool:
+        """Whether what it predicts of x_0 is clipped, so that x_t is no longer alpha x_0 + sigma eps of its predictions."""
+        return False
 
     @property
     def folder(self) -> Path:
@@ -253,7 +259,7 @@ class LatentModel(abc.ABC):
         denoises = part == self.LEARNABLE.denoiser
         waits = self.offload and (denoises or part == "vae")
         network: _Network = load_pretrained(
-            kind, self.folder / part, source=f"model.path={self.path}", what=f"its {part}", spare=spare,
+            kind, self.opened.part_folder(part), source=f"model.path={self.path}", what=f"its {part}", spare=spare,
             safetensors=str(self.opened.weights(part)).endswith(".safetensors"),
             device=torch.device("cpu" if waits else self.device), dtype=dtype or DTYPES[self.dtype],
             quantization=quantization.config_of(self.quantization, DTYPES[self.dtype]) if denoises else None,
@@ -274,6 +280,11 @@ class LatentModel(abc.ABC):
     def network(self) -> Any:
         """The denoising network."""
         return getattr(self, self.LEARNABLE.denoiser)
+
+    @property
+    def networks(self) -> tuple[Any, ...]:
+        """Those that pictures are made with once prompts are read."""
+        return self.network, self.vae
 
     @functools.cached_property
     def alternating(self) -> Alternating:
@@ -306,7 +317,7 @@ class LatentModel(abc.ABC):
             else:
                 for name in self.READERS:
                     getattr(self, name)
-            for network in (self.network, self.vae):
+            for network in self.networks:
                 assert not network.training
 
     def keep_readers(self) -> None:

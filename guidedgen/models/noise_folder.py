@@ -45,7 +45,7 @@ class NoiseFolder(Folder):
 
     @property
     def clips(self) -> bool:
-        """Whether the scheduler clips its estimates of x_0 to [-1, 1], which is wrong for latents."""
+        """Whether the scheduler clips its estimates of x_0, which is right for pixels and wrong for latents."""
         scheduler = self.configs["scheduler"]
         name = scheduler.get("_class_name") or self.configs["index"]["scheduler"][1]
         return name in _CLIPS and bool(scheduler.get("clip_sample", _CLIPS[name]))

@@ -145,8 +145,12 @@ def ddim_step(prediction: Prediction, t: Point, s: Point) -> Tensor:
     return ddim_transition(prediction, t, s)[0]
 
 
-def ddpm_transition(x_t: Tensor, prediction: Prediction, t: Point, s: Point) -> tuple[Tensor, float]:
-    """Mean and standard deviation of q(x_s | x_t, x_0 = its estimate) (Ho et al. 2020, arXiv:2006.11239, Eqs. 6 and 7)."""
+def ddpm_transition(x_t: Tensor, prediction: Prediction, t: Point, s: Point, *, large: bool = False) -> tuple[Tensor, float]:
+    """Mean and standard deviation of q(x_s | x_t, x_0 = its estimate) (Ho et al. 2020, arXiv:2006.11239, Eqs. 6 and 7). With
+    `large` the variance is that of q(x_t | x_s), beta_t, the other choice of their section 3.2, but for a step that ends clean,
+    which draws nothing.
+    """
     keep = t.alpha / s.alpha * (s.sigma / t.sigma) ** 2  # weight of x_t
     renew = s.alpha * (1 - (t.alpha / s.alpha) ** 2) / t.sigma**2  # weight of x_0
-    return renew * prediction.x_0 + keep * x_t, math.sqrt(posterior_variance(t, s))
+    variance = 1 - (t.alpha / s.alpha) ** 2 if large and s.sigma else posterior_variance(t, s)
+    return renew * prediction.x_0 + keep * x_t, math.sqrt(variance)

@@ -58,12 +58,15 @@ class Ddim:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ddpm:
-    """Ancestral sampling, as CoDe uses it: trailing steps, the last one to no noise."""
+    """Ancestral sampling, as CoDe uses it: trailing steps, the last one to no noise. `variance` is that of a step's noise, as by
+    diffusers' variance_type fixed_small or fixed_large: the posterior's, or beta_t, which wants about all of the trained steps.
+    """
 
     num_steps: int = 50
     spacing: Spacing = "trailing"
     offset: int = 0
     end: End = "clean"
+    variance: Literal["small", "large"] = "small"
 
     def __post_init__(self) -> None:
         _check_steps(self)
@@ -77,7 +80,7 @@ class Ddpm:
         return make_grid(schedule, timesteps(len(schedule), self.num_steps, self.spacing, self.offset), self.end)
 
     def transition(self, x_t: Tensor, prediction: Prediction, t: Point, s: Point) -> tuple[Tensor, float]:
-        return ddpm_transition(x_t, prediction, t, s)
+        return ddpm_transition(x_t, prediction, t, s, large=self.variance == "large")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

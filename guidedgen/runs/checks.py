@@ -47,6 +47,17 @@ def ends(cfg: DictConfig, method: Method, grid: Grid) -> None:
         raise UsageError(f"{name}: with these options it ends where noise is left: scheduler.end=first")
 
 
+def kind(cfg: DictConfig, method: Method, model: LatentModel) -> None:
+    """Raises UsageError where a method needs another kind of model: one with prompts, or one that clips nothing."""
+    name = f"method={config.module_of(cfg.method)}"
+    if method.needs.prompted and not getattr(model, "CONDITIONED", True):
+        ways = [way for way in ("method.mode=referee_only", "method.what=noise") if hasattr(method, way[7:].partition("=")[0])]
+        hint = f": {' or '.join(ways)}" if ways else ""
+        raise UsageError(f"{name}: with these options it needs a model with prompts, which model={cfg.model.name} is not{hint}")
+    if method.needs.flow and getattr(model, "clips", False):
+        raise UsageError(f"{name} follows the flow of a model that does not clip what it predicts: model.clip_sample=false")
+
+
 def guidance(cfg: DictConfig, method: Method, grid: Grid) -> None:
     """Raises UsageError where a method that is to follow the reward's gradient would do so at no step of the chain."""
     steps = len(grid) - 1

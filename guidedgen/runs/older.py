@@ -45,7 +45,7 @@ _MISSING = {
 # Keys that configs did not have at first, with what that meant: a run with this value is named as one without the key.
 _LATER: dict[str, Any] = {
     "model.size": None, "model.embedded_guidance": None, "model.offload": False, "model.vae_tiling": False,
-    "model.vae_slicing": False, "model.quantization": None,
+    "model.vae_slicing": False, "model.quantization": None, "model.clip_sample": None, "scheduler.variance": "small",
 }  # fmt: skip
 
 

@@ -70,6 +70,7 @@ def _prepare(cfg: DictConfig, shard: Shard, model: LatentModel | None = None, ta
     checks.ends(cfg, method, grid)
     checks.guidance(cfg, method, grid)
     checks.flow(cfg, method, grid)
+    checks.kind(cfg, method, model)
     checks.memory(method, model)
     lessons, originals = _lessons(cfg, shard, method, model)
     everything = [*tasks, *(lesson.task for lesson in lessons)]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_flux import save_flux
 from tiny_pixart import save_pixart
+from tiny_pixel import save_dit
 from tiny_sana import save_sana
 from tiny_sd3 import save_stable_diffusion_3
 from tiny_xl import save_stable_diffusion_xl
@@ -103,6 +104,15 @@ def sana_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     logging.disable_progress_bar()
     return save_sana(tmp_path_factory.mktemp("sana"))
+
+
+@pytest.fixture(scope="session")
+def dit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DiTPipeline's."""
+    from diffusers.utils import logging
+
+    logging.disable_progress_bar()
+    return save_dit(tmp_path_factory.mktemp("dit"))
 
 
 @pytest.fixture(scope="session")
