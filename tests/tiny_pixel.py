@@ -8,7 +8,7 @@ import torch
 
 # Of DiT: the labels of its first classes, two of which share one, and prompts of the tests of all families.
 LABELS = {
-    "0": "a cat", "1": "two dogs, red", "2": "a", "3": "cat cat", "4": "red", "5": "tench, Tinca tinca", "6": "crane",
+    "0": "a cat", "1": "two dogs, red", "2": "a", "3": "cat cat", "5": "tench, Tinca tinca", "6": "crane",
     "7": "great white shark, white shark, man-eater, man-eating shark", "8": "crane", "999": "toilet tissue, toilet paper",
 }  # fmt: skip
 # Of the two repositories.
@@ -78,6 +78,7 @@ def save_dit(folder: Path, *, first: bool = False, **transformer: object) -> Pat
         for network in (pipeline.transformer, pipeline.vae):  # class, position and time must show
             for parameter in network.parameters():
                 parameter.data.add_(0.06 * torch.randn_like(parameter))
+        pipeline.transformer.proj_out_2.weight.data.mul_(0.3)  # latents that grow less are held to more digits
     pipeline.save_pretrained(folder)
     change(folder / "model_index.json", id2label=LABELS)
     if first:

@@ -21,6 +21,7 @@ from guidedgen.basics.tasks import Task
 from guidedgen.cli import command_line
 from guidedgen.gradients.memory import Alive
 from guidedgen.models import quantization
+from guidedgen.models.dit import Dit
 from guidedgen.models.flux import Flux
 from guidedgen.models.latent import LatentModel
 from guidedgen.models.offload import Alternating
@@ -36,7 +37,15 @@ from guidedgen.runs import composition, config, experiment, preparation
 from guidedgen.zoo.pretrained import load_pretrained
 
 PROMPTS = ("a cat", "two dogs, red", "", "a", "cat cat")
-FAMILIES = {"sd": StableDiffusion, "xl": StableDiffusionXl, "sd3": StableDiffusion3, "flux": Flux, "pixart": PixArt, "sana": Sana}
+FAMILIES = {
+    "sd": StableDiffusion,
+    "xl": StableDiffusionXl,
+    "sd3": StableDiffusion3,
+    "flux": Flux,
+    "pixart": PixArt,
+    "sana": Sana,
+    "dit": Dit,
+}
 
 
 @pytest.fixture(params=FAMILIES)
@@ -48,11 +57,12 @@ def make(
     flux_folder: Path,
     pixart_folder: Path,
     sana_folder: Path,
+    dit_folder: Path,
 ) -> Callable[..., LatentModel]:
     """Models of every family, each with negative prompts and guidance."""
     made = {
         "sd": folders["epsilon"], "xl": xl_folder, "sd3": sd3_folder, "flux": flux_folder, "pixart": pixart_folder,
-        "sana": sana_folder,
+        "sana": sana_folder, "dit": dit_folder,
     }  # fmt: skip
     family, given = (
         FAMILIES[request.param],

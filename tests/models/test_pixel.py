@@ -53,12 +53,12 @@ def tasks(*prompts: str) -> list[Task]:
     return [Task(id=str(i), prompt=prompt) for i, prompt in enumerate(prompts)]
 
 
-def pipeline(folder: Path, kind: str) -> Any:
+def pipeline(folder: Path, kind: str, dtype: torch.dtype = torch.float64) -> Any:
     import diffusers
 
-    pipe = getattr(diffusers, kind).from_pretrained(folder, local_files_only=True)
+    pipe = getattr(diffusers, kind).from_pretrained(folder, local_files_only=True, dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(torch.float64)
+    return pipe
 
 
 def drawn(seed: int = 0) -> torch.Generator:
@@ -281,14 +281,14 @@ def test_a_chain_of_classes_is_diffusers(made: dict[str, Path], kind: str, guida
     pipe, model = pipeline(made[kind], "DiTPipeline"), dit(made[kind], guidance_scale=guidance_scale)
     latents, pictures = latents_of(pipe, pipe.get_label_ids(list(CLASSES)), guidance_scale, 6)
     ours = sample(model, Ddim(num_steps=6, **UNSHIFTED), CLASSES)
-    torch.testing.assert_close(ours, latents, rtol=0, atol=1e-5, check_dtype=False)
+    torch.testing.assert_close(ours, latents, rtol=2e-7, atol=1e-5, check_dtype=False)  # of up to 150, from alphas in float32
     torch.testing.assert_close(model.decode(ours), pictures, rtol=0, atol=1 / 255, check_dtype=False)
     assert pictures.std() > 0.02 and pictures.shape[2:] == model.image_size == (16, 16)
     assert model.ledger.nfe == 2 * 6 * (1 if guidance_scale == 1 else 2)
 
 
 def test_a_transformer_without_a_variance_is_diffusers(tmp_path: Path) -> None:
-    folder = save_dit(tmp_path / "made", out_channels=None)
+    folder = save_dit(tmp_path / "made", out_channels=4)
     latents, _ = latents_of(pipeline(folder, "DiTPipeline"), [5, 999], 3.0, 4)
     ours = sample(dit(folder, guidance_scale=3.0), Ddim(num_steps=4, **UNSHIFTED), ("5", "999"))
     torch.testing.assert_close(ours, latents, rtol=0, atol=1e-5, check_dtype=False)
@@ -332,11 +332,11 @@ def test_half_precision_rounds_as_diffusers_does(made: dict[str, Path], kind: st
     with torch.no_grad():
         if kind == "dit":
             model: LatentModel = dit(made[kind], dtype=dtype, guidance_scale=1.0)
-            network = pipeline(made[kind], "DiTPipeline").transformer.to(own)
+            network = pipeline(made[kind], "DiTPipeline", own).transformer
             theirs = network(x, time, torch.tensor([5, 999])).sample[:, :4]
         else:
             model = pixel(made[kind], dtype=dtype)
-            theirs = pipeline(made[kind], "DDPMPipeline").unet.to(own)(x, time).sample
+            theirs = pipeline(made[kind], "DDPMPipeline", own).unet(x, time).sample
         ours = model.predict(x, model.schedule.at(401.0), model.condition(tasks(*CLASSES))[0])
     assert torch.equal(ours, theirs)
 
@@ -366,7 +366,7 @@ def test_classes_can_be_embeddings(made: dict[str, Path]) -> None:
 def test_every_label_of_the_pipeline_is_a_class(made: dict[str, Path]) -> None:
     pipe, folder = pipeline(made["dit"], "DiTPipeline"), dit(made["dit"]).opened
     for label, number in pipe.labels.items():
-        if label != "crane" and label != "red":  # of several classes, of which the pipeline takes the last
+        if label != "crane":  # of several classes, of which the pipeline takes the last
             assert folder.class_of(label, "tiny") == number
     for number, written in LABELS.items():
         if number not in ("6", "8"):
@@ -462,11 +462,16 @@ def test_a_table_of_positions_in_the_file_is_counted_out_anew(made: dict[str, Pa
 UNPROMPTED = {"adjoint_dpm, embedding", "blip_inversion"}
 
 
-@pytest.mark.parametrize("clips", [True, False])
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in UNPROMPTED])
+@pytest.mark.parametrize(
+    ("name", "clips"),
+    [
+        (name, clips)
+        for name, method in METHODS.items()
+        for clips in (True, False)
+        if name not in UNPROMPTED and not (clips and method.needs.flow)  # those are refused, below
+    ],
+)
 def test_every_method_runs_on_pixels(made: dict[str, Path], name: str, clips: bool) -> None:
-    if clips and METHODS[name].needs.flow:
-        pytest.skip("refused of a model that clips, below")
     model = pixel(made["ddpm"], dtype="float32", clip_sample=clips)
     check_method(name, model, Ddim(num_steps=4, **UNSHIFTED), Ddim(num_steps=4, eta=1.0, **UNSHIFTED))
 
@@ -549,6 +554,23 @@ def test_embeddings_of_prompts_and_the_flow_of_clipped_predictions_are_refused(
     refused(given("dit", made, tmp_path, "method=base", "dataset.prompt=a dog"), "draws classes", capsys)
     tried("refused", 4)
     tried("used")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("ddpm", ["method.num_updates=0", "method.gradients.solver=explicit_adams", "method.reparameterise=true"]),
+        ("ddpm", ["method.num_updates=0", "method.gradients.solver=explicit_adams", "method.reparameterise=false"]),
+        ("dit", ["method.epsilon=0.1", "reward=evasion_classifier", "reward.filter.label=a red circle", 'dataset.prompt="242"']),
+    ],
+)
+def test_the_papers_tables_are_commands(made: dict[str, Path], tmp_path: Path, kind: str, options: list[str]) -> None:
+    """AdjointDPM's Table 1, a comparison of solvers, and Table 3, a classifier that is slipped past."""
+    overrides = given(kind, made, tmp_path, "method=adjoint_dpm", *options)
+    command_line.preflight(overrides, preparation.prepare)
+    job = preparation.prepare(composition.composed(overrides))
+    assert [sample.task.prompt for sample in job.samples] == ["a cat" if kind == "ddpm" else "242"]
+    assert job.model.clips is False and job.grid[0].t == 999 and job.grid[-1].t == 0
 
 
 @pytest.mark.parametrize(
