@@ -550,9 +550,12 @@ def test_embeddings_of_prompts_and_the_flow_of_clipped_predictions_are_refused(
     refused(given("ddpm", made, tmp_path, "method=adjoint_dpm", "method.what=embedding"), "is not: method.what=noise", capsys)
     for method in ("adjoint_dpm", "doodl"):
         refused(given("ddpm", made, tmp_path, f"method={method}", "model.clip_sample=true"), "model.clip_sample=false", capsys)
+    refused(
+        given("ddpm", made, tmp_path, "method=base", "model.vae_tiling=true"), "must be false: this model has one small", capsys
+    )
     command_line.preflight(given("dit", made, tmp_path, "method=adjoint_dpm", "method.what=embedding"), preparation.prepare)
     refused(given("dit", made, tmp_path, "method=base", "dataset.prompt=a dog"), "draws classes", capsys)
-    tried("refused", 4)
+    tried("refused", 5)
     tried("used")
 
 
