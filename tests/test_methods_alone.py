@@ -37,6 +37,26 @@ def test_a_method_alone_passes_every_check(method: str, model: list[str], tmp_pa
     command_line.preflight([f"method={method}", *model, f"outputs={tmp_path}"], preparation.prepare)  # else SystemExit
 
 
+@pytest.mark.parametrize("model", ["lab_flow", "lab_turbo"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_alone_passes_every_check_on_the_other_labs(
+    method: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the lab's settings for the method on the flow, in two steps on the few-step model, unless it needs more."""
+    overrides = [f"method={method}", f"model={model}", "device=cpu", f"outputs={tmp_path}"]
+    if (method, model) == ("adjoint_tuning", "lab_flow"):
+        with pytest.raises(SystemExit):
+            command_line.preflight(overrides, preparation.prepare)
+        assert "learns for Stable Diffusion 1 and 2 alone" in capsys.readouterr().err
+        return
+    command_line.preflight(overrides, preparation.prepare)
+    cfg, lab = composed(*overrides), composed(f"method={method}", "model=lab")
+    if model == "lab_flow":
+        assert cfg.scheduler.num_steps == lab.scheduler.num_steps and cfg.method == lab.method
+    else:
+        assert cfg.scheduler.num_steps == (10 if method.startswith("adjoint") else 2)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_on_stable_diffusion_it_samples_as_published(method: str) -> None:
     cfg = composed(f"method={method}", *STABLE_DIFFUSION)

@@ -23,8 +23,8 @@ Scenes of one to three objects, 64 x 64 px, drawn by `guidedgen.lab.world` and `
 
 | split | what is in it | who sees it |
 | --- | --- | --- |
-| generator | 8 common shapes without one colour each: 56 of 64 colour-shape combinations | generator, flow |
-| world | everything, with sparkle and crescent and the 8 other combinations | all but the generator and the flow |
+| generator | 8 common shapes without one colour each: 56 of 64 colour-shape combinations | generator, flow, turbo |
+| world | everything, with sparkle and crescent and the 8 other combinations | all but these three |
 | unseen | objects of the 8 combinations alone | no network in training: the family "unseen" of the exam |
 
 Figures below are on scenes from random streams that training does not use. `clip-guide` may guide; `clip-judge`, of another
@@ -42,6 +42,10 @@ autoencoder and two frozen text encoders, the generator's and `clip-guide`'s tex
 0.9 it learns the velocity that the generator's noise prediction implies, at the others the data's. The text tower has read
 captions of the whole world, as SD3's CLIPs have; pictures the transformer has seen of the generator's split alone.
 
+`turbo` is the generator's UNet, trained to predict in one call where the generator's guided chain ends (`guidedgen.lab.turbo`): from
+pure noise, from points on the way, and from its own predictions noised anew, as the sampler of latent consistency models has them.
+The ends are computed while training; it sees no pictures. Text encoder and autoencoder are the generator's.
+
 ## Networks and training
 
 AdamW (0.9, 0.99), gradients clipped to norm 1, warm-up, constant rate, linear decay over the last 40 % of the steps; shipped is
@@ -50,7 +54,8 @@ Each part is a function of its seed on one machine and one version of torch. Wha
 a new training gives: it was stopped and continued with more steps, and the generator's tokens were renumbered afterwards.
 Its losses were taken from the log and its seconds from the clock, except the classifier's and the preference CLIP's, which the
 loop measured. `blip2` and `vqa` were stopped and continued too; up to step 4200 without the loss of positions, and with fewer false
-relations and backgrounds among the statements. The learning rate of `blip2` had decayed to zero at step 6000; from then on it was
+relations and backgrounds among the statements. `flow` and `turbo` were stopped and continued with other numbers of steps, and so with
+other learning rates: `flow` was trained for 24,000 steps to the end of the decay, and twice continued. The learning rate of `blip2` had decayed to zero at step 6000; from then on it was
 hardened. The preference CLIP's loss is that of one batch of noisy choices; its floor, the noise's, is about 0.4.
 
 | part | network | parameters | steps | learning rate | weight decay | warm-up | average | last loss | seconds |
@@ -60,7 +65,7 @@ hardened. The preference CLIP's loss is that of one batch of noisy choices; its 
 ## Figures
 
 `python scripts/train_lab.py --evaluate` prints these. Generator: diffusers' StableDiffusionPipeline, DDIM, 50 steps, guidance
-scale 5; flow: StableDiffusion3Pipeline, {flow}. Both judged by the scene classifier: exactly the
+scale 5; flow: StableDiffusion3Pipeline, {flow}; turbo: LCM, {turbo}. All judged by the scene classifier: exactly the
 objects asked for, none more, in colour and shape, and whatever else the prompt says. The families with an upper bar are the hard
 ones, for guidance to improve; the rates are those without guidance.
 "texture" are two things of one colour that differ in texture; "unseen" three things, each a combination the generator never saw.
@@ -96,5 +101,7 @@ def card(results: Mapping[str, float], parts: Sequence[Part], settings: Settings
             f"| {part.warm_up} | {part.average:g} | {loss} | {seconds} |"
         )
     how = f"Seed {settings.seed}, {'bf16' if settings.bf16 else 'fp32'} on {settings.device}, scale {settings.scale:g}."
-    sampling = "{steps} steps, guidance scale {guidance_scale:g}".format(**exam.SAMPLING["flow"])
-    return _CARD.format(settings=how, flow=sampling, parts="\n".join(rows), figures="\n".join(figures))
+    sampling = {
+        name: "{steps} steps, guidance scale {guidance_scale:g}".format(**exam.SAMPLING[name]) for name in ("flow", "turbo")
+    }
+    return _CARD.format(settings=how, **sampling, parts="\n".join(rows), figures="\n".join(figures))

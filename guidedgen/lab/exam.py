@@ -68,6 +68,7 @@ BARS: dict[str, tuple[float, float]] = {
     "flow/three": (0.65, 0.75),
     "flow/background": (0.27, 0.75),
     "flow/unseen": (0.55, 0.75),
+    "turbo/single": (0.90, 1),
 }
 
 # Part -> the shipped files it is examined from.
@@ -86,12 +87,14 @@ PARTS = {
     "vqa": ("vqa.safetensors", "generator/vae/diffusion_pytorch_model.safetensors"),
     "generator": ("generator/model_index.json", "classifier.safetensors"),
     "flow": ("flow/model_index.json", "classifier.safetensors"),
+    "turbo": ("turbo/model_index.json", "generator/model_index.json", "classifier.safetensors"),
 }
 
 # Generator -> how it is sampled.
 SAMPLING: dict[str, dict[str, Any]] = {
     "generator": {"steps": 50, "guidance_scale": 5.0},
     "flow": {"steps": 28, "guidance_scale": 5.0},
+    "turbo": {"steps": 2, "guidance_scale": 1.0},
 }
 
 # Family of prompts -> number of pictures. There are 56 single objects, so each is drawn twice.
@@ -132,8 +135,8 @@ def _examine_shipped(part: str, device: str, numbers: Mapping[str, int], seed: i
         return examine_classifier(networks.load_classifier().to(device), seed)
     if part == "aesthetic":
         return examine_aesthetic(networks.load_aesthetic().to(device), networks.load_clip("guide").to(device), seed)
-    if part in ("generator", "flow"):
-        pipe = load_pipeline() if part == "generator" else load_flow()
+    if part in SAMPLING:
+        pipe = {"generator": load_pipeline, "flow": load_flow, "turbo": load_turbo}[part]()
         return examine_generator(
             pipe.to(device), networks.load_classifier().to(device), seed, part, numbers=numbers, folder=folder,
             **SAMPLING[part],
@@ -149,6 +152,19 @@ def _examine_shipped(part: str, device: str, numbers: Mapping[str, int], seed: i
         guide, vae = networks.load_clip("guide").to(device), networks.load_vae().to(device)
         figures |= examine_preference(clip, guide, tokenizer, vae, seed)
     return figures
+
+
+def load_turbo() -> StableDiffusionPipeline:
+    """The shipped few-step generator as diffusers loads it: fp32, LCM, silent."""
+    from diffusers import LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+    root = WEIGHTS / "turbo"
+    pipe = StableDiffusionPipeline.from_pretrained(
+        WEIGHTS / "generator", unet=UNet2DConditionModel.from_pretrained(root / "unet", dtype=torch.float32),
+        scheduler=LCMScheduler.from_pretrained(root / "scheduler"), dtype=torch.float32,
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def load_flow() -> StableDiffusion3Pipeline:

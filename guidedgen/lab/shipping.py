@@ -10,7 +10,7 @@ from torch import nn
 
 from guidedgen.basics.images import to_pil
 from guidedgen.basics.noise import generator as stream
-from guidedgen.lab import exam, flow, networks, styles, training
+from guidedgen.lab import exam, flow, networks, styles, training, turbo
 from guidedgen.lab.card import card
 from guidedgen.lab.fitting import Settings, fit, spent_on
 from guidedgen.lab.networks import WEIGHTS
@@ -44,6 +44,8 @@ def train(names: Sequence[str], settings: Settings) -> None:
                 ship_pipeline()
             elif name == "flow":
                 ship_flow(network)
+            elif name == "turbo":
+                ship_turbo(network)
             elif name in ("blip2", "vqa"):
                 save(network[name], name)  # without the heads that only training has
             else:
@@ -113,6 +115,24 @@ def ship_pipeline() -> None:
     )  # fmt: skip
     pipe.save_config(root)
     scheduler.save_pretrained(root / "scheduler")
+
+
+def ship_turbo(unet: Any) -> None:
+    """Writes `weights/turbo`: a UNet and its scheduler, which make a StableDiffusionPipeline with the other parts of
+    `weights/generator`.
+    """
+    from diffusers import LCMScheduler, StableDiffusionPipeline
+
+    root = WEIGHTS / "turbo"
+    ship(unet, "turbo/unet")
+    scheduler = LCMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, set_alpha_to_one=False,
+        prediction_type="v_prediction", original_inference_steps=turbo.TIMES, steps_offset=1,
+    )  # fmt: skip
+    scheduler.save_pretrained(root / "scheduler")
+    shared = StableDiffusionPipeline.from_pretrained(WEIGHTS / "generator", unet=unet.float(), scheduler=scheduler)
+    pipe = StableDiffusionPipeline(**shared.components, requires_safety_checker=False)  # without the path that it was read from
+    pipe.save_config(root)
 
 
 def ship_flow(transformer: Any) -> None:

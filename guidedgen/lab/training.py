@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from guidedgen.basics.noise import generator as stream
-from guidedgen.lab import captions, flow, networks, preference, referee_training, taste
+from guidedgen.lab import captions, flow, networks, preference, referee_training, taste, turbo
 from guidedgen.lab.fitting import Part, Settings
 from guidedgen.lab.render import render
 from guidedgen.lab.world import SIZE, Scenes, Split, draw_scenes, unseen_pair
@@ -24,18 +24,21 @@ if TYPE_CHECKING:
 LATENT_SCALE = 0.18215  # SD's; the autoencoder is rescaled so that it is the right one here too
 _CLIP_STEPS = {"guide": 2600, "judge": 1800}
 _FLOW_BATCH = 16
+_TURBO_BATCH = 16
 _STORED_SCENES = 60_000  # encoded once for the generator and the flow; captions are drawn anew at every step
 
 
 # In an order in which they can be trained.
-PARTS = ("vae", "generator", "classifier", "clip-guide", "clip-preference", "clip-judge", "aesthetic", "blip2", "vqa", "flow")
+PARTS = (
+    "vae", "generator", "classifier", "clip-guide", "clip-preference", "clip-judge", "aesthetic", "blip2", "vqa", "flow", "turbo",
+)  # fmt: skip
 
 
 def build(name: str, settings: Settings) -> Part:
     """An untrained part, its initial weights a function of the seed.
 
     The generator, the classifier, "blip2" and "vqa" need the shipped autoencoder, the aesthetic head the shipped guide CLIP, the
-    preference CLIP both, and the flow the shipped generator and guide CLIP.
+    preference CLIP both, the flow the shipped generator and guide CLIP, and "turbo" the generator.
     """
     torch.manual_seed(int.from_bytes(f"{settings.seed}{name}".encode()[:7], "big"))
     if name == "vae":
@@ -52,6 +55,8 @@ def build(name: str, settings: Settings) -> Part:
         unet, text = networks.load_generator()
         encoders = flow.first_text_encoder(text), flow.second_text_encoder(networks.load_clip("guide"))
         return rectified_flow(settings, networks.load_vae(), unet, encoders, networks.train_tokenizer())
+    if name == "turbo":
+        return few_steps(settings, *networks.load_generator(), networks.train_tokenizer())
     if name in ("blip2", "vqa"):
         make = referee_training.blip2 if name == "blip2" else referee_training.vqa
         return make(settings, networks.load_vae(), networks.train_tokenizer(), _photographed)
@@ -254,6 +259,39 @@ def rectified_flow(
         return {"loss": F.mse_loss(velocity, target), "data": F.mse_loss(velocity.detach(), noise - x_0)}
 
     return Part(name="flow", network=transformer, loss=loss, steps=40_000, lr=1e-3, warm_up=200)
+
+
+def few_steps(settings: Settings, unet: UNet2DConditionModel, text: CLIPTextModel, tokenizer: Tokenizer) -> Part:
+    """A UNet that predicts where the generator under guidance ends (see `turbo`), on prompts of the generator's scenes; no pictures
+    are needed.
+    """
+    from diffusers.models.attention_processor import AttnProcessor
+
+    student: Any = turbo.build_student(unet)
+    for network in (unet, student):
+        network.set_attn_processor(AttnProcessor())
+    unet, text = unet.to(settings.device), text.to(settings.device)
+    levels = turbo.Levels(alphas_cumprod().to(settings.device))
+
+    def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        del step
+        rng, half = _rng(generator), _TURBO_BATCH // 2
+        said = captions.describe(draw_scenes(_TURBO_BATCH, generator, split=Split.GENERATOR))
+        texts = ["" if rng.random() < 0.05 else captions.caption(each, rng) for each in said]
+        with torch.no_grad():
+            read = text(networks.tokenize(tokenizer, ["", *texts]).to(settings.device)).last_hidden_state
+        empty, read = read[:1], read[1:]
+        noise = torch.randn(_TURBO_BATCH, 4, 16, 16, generator=generator).to(settings.device)
+        first = noise[:half], noise.new_full((half,), 999.0)
+        later = turbo.noised_anew(student, levels, noise[half:], read[half:], generator)
+        losses = []
+        for start, tokens, steps in zip((first, later), read.chunk(2), turbo.SOLVER_STEPS, strict=True):
+            points, times, ends = turbo.draw_points(turbo.solve(unet, levels, *start, tokens, empty, steps), generator)
+            x_0 = turbo.predict(student, levels, points, times, tokens.repeat(len(points) // half, 1, 1))
+            losses.append(turbo.distance(x_0, ends))
+        return {"loss": losses[0] + losses[1], "noise": losses[0].detach(), "later": losses[1].detach()}
+
+    return Part(name="turbo", network=student, loss=loss, steps=1100, lr=1e-3, average=0.995)
 
 
 # The companions

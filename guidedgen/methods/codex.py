@@ -118,7 +118,8 @@ class Codex:
             if n > 1 and ((i + 1) % self.block_size == 0 or i == last):
                 scores = problem.score(prediction.x_0 if i < last else x_t)
                 observe("select", i, {"scores": scores})
-                agreement.see(scores)
+                if self.min_particles is not None:  # else nothing waits for the device
+                    agreement.see(scores)
                 index = self._selected(scores, i / last if last else 1, forks["select"])
                 x_t, prediction = take(x_t, index), prediction.map(take, index) if i < last else prediction
             observe("step", i, {})

@@ -13,7 +13,7 @@ class Best:
     """The best picture so far of every sample."""
 
     def __init__(self) -> None:
-        self.stalled = 0  # sightings since one was better
+        self.stalled: int | Tensor = 0  # sightings since one was better; on the device, which nothing waits for unless it is read
 
     def see(self, x_0: Tensor, rewards: Tensor) -> None:
         """x_0 b 1 c h w and its rewards b; one that is not a number is never better, one that is as good neither."""
@@ -21,7 +21,7 @@ class Best:
             self.x_0, self.rewards = x_0, torch.where(rewards.isnan(), -torch.inf, rewards)
             return
         better = rewards > self.rewards
-        self.stalled = 0 if better.any() else self.stalled + 1
+        self.stalled = torch.where(better.any(), 0, self.stalled + 1)
         self.x_0 = torch.where(better[:, None, None, None, None], x_0, self.x_0)
         self.rewards = torch.where(better, rewards, self.rewards)
 

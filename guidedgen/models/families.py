@@ -66,7 +66,7 @@ def any_model(
 
 def reads(*, path: str, **_: object) -> tuple[Needed, ...]:
     """What is read of such a folder or repository."""
-    if path == "lab":
+    if path in ("lab", "lab:turbo"):
         return ()
     family, index = _family(path)
     return family.reads(path=path, **family.options_of(index))
@@ -77,7 +77,7 @@ any_model.reads = reads  # type: ignore[attr-defined]  # what scripts/fetch.py a
 
 def _family(path: str) -> tuple[type[LatentModel], Mapping[str, Any]]:
     """The family, and what model_index.json says."""
-    if path == "lab":
+    if path in ("lab", "lab:turbo"):
         return StableDiffusion, {}
     index = _index(path)
     name = index.get("_class_name")

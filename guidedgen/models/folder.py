@@ -87,6 +87,7 @@ class Folder(abc.ABC):
     path: Path
     source: str
     size: tuple[int, int] | None = None  # height and width of its pictures in pixels; None: those it was trained on
+    rest: Path | None = None  # another folder, which has the parts that this one lacks; only of what is bundled
 
     SUPPORTED: ClassVar[str]  # in messages: what can be used instead
     PIPELINES: ClassVar[Sequence[str]]  # by model_index.json
@@ -108,15 +109,20 @@ class Folder(abc.ABC):
         """The file of a part's config in this folder."""
         return self.config_files()[part]
 
+    def at(self, name: str) -> Path:
+        """Where a part or a file of the folder is."""
+        own = self.path / name
+        return own if self.rest is None or own.exists() else self.rest / name
+
     def part_folder(self, part: str) -> Path:
         """Where a part's files are."""
-        return self.path / part
+        return self.at(part)
 
     # What is read
 
     def read(self, name: str) -> dict[str, Any]:
         """A JSON file of the folder. Raises UsageError where it is no JSON object."""
-        file = self.path / name
+        file = self.at(name)
         try:
             if not file.is_file():  # a pipe would never end
                 raise OSError("no such file")
@@ -290,7 +296,7 @@ class Folder(abc.ABC):
         """A CLIP's tokenizer. Raises UsageError where it has not all of its vocabulary, or more than its text encoder reads."""
         from transformers import CLIPTokenizer
 
-        tokenizer = load_processor(CLIPTokenizer, self.path / part, source=self.source, what=f"its {part}")
+        tokenizer = load_processor(CLIPTokenizer, self.part_folder(part), source=self.source, what=f"its {part}")
         state = json.loads(tokenizer.backend_tokenizer.to_str())
         size, model = self.configs[encoder]["vocab_size"], state["model"]
         if model["type"] != "BPE":
@@ -316,12 +322,12 @@ class Folder(abc.ABC):
         """A T5's tokenizer."""
         from transformers import T5TokenizerFast
 
-        return load_processor(T5TokenizerFast, self.path / part, source=self.source, what=f"its {part}")
+        return load_processor(T5TokenizerFast, self.part_folder(part), source=self.source, what=f"its {part}")
 
     def max_tokens_of(self, tokenizer: str, most: int) -> int:
         """Tokens per prompt, start and end included: what a tokenizer's config says, and at most so many."""
         name = f"{tokenizer}/tokenizer_config.json"
-        found = self.read(name).get("model_max_length") if (self.path / name).exists() else None
+        found = self.read(name).get("model_max_length") if self.at(name).exists() else None
         return min(int(found), most) if found is not None and whole(found) else most
 
     # Finding it
@@ -339,14 +345,18 @@ class Folder(abc.ABC):
 
     @classmethod
     def open(cls, path: str, lab: str, size: tuple[int, int] | None = None) -> Self:
-        """The folder of `model.path`: a folder, a repository of the hub, or "lab" for the bundled model, which is called `lab`.
+        """The folder of `model.path`: a folder, a repository of the hub, "lab" for the bundled model, which is called `lab`, or
+        "lab:NAME" for another one, which has some parts in common with that.
 
         Of a repository that is not on this machine, the configs are fetched and checked first, and then the weights. Raises
         UsageError where it cannot be had, or is not supported, and BadValue for a `size` that it cannot make.
         """
         source = f"model.path={path}"
-        if path == "lab":
-            folder = cls(path=locate_lab(f"{lab}/{INDEX}", key=source, part=lab).parent, source=source, size=size)
+        if path == "lab" or path.startswith("lab:"):
+            first = locate_lab(f"{lab}/{INDEX}", key=source, part=lab).parent
+            name = path.removeprefix("lab").removeprefix(":")
+            own = locate_lab(f"{name}/{INDEX}", key=source, part=name).parent if name else first
+            folder = cls(path=own, source=source, size=size, rest=first if name else None)
         else:
             _check_path(path, source)
             small = cls.needed(path, weights=False)

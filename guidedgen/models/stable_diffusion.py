@@ -61,12 +61,12 @@ class StableDiffusion(UNetModel):
 
     @staticmethod
     def reads(*, path: str, **_: object) -> tuple[Needed, ...]:
-        return () if path == "lab" else (StableDiffusionFolder.needed(path),)
+        return () if path in ("lab", "lab:turbo") else (StableDiffusionFolder.needed(path),)
 
     @property
     def files(self) -> tuple[Path, ...]:
         """What it is made of: the folders of the parts that are read, and what was learned besides."""
-        parts = [self.folder / part for part in (*StableDiffusionFolder.WEIGHTS, "scheduler", "tokenizer")]
+        parts = [self.opened.part_folder(part) for part in (*StableDiffusionFolder.WEIGHTS, "scheduler", "tokenizer")]
         index = () if self.opened.guidance is None else (self.folder / INDEX,)  # which pipeline it is says what guidance is given
         return (*index, *parts, *self.additions.files)
 

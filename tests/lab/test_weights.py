@@ -86,6 +86,16 @@ def test_the_flow_draws_what_is_asked() -> None:
     assert figures["flow/single"] >= 7 / 8
 
 
+def test_the_few_step_generator_draws_what_is_asked() -> None:
+    """In two steps."""
+    if not all((WEIGHTS / name).exists() for name in exam.PARTS["turbo"]):
+        pytest.skip("no few-step generator is shipped")
+    figures = exam.examine_generator(
+        exam.load_turbo(), networks.load_classifier(), 1, "turbo", numbers={"single": 32}, **exam.SAMPLING["turbo"]
+    )
+    assert figures["turbo/single"] >= 0.9
+
+
 @pytest.mark.parametrize("name", ["classifier", "aesthetic", "clip-guide", "clip-preference", "clip-judge", "blip2", "vqa"])
 def test_shipped_networks_are_frozen_and_finite(name: str) -> None:
     if not all((WEIGHTS / needed).exists() for needed in exam.PARTS[name]):
