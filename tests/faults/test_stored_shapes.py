@@ -192,7 +192,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
         patch.setattr(sampling, "_sample", drawn)
-        patch.setattr(StableDiffusion, "load", lambda _: None)
+        patch.setattr(StableDiffusion, "load", lambda *_: None)
         patch.setattr(experiment, "_environment", lambda _: {"command": ["run.py"], "samples": 2, "packages": {"torch": "2"}})
         made = Bench(tmp_path_factory.mktemp("stored"))
         patch.setattr(experiment, "prepare", lambda job: job)
