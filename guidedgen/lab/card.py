@@ -42,9 +42,9 @@ autoencoder and two frozen text encoders, the generator's and `clip-guide`'s tex
 0.9 it learns the velocity that the generator's noise prediction implies, at the others the data's. The text tower has read
 captions of the whole world, as SD3's CLIPs have; pictures the transformer has seen of the generator's split alone.
 
-`turbo` is the generator's UNet, trained to predict in one call where the generator's guided chain ends (`guidedgen.lab.turbo`): from
-pure noise, from points on the way, and from its own predictions noised anew, as the sampler of latent consistency models has them.
-The ends are computed while training; it sees no pictures. Text encoder and autoencoder are the generator's.
+`turbo` is the generator's UNet, trained to predict in one call where the generator's guided chain ends (`guidedgen.lab.turbo`):
+from pure noise, from points on the way, and from its own predictions noised anew, as the sampler of latent consistency models
+has them. The ends are computed while training; it sees no pictures. Text encoder and autoencoder are the generator's.
 
 ## Networks and training
 
@@ -53,10 +53,11 @@ the running average of the weights, in fp16. {settings} Seconds are of one CPU t
 Each part is a function of its seed on one machine and one version of torch. What was shipped first differs in two ways from what
 a new training gives: it was stopped and continued with more steps, and the generator's tokens were renumbered afterwards.
 Its losses were taken from the log and its seconds from the clock, except the classifier's and the preference CLIP's, which the
-loop measured. `blip2` and `vqa` were stopped and continued too; up to step 4200 without the loss of positions, and with fewer false
-relations and backgrounds among the statements. `flow` and `turbo` were stopped and continued with other numbers of steps, and so with
-other learning rates: `flow` was trained for 24,000 steps to the end of the decay, and twice continued. The learning rate of
-`blip2` had decayed to zero at step 6000; from then on it was hardened. The preference CLIP's loss is that of one batch of noisy choices; its floor, the noise's, is about 0.4.
+loop measured. `blip2` and `vqa` were stopped and continued too; up to step 4200 without the loss of positions, and with fewer
+false relations and backgrounds among the statements. `flow` and `turbo` were stopped and continued with other numbers of steps,
+and so with other learning rates: `flow` was trained for 24,000 steps to the end of the decay, and twice continued. The learning
+rate of `blip2` had decayed to zero at step 6000; from then on it was hardened. The preference CLIP's loss is that of one batch
+of noisy choices; its floor, the noise's, is about 0.4.
 
 | part | network | parameters | steps | learning rate | weight decay | warm-up | average | last loss | seconds |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
