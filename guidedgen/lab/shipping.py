@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -74,9 +75,13 @@ def save(network: nn.Module, name: str) -> None:
 def ship(network: Any, folder: str) -> None:
     """Writes a diffusers or transformers network as the folder its own `from_pretrained` reads, in fp16."""
     network.half().save_pretrained(WEIGHTS / folder, safe_serialization=True)
-    config = WEIGHTS / folder / "config.json"
-    # transformers loads in the dtype the config names, diffusers in fp32: name fp32, or the parts would not fit together.
-    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+    file = WEIGHTS / folder / "config.json"
+    config = json.loads(file.read_text())
+    config.pop("_name_or_path", None)  # where it was read from, on the machine that made it
+    if config.get("dtype") == "float16":
+        # transformers loads in the dtype the config names, diffusers in fp32: name fp32, or the parts would not fit together.
+        config["dtype"] = "float32"
+    file.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def ship_tokenizer(tokenizer: Tokenizer, folder: str = "generator/tokenizer") -> None:

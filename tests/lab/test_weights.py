@@ -1,6 +1,7 @@
 """What is shipped is small, loads, and keeps its bars on small samples."""
 
 import functools
+import json
 
 import pytest
 import torch
@@ -31,6 +32,11 @@ def _figures(part: str, **few: int) -> dict[str, float]:
 
 def test_all_weights_together_fit_the_repository() -> None:
     assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) <= 45e6
+
+
+def test_no_config_says_where_it_was_made() -> None:
+    configs = list(WEIGHTS.rglob("*.json"))
+    assert configs and not [file for file in configs if "_name_or_path" in json.loads(file.read_text())]
 
 
 @pytest.mark.parametrize(
