@@ -15,14 +15,13 @@ from guidedgen.basics.errors import BadValue
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
 from guidedgen.models.dit_folder import DitFolder
-from guidedgen.models.folder import INDEX, height_and_width
+from guidedgen.models.folder import BUNDLED, INDEX, height_and_width
 from guidedgen.models.latent import Conditioning, PromptedDenoiser
 from guidedgen.models.learnable import Learnable
 from guidedgen.models.textless import TextlessModel
 from guidedgen.process import Prediction
 from guidedgen.process.formulas import from_eps, from_v
 from guidedgen.process.grid import Point
-from guidedgen.zoo.needed import Needed
 
 if TYPE_CHECKING:
     from diffusers import DiTTransformer2DModel
@@ -54,13 +53,9 @@ class Dit(TextlessModel):
 
     @functools.cached_property
     def opened(self) -> DitFolder:
-        if self.path == "lab":
+        if self.path in BUNDLED:
             raise BadValue("path", self.path, "must be a folder or a hub name (org/name): there is no bundled DiT")
         return DitFolder.open(self.path, lab="dit", size=height_and_width(self.size))
-
-    @staticmethod
-    def reads(*, path: str, **_: object) -> tuple[Needed, ...]:
-        return () if path == "lab" else (DitFolder.needed(path),)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -87,13 +82,15 @@ class Dit(TextlessModel):
         for prompt in dict.fromkeys([self.negative_prompt, *(task.prompt for task in tasks)]):
             self.opened.class_of(prompt, self.name)
 
-    def condition(self, tasks: Sequence[Task]) -> tuple[Conditioning, Conditioning]:
+    def conditional(self, tasks: Sequence[Task]) -> Conditioning:
+        return self._numbers([task.prompt for task in tasks])
+
+    def unconditional(self) -> Conditioning:
+        return self._numbers([self.negative_prompt])
+
+    def _numbers(self, prompts: Sequence[str]) -> Conditioning:
         """The numbers of the classes, b 1."""
-        cond, uncond = (
-            Conditioning(torch.tensor([[self.opened.class_of(prompt, self.name)] for prompt in prompts], device=self.device))
-            for prompts in ([task.prompt for task in tasks], [self.negative_prompt])
-        )
-        return cond, uncond
+        return Conditioning(torch.tensor([[self.opened.class_of(prompt, self.name)] for prompt in prompts], device=self.device))
 
     def denoiser(self, tasks: Sequence[Task]) -> ClassDenoiser:
         plain = super().denoiser(tasks)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from guidedgen.basics.errors import UsageError
 from guidedgen.models import folder
-from guidedgen.models.folder import LAYERS, NUMBER, Rule, whole
+from guidedgen.models.folder import LAYERS, NUMBER, Rule, TransformerFolder, whole
 from guidedgen.models.noise_folder import SCHEDULERS, NoiseFolder
 from guidedgen.models.textless import TextlessFolder
 
@@ -41,7 +41,7 @@ def _number(text: str) -> int | None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DitFolder(TextlessFolder):
+class DitFolder(TransformerFolder, TextlessFolder):
     """The folder of a DiTPipeline. `id2label` of its model_index.json has the labels of each class in one text, with commas between
     them.
     """
@@ -68,18 +68,6 @@ class DitFolder(TextlessFolder):
         "index": {"id2label": (f"labels of classes from 0 to {NULL - 1}", _labelled)},
     }  # fmt: skip
     REQUIRED: ClassVar = {"scheduler": NoiseFolder.SCHEDULER_REQUIRED}
-
-    @property
-    def latent_channels(self) -> int:
-        return int(self.configs["transformer"]["in_channels"])
-
-    @property
-    def latent_side(self) -> int:
-        return int(self.configs["transformer"]["sample_size"])
-
-    @property
-    def patch(self) -> int:
-        return int(self.configs["transformer"]["patch_size"])
 
     def unsupported(self) -> Mapping[str, Any]:
         transformer, vae = self.configs["transformer"], self.configs["vae"]

@@ -18,7 +18,7 @@ from guidedgen.basics.errors import BadValue, UsageError
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
 from guidedgen.models.flux_folder import FluxFolder
-from guidedgen.models.folder import height_and_width, whole
+from guidedgen.models.folder import BUNDLED, height_and_width, whole
 from guidedgen.models.latent import Conditioning, LatentModel
 from guidedgen.models.learnable import Learnable, Reader
 from guidedgen.models.texts import by_t5
@@ -26,7 +26,6 @@ from guidedgen.models.words import Words, words_in
 from guidedgen.process import Prediction
 from guidedgen.process.formulas import from_velocity
 from guidedgen.process.grid import Point
-from guidedgen.zoo.needed import Needed
 
 if TYPE_CHECKING:
     from diffusers import FluxTransformer2DModel
@@ -79,13 +78,9 @@ class Flux(LatentModel):
 
     @functools.cached_property
     def opened(self) -> FluxFolder:
-        if self.path == "lab":
+        if self.path in BUNDLED:
             raise BadValue("path", self.path, "must be a folder or a hub name (org/name): there is no bundled FLUX.1")
         return FluxFolder.open(self.path, lab="flux", size=height_and_width(self.size))
-
-    @staticmethod
-    def reads(*, path: str, **_: object) -> tuple[Needed, ...]:
-        return () if path == "lab" else (FluxFolder.needed(path),)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -173,8 +168,11 @@ class Flux(LatentModel):
             tokens, _ = by_t5(prompts, self.t5_tokenizer, self.t5_encoder, self.max_tokens)
             return Conditioning(tokens, pooled)
 
-    def condition(self, tasks: Sequence[Task]) -> tuple[Conditioning, Conditioning]:
-        return self.encode_prompts([self.written(task.prompt) for task in tasks]), self.encode_prompts([self.negative_prompt])
+    def conditional(self, tasks: Sequence[Task]) -> Conditioning:
+        return self.encode_prompts([self.written(task.prompt) for task in tasks])
+
+    def unconditional(self) -> Conditioning:
+        return self.encode_prompts([self.negative_prompt])
 
     def predict(self, x_t: Tensor, t: Point, conditioning: Conditioning) -> Tensor:
         """The flow's velocity, eps - x_0."""

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 DIFFUSERS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 TRANSFORMERS = ("model.safetensors", "pytorch_model.bin")
 INDEX = "model_index.json"
+BUNDLED = ("lab", "lab:turbo")  # what `model.path` may name of this repository
 
 _MOST, _DEEPEST = 10**5, 10**3  # no network is wider or deeper; one that says so would take for ever to build
 
@@ -346,13 +347,13 @@ class Folder(abc.ABC):
     @classmethod
     def open(cls, path: str, lab: str, size: tuple[int, int] | None = None) -> Self:
         """The folder of `model.path`: a folder, a repository of the hub, "lab" for the bundled model, which is called `lab`, or
-        "lab:NAME" for another one, which has some parts in common with that.
+        "lab:turbo" for another one, which has some parts in common with that.
 
         Of a repository that is not on this machine, the configs are fetched and checked first, and then the weights. Raises
         UsageError where it cannot be had, or is not supported, and BadValue for a `size` that it cannot make.
         """
         source = f"model.path={path}"
-        if path == "lab" or path.startswith("lab:"):
+        if path in BUNDLED:
             first = locate_lab(f"{lab}/{INDEX}", key=source, part=lab).parent
             name = path.removeprefix("lab").removeprefix(":")
             own = locate_lab(f"{name}/{INDEX}", key=source, part=name).parent if name else first
@@ -369,6 +370,23 @@ class Folder(abc.ABC):
         folder.check()
         folder.check_weights()
         return folder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformerFolder(Folder):
+    """A folder whose denoising network is a transformer that cuts latents into patches."""
+
+    @property
+    def latent_channels(self) -> int:
+        return int(self.configs["transformer"]["in_channels"])
+
+    @property
+    def latent_side(self) -> int:
+        return int(self.configs["transformer"]["sample_size"])
+
+    @property
+    def patch(self) -> int:
+        return int(self.configs["transformer"]["patch_size"])
 
 
 def height_and_width(size: object) -> tuple[int, int] | None:

@@ -23,7 +23,7 @@ from guidedgen.basics.errors import BadValue, UsageError
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
 from guidedgen.models import quantization
-from guidedgen.models.folder import Folder
+from guidedgen.models.folder import BUNDLED, Folder
 from guidedgen.models.learnable import Learnable
 from guidedgen.models.learned import Learned
 from guidedgen.models.prompts import Prompts
@@ -151,6 +151,7 @@ class LatentModel(abc.ABC):
     GUIDANCE: ClassVar[float]  # the guidance scale that its pipeline takes
     READERS: ClassVar[Sequence[str]]  # its attributes that prompts are read with: tokenizers, text encoders, learned words
     CONDITIONED: ClassVar[bool] = True  # on prompts
+    UPCASTS: ClassVar[bool] = False  # the autoencoder to float32, where its config says that its numbers are too large for float16
 
     @classmethod
     def guidance_of(cls, path: str) -> float:
@@ -159,15 +160,16 @@ class LatentModel(abc.ABC):
         return cls.GUIDANCE
 
     @classmethod
+    def reads(cls, *, path: str, **options: Any) -> tuple[Needed, ...]:
+        """What is read of the hub or of a folder: nothing of a bundled model."""
+        del options
+        return () if path in BUNDLED else (cls.FOLDER.needed(path),)
+
+    @classmethod
     def options_of(cls, index: Mapping[str, Any]) -> dict[str, Any]:
         """The options that follow from what model_index.json says."""
         del index
         return {}
-
-    @staticmethod
-    @abc.abstractmethod
-    def reads(*, path: str, **options: Any) -> tuple[Needed, ...]:
-        """What is read of the hub or of a folder: nothing of a bundled model."""
 
     @property
     @abc.abstractmethod
@@ -184,8 +186,12 @@ class LatentModel(abc.ABC):
         """A prompt's tokens, start and end left out."""
 
     @abc.abstractmethod
-    def condition(self, tasks: Sequence[Task]) -> tuple[Conditioning, Conditioning]:
-        """Reads the tasks' prompts, a row each, of one length whatever the prompts, and the negative prompt, one row."""
+    def conditional(self, tasks: Sequence[Task]) -> Conditioning:
+        """Reads the tasks' prompts, a row each, of one length whatever the prompts."""
+
+    @abc.abstractmethod
+    def unconditional(self) -> Conditioning:
+        """Reads the negative prompt, one row."""
 
     @abc.abstractmethod
     def predict(self, x_t: Tensor, t: Point, conditioning: Conditioning) -> Tensor:
@@ -196,6 +202,10 @@ class LatentModel(abc.ABC):
         """What such an answer, guided or not, says of x_0 and eps; any shape."""
 
     # What all have
+
+    def condition(self, tasks: Sequence[Task]) -> tuple[Conditioning, Conditioning]:
+        """Reads the tasks' prompts, and the negative prompt."""
+        return self.conditional(tasks), self.unconditional()
 
     @property
     def clips(self) -> bool:
@@ -250,7 +260,8 @@ class LatentModel(abc.ABC):
     @property
     def vae_dtype(self) -> torch.dtype:
         """What the autoencoder computes in."""
-        return DTYPES[self.dtype]
+        upcast = self.UPCASTS and self.dtype == "float16" and self.opened.configs["vae"]["force_upcast"]
+        return torch.float32 if upcast else DTYPES[self.dtype]
 
     def load_network(
         self, kind: type[_Network], part: str, spare: Sequence[str] = (), dtype: torch.dtype | None = None
@@ -294,7 +305,7 @@ class LatentModel(abc.ABC):
         return Alternating(torch.device(self.device))
 
     @functools.cached_property
-    def prompts(self) -> Prompts[tuple[Conditioning, Conditioning]]:
+    def prompts(self) -> Prompts[Conditioning]:
         """What was read in prompts, and in the negative prompt."""
         return Prompts()
 
@@ -334,8 +345,9 @@ class LatentModel(abc.ABC):
             return
         with self._aside() if self.prompts.announced else contextlib.nullcontext():
             for prompt in prompts:
-                cond, uncond = self.condition([Task(id="", prompt=prompt)])
-                self.prompts.keep(prompt, (cond.map(Tensor.cpu), uncond.map(Tensor.cpu)))
+                self.prompts.keep(prompt, self.conditional([Task(id="", prompt=prompt)]).map(Tensor.cpu))
+            if self.prompts.negative is None:
+                self.prompts.negative = self.unconditional().map(Tensor.cpu)
             if self.prompts.announced:
                 self._drop_readers()
 
@@ -401,9 +413,9 @@ class LatentModel(abc.ABC):
             return PromptedDenoiser(model=self, cond=cond, uncond=uncond)
         prompts = [task.prompt for task in tasks]
         self._read(self.prompts.missing(prompts))
-        found = [self.prompts[prompt] for prompt in prompts]
-        cond = functools.reduce(Conditioning.followed_by, (cond for cond, _ in found))
-        cond, uncond = (each.map(lambda part: part.to(self.device, copy=True)) for each in (cond, found[0][1]))
+        assert self.prompts.negative is not None
+        read = functools.reduce(Conditioning.followed_by, [self.prompts[prompt] for prompt in prompts])
+        cond, uncond = (each.map(lambda part: part.to(self.device, copy=True)) for each in (read, self.prompts.negative))
         return PromptedDenoiser(model=self, cond=cond, uncond=uncond)
 
     def decode(self, x_0: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from guidedgen.basics.errors import BadValue
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
-from guidedgen.models.folder import height_and_width
+from guidedgen.models.folder import BUNDLED, height_and_width
 from guidedgen.models.latent import Conditioning, LatentModel
 from guidedgen.models.learnable import Learnable
 from guidedgen.models.pixart_folder import PixArtFolder
@@ -24,7 +24,6 @@ from guidedgen.models.texts import by_t5, in_lower_case
 from guidedgen.process import Prediction
 from guidedgen.process.formulas import from_eps, from_v
 from guidedgen.process.grid import Point
-from guidedgen.zoo.needed import Needed
 
 if TYPE_CHECKING:
     from diffusers import PixArtTransformer2DModel
@@ -49,19 +48,16 @@ class PixArt(LatentModel):
         replaced=("transformer",),
     )  # diffusers reads no LoRA for it
     GUIDANCE: ClassVar = 4.5
+    UPCASTS: ClassVar = True
     READERS: ClassVar = ("tokenizer", "text_encoder")
 
     # What the folder says of itself
 
     @functools.cached_property
     def opened(self) -> PixArtFolder:
-        if self.path == "lab":
+        if self.path in BUNDLED:
             raise BadValue("path", self.path, "must be a folder or a hub name (org/name): there is no bundled PixArt")
         return PixArtFolder.open(self.path, lab="pixart", size=height_and_width(self.size))
-
-    @staticmethod
-    def reads(*, path: str, **_: object) -> tuple[Needed, ...]:
-        return () if path == "lab" else (PixArtFolder.needed(path),)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -75,12 +71,6 @@ class PixArt(LatentModel):
         from diffusers import PixArtTransformer2DModel
 
         return self.load_network(PixArtTransformer2DModel, "transformer")
-
-    @property
-    def vae_dtype(self) -> torch.dtype:
-        """float32 where the network's numbers are too large for float16, as SDXL's, which Sigma has, are."""
-        upcast = self.dtype == "float16" and self.opened.configs["vae"]["force_upcast"]
-        return torch.float32 if upcast else super().vae_dtype
 
     @functools.cached_property
     def text_encoder(self) -> T5EncoderModel:
@@ -105,8 +95,11 @@ class PixArt(LatentModel):
             tokens, mask = by_t5(list(map(in_lower_case, prompts)), self.tokenizer, self.text_encoder, self.max_tokens, masked=True)
             return Conditioning(tokens, mask=mask)
 
-    def condition(self, tasks: Sequence[Task]) -> tuple[Conditioning, Conditioning]:
-        return self.encode_prompts([task.prompt for task in tasks]), self.encode_prompts([self.negative_prompt])
+    def conditional(self, tasks: Sequence[Task]) -> Conditioning:
+        return self.encode_prompts([task.prompt for task in tasks])
+
+    def unconditional(self) -> Conditioning:
+        return self.encode_prompts([self.negative_prompt])
 
     def predict(self, x_t: Tensor, t: Point, conditioning: Conditioning) -> Tensor:
         """The predicted noise, or v. Where the transformer predicts a variance too, that is left out."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from guidedgen.models import folder
-from guidedgen.models.folder import LAYERS, NUMBER, Rule, whole
+from guidedgen.models.folder import LAYERS, NUMBER, Rule, TransformerFolder, whole
 from guidedgen.models.noise_folder import SCHEDULERS, NoiseFolder
 
 _SIGMA, _ALPHA = "PixArtSigmaPipeline", "PixArtAlphaPipeline"
@@ -27,7 +27,7 @@ _MAYBE: Rule = ("null or a whole number above 0", lambda value: value is None or
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PixArtFolder(NoiseFolder):
+class PixArtFolder(TransformerFolder, NoiseFolder):
     """The folder of a PixArtSigmaPipeline or a PixArtAlphaPipeline."""
 
     SUPPORTED: ClassVar = f"supported: PixArt Sigma and alpha, a {_SIGMA} or {_ALPHA} of " + ", ".join(
@@ -64,18 +64,6 @@ class PixArtFolder(NoiseFolder):
     @property
     def _pipeline(self) -> str:
         return str(self.configs["index"]["_class_name"])
-
-    @property
-    def latent_channels(self) -> int:
-        return int(self.configs["transformer"]["in_channels"])
-
-    @property
-    def latent_side(self) -> int:
-        return int(self.configs["transformer"]["sample_size"])
-
-    @property
-    def patch(self) -> int:
-        return int(self.configs["transformer"]["patch_size"])
 
     @property
     def max_tokens(self) -> int:

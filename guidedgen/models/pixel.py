@@ -15,7 +15,7 @@ from guidedgen.basics import images
 from guidedgen.basics.errors import BadValue
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
-from guidedgen.models.folder import height_and_width
+from guidedgen.models.folder import BUNDLED, height_and_width
 from guidedgen.models.latent import Conditioning, PromptedDenoiser
 from guidedgen.models.learnable import Learnable
 from guidedgen.models.pixel_folder import PixelFolder
@@ -23,7 +23,6 @@ from guidedgen.models.textless import TextlessModel
 from guidedgen.process import Prediction
 from guidedgen.process.formulas import from_eps, from_v
 from guidedgen.process.grid import Point
-from guidedgen.zoo.needed import Needed
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -69,13 +68,9 @@ class Pixel(TextlessModel):
 
     @functools.cached_property
     def opened(self) -> PixelFolder:
-        if self.path == "lab":
+        if self.path in BUNDLED:
             raise BadValue("path", self.path, "must be a folder or a hub name (org/name): there is no bundled model of pixels")
         return PixelFolder.open(self.path, lab="pixel", size=height_and_width(self.size))
-
-    @staticmethod
-    def reads(*, path: str, **_: object) -> tuple[Needed, ...]:
-        return () if path == "lab" else (PixelFolder.needed(path),)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -110,9 +105,12 @@ class Pixel(TextlessModel):
     def check(self, tasks: Sequence[Task], reserved: int = 0) -> None:
         """Any prompt will do, as none is read."""
 
-    def condition(self, tasks: Sequence[Task]) -> tuple[Conditioning, Conditioning]:
+    def conditional(self, tasks: Sequence[Task]) -> Conditioning:
         """Nothing, in rows of no numbers."""
-        return Conditioning(torch.zeros(len(tasks), 0)), Conditioning(torch.zeros(1, 0))
+        return Conditioning(torch.zeros(len(tasks), 0))
+
+    def unconditional(self) -> Conditioning:
+        return Conditioning(torch.zeros(1, 0))
 
     def denoiser(self, tasks: Sequence[Task]) -> UnconditionalDenoiser:
         cond, uncond = self.condition(tasks)

@@ -17,6 +17,7 @@ class Prompts(Generic[_Reading]):
 
     def __init__(self, most: int = 1000) -> None:
         self.most, self.live = most, False
+        self.negative: _Reading | None = None  # what was read in the negative prompt, which is the same for all
         self._kept: dict[str, _Reading] = {}
         self._coming: Sequence[str] = ()
 
@@ -53,7 +54,7 @@ class Prompts(Generic[_Reading]):
 
     def forget(self) -> None:
         """All of them."""
-        self._kept = {}
+        self._kept, self.negative = {}, None
 
     def __getitem__(self, prompt: str) -> _Reading:
         return self._kept[prompt]

@@ -17,7 +17,7 @@ from torch import Tensor
 from guidedgen.basics.errors import BadValue
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
-from guidedgen.models.folder import height_and_width
+from guidedgen.models.folder import BUNDLED, height_and_width
 from guidedgen.models.latent import Conditioning, LatentModel
 from guidedgen.models.learnable import Learnable
 from guidedgen.models.sana_folder import SanaFolder
@@ -25,7 +25,6 @@ from guidedgen.models.texts import in_lower_case
 from guidedgen.process import Prediction
 from guidedgen.process.formulas import from_velocity
 from guidedgen.process.grid import Point
-from guidedgen.zoo.needed import Needed
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderDC, SanaTransformer2DModel
@@ -66,13 +65,9 @@ class Sana(LatentModel):
 
     @functools.cached_property
     def opened(self) -> SanaFolder:
-        if self.path == "lab":
+        if self.path in BUNDLED:
             raise BadValue("path", self.path, "must be a folder or a hub name (org/name): there is no bundled SANA")
         return SanaFolder.open(self.path, lab="sana", size=height_and_width(self.size))
-
-    @staticmethod
-    def reads(*, path: str, **_: object) -> tuple[Needed, ...]:
-        return () if path == "lab" else (SanaFolder.needed(path),)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -157,8 +152,11 @@ class Sana(LatentModel):
             kept = [0, *range(length - self.max_tokens + 1, length)]
             return Conditioning(states[:, kept], mask=ids.attention_mask[:, kept])
 
-    def condition(self, tasks: Sequence[Task]) -> tuple[Conditioning, Conditioning]:
-        return self.encode_prompts([task.prompt for task in tasks], self.instruction), self.encode_prompts([self.negative_prompt])
+    def conditional(self, tasks: Sequence[Task]) -> Conditioning:
+        return self.encode_prompts([task.prompt for task in tasks], self.instruction)
+
+    def unconditional(self) -> Conditioning:
+        return self.encode_prompts([self.negative_prompt])
 
     def predict(self, x_t: Tensor, t: Point, conditioning: Conditioning) -> Tensor:
         """The flow's velocity, eps - x_0. Where the transformer predicts a variance too, that is left out."""

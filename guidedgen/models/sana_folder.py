@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from guidedgen.basics.errors import UsageError
 from guidedgen.models import folder
-from guidedgen.models.folder import LAYERS, NUMBER, NUMBERS, REAL, STEPS, Folder, Rule, texts, whole
+from guidedgen.models.folder import LAYERS, NUMBER, NUMBERS, REAL, STEPS, Rule, TransformerFolder, texts, whole
 from guidedgen.process.grid import FlowSchedule
 from guidedgen.zoo.pretrained import load_processor
 
@@ -48,7 +48,7 @@ _SCALE: Rule = ("null or a number above 0", lambda value: value is None or REAL[
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SanaFolder(Folder):
+class SanaFolder(TransformerFolder):
     """The folder of a SanaPipeline: SANA or SANA 1.5, or what was trained from them."""
 
     SUPPORTED: ClassVar = "supported: SANA's and SANA 1.5's text-to-image models, a SanaPipeline of " + ", ".join(
@@ -103,20 +103,8 @@ class SanaFolder(Folder):
         return str(self.configs["index"]["scheduler"][1])
 
     @property
-    def latent_channels(self) -> int:
-        return int(self.configs["transformer"]["in_channels"])
-
-    @property
-    def latent_side(self) -> int:
-        return int(self.configs["transformer"]["sample_size"])
-
-    @property
     def vae_factor(self) -> int:
         return int(2 ** (len(self.configs["vae"]["encoder_block_out_channels"]) - 1))
-
-    @property
-    def patch(self) -> int:
-        return int(self.configs["transformer"]["patch_size"])
 
     @property
     def max_tokens(self) -> int:

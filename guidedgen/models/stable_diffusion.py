@@ -24,7 +24,6 @@ from guidedgen.models.stable_diffusion_folder import StableDiffusionFolder
 from guidedgen.models.unet import UNetModel
 from guidedgen.models.words import Words
 from guidedgen.process.grid import Point
-from guidedgen.zoo.needed import Needed
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -58,10 +57,6 @@ class StableDiffusion(UNetModel):
     @functools.cached_property
     def opened(self) -> StableDiffusionFolder:
         return StableDiffusionFolder.open(self.path, lab="generator", size=height_and_width(self.size))
-
-    @staticmethod
-    def reads(*, path: str, **_: object) -> tuple[Needed, ...]:
-        return () if path in ("lab", "lab:turbo") else (StableDiffusionFolder.needed(path),)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -121,10 +116,11 @@ class StableDiffusion(UNetModel):
         with self.ledger.timed("text"), torch.set_grad_enabled(self.words.tuned):
             return self.words.encode(ids.to(self.device))
 
-    def condition(self, tasks: Sequence[Task]) -> tuple[Conditioning, Conditioning]:
-        cond = self.encode_prompts([self.words.expanded(task.prompt) for task in tasks])
-        uncond = self.encode_prompts([self.words.with_tokens(self.negative_prompt)])
-        return Conditioning(cond), Conditioning(uncond.detach())
+    def conditional(self, tasks: Sequence[Task]) -> Conditioning:
+        return Conditioning(self.encode_prompts([self.words.expanded(task.prompt) for task in tasks]))
+
+    def unconditional(self) -> Conditioning:
+        return Conditioning(self.encode_prompts([self.words.with_tokens(self.negative_prompt)]).detach())
 
     def predict(self, x_t: Tensor, t: Point, conditioning: Conditioning) -> Tensor:
         time = torch.full((len(x_t),), t.t, device=x_t.device)

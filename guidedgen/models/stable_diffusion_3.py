@@ -14,7 +14,7 @@ from torch import Tensor
 
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
-from guidedgen.models.folder import height_and_width
+from guidedgen.models.folder import BUNDLED, height_and_width
 from guidedgen.models.latent import Conditioning, LatentModel
 from guidedgen.models.learnable import Learnable
 from guidedgen.models.stable_diffusion_3_folder import CLIPS, StableDiffusion3Folder, WithT5
@@ -67,9 +67,10 @@ class StableDiffusion3(LatentModel):
     def opened(self) -> StableDiffusion3Folder:
         return (WithT5 if self.t5 else StableDiffusion3Folder).open(self.path, lab="flow", size=height_and_width(self.size))
 
-    @staticmethod
-    def reads(*, path: str, t5: bool = True, **_: object) -> tuple[Needed, ...]:
-        return () if path == "lab" else ((WithT5 if t5 else StableDiffusion3Folder).needed(path),)
+    @classmethod
+    def reads(cls, *, path: str, t5: bool = True, **options: Any) -> tuple[Needed, ...]:
+        del options
+        return () if path in BUNDLED else ((WithT5 if t5 else StableDiffusion3Folder).needed(path),)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -130,8 +131,11 @@ class StableDiffusion3(LatentModel):
             tokens = torch.cat([tokens, rest.to(tokens.dtype)], 1)
             return Conditioning(tokens, torch.cat([output.text_embeds for output in read], -1))
 
-    def condition(self, tasks: Sequence[Task]) -> tuple[Conditioning, Conditioning]:
-        return self.encode_prompts([task.prompt for task in tasks]), self.encode_prompts([self.negative_prompt])
+    def conditional(self, tasks: Sequence[Task]) -> Conditioning:
+        return self.encode_prompts([task.prompt for task in tasks])
+
+    def unconditional(self) -> Conditioning:
+        return self.encode_prompts([self.negative_prompt])
 
     def predict(self, x_t: Tensor, t: Point, conditioning: Conditioning) -> Tensor:
         """The flow's velocity, eps - x_0."""

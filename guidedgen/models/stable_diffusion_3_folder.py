@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from guidedgen.models import folder
-from guidedgen.models.folder import LAYERS, NUMBER, REAL, STEPS, Folder, texts
+from guidedgen.models.folder import LAYERS, NUMBER, REAL, STEPS, TransformerFolder, texts
 from guidedgen.process.grid import FlowSchedule
 
 _CLASSES = {
@@ -29,7 +29,7 @@ _PLAIN = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StableDiffusion3Folder(Folder):
+class StableDiffusion3Folder(TransformerFolder):
     """The folder of a StableDiffusion3Pipeline, whose T5 (text_encoder_3) is not read."""
 
     SUPPORTED: ClassVar = "supported: Stable Diffusion 3 and 3.5, a StableDiffusion3Pipeline of " + ", ".join(
@@ -71,18 +71,6 @@ class StableDiffusion3Folder(Folder):
         """The flow, with the shift of its grids."""
         scheduler = self.configs["scheduler"]
         return FlowSchedule(shift=float(scheduler["shift"]), steps=scheduler["num_train_timesteps"])
-
-    @property
-    def latent_channels(self) -> int:
-        return int(self.configs["transformer"]["in_channels"])
-
-    @property
-    def latent_side(self) -> int:
-        return int(self.configs["transformer"]["sample_size"])
-
-    @property
-    def patch(self) -> int:
-        return int(self.configs["transformer"]["patch_size"])
 
     @property
     def most_pixels(self) -> int:

@@ -20,7 +20,6 @@ from guidedgen.models.stable_diffusion_xl_folder import CLIPS, StableDiffusionXl
 from guidedgen.models.unet import UNetModel
 from guidedgen.models.words import Words
 from guidedgen.process.grid import Point
-from guidedgen.zoo.needed import Needed
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -51,6 +50,7 @@ class StableDiffusionXl(UNetModel):
         replaced=("unet",),
     )  # fmt: skip
     GUIDANCE: ClassVar = 5.0
+    UPCASTS: ClassVar = True
     READERS: ClassVar = ("tokenizers", "text_encoders", "words")
 
     # What the folder says of itself
@@ -59,10 +59,6 @@ class StableDiffusionXl(UNetModel):
     def opened(self) -> StableDiffusionXlFolder:
         return StableDiffusionXlFolder.open(self.path, lab="xl", size=height_and_width(self.size))
 
-    @staticmethod
-    def reads(*, path: str, **_: object) -> tuple[Needed, ...]:
-        return () if path == "lab" else (StableDiffusionXlFolder.needed(path),)
-
     @property
     def files(self) -> tuple[Path, ...]:
         """model_index.json says what an empty negative prompt is."""
@@ -70,11 +66,6 @@ class StableDiffusionXl(UNetModel):
         return (self.folder / INDEX, *(self.folder / part for part in parts), *self.additions.files)
 
     # Networks
-
-    @property
-    def vae_dtype(self) -> torch.dtype:
-        own = super().vae_dtype
-        return torch.float32 if own == torch.float16 and self.opened.configs["vae"]["force_upcast"] else own
 
     @functools.cached_property
     def text_encoders(self) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
@@ -115,11 +106,12 @@ class StableDiffusionXl(UNetModel):
             ]
             return Conditioning(torch.cat([output.hidden_states[-2] for output in read], -1), read[1].text_embeds)
 
-    def condition(self, tasks: Sequence[Task]) -> tuple[Conditioning, Conditioning]:
-        cond = self.encode_prompts([task.prompt for task in tasks])
-        if not self.negative_prompt and self.opened.empty_is_zero:
-            return cond, cond.rows([0]).map(torch.zeros_like)
-        return cond, self.encode_prompts([self.negative_prompt], negative=True)
+    def conditional(self, tasks: Sequence[Task]) -> Conditioning:
+        return self.encode_prompts([task.prompt for task in tasks])
+
+    def unconditional(self) -> Conditioning:
+        read = self.encode_prompts([self.negative_prompt], negative=True)
+        return read.map(torch.zeros_like) if not self.negative_prompt and self.opened.empty_is_zero else read
 
     def predict(self, x_t: Tensor, t: Point, conditioning: Conditioning) -> Tensor:
         assert conditioning.pooled is not None

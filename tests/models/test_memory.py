@@ -155,6 +155,21 @@ def test_of_many_prompts_some_are_kept(make: Callable[..., LatentModel], loads: 
     assert loads.of(model.LEARNABLE.denoiser) == 1
 
 
+def test_the_negative_prompt_is_read_once(make: Callable[..., LatentModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many prompts there are; and again where what it is read with is changed."""
+    model, reads = make(), []
+    own = type(model).unconditional
+    monkeypatch.setattr(type(model), "unconditional", lambda given: reads.append(1) or own(given))
+    model.load(tasks())
+    for prompts in (PROMPTS[:2], PROMPTS, PROMPTS[2:]):
+        model.denoiser(tasks(prompts))
+    assert len(reads) == 1
+    model.keep_readers()
+    for _ in range(2):
+        model.denoiser(tasks())
+    assert len(reads) == 3
+
+
 def test_prompts_that_were_not_announced_are_read(make: Callable[..., LatentModel], loads: Loads) -> None:
     model = make()
     model.load(tasks(PROMPTS[:1]))
