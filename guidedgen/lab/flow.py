@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from guidedgen.lab import networks
+from guidedgen.lab.levels import Levels
 
 if TYPE_CHECKING:
     from diffusers import SD3Transformer2DModel, UNet2DConditionModel
@@ -218,11 +219,7 @@ def teacher_velocity(unet: UNet2DConditionModel, alpha_bar: Tensor, x: Tensor, s
     ratio; noise beyond the schedule's last level is taken for that level.
     """
     s = s.clamp(max=1 - 1e-4)
-    log_snr = 2 * ((1 - s) / s).log()
-    levels = (alpha_bar / (1 - alpha_bar)).log()  # falling
-    above = torch.searchsorted(-levels, -log_snr).clamp(1, len(levels) - 1)
-    share = ((levels[above - 1] - log_snr) / (levels[above - 1] - levels[above])).clamp(0, 1)
-    t = above - 1 + share
+    t = Levels(alpha_bar).time(((1 - s) / s).log())
     s = s[:, None, None, None]
     noise = unet(x / ((1 - s).square() + s.square()).sqrt(), t, text).sample.float()
     return (noise - x) / (1 - s)

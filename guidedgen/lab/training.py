@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from guidedgen.basics.noise import generator as stream
 from guidedgen.lab import captions, flow, networks, preference, referee_training, taste, turbo
 from guidedgen.lab.fitting import Part, Settings
+from guidedgen.lab.levels import Levels
 from guidedgen.lab.render import render
 from guidedgen.lab.world import SIZE, Scenes, Split, draw_scenes, unseen_pair
 
@@ -271,7 +272,7 @@ def few_steps(settings: Settings, unet: UNet2DConditionModel, text: CLIPTextMode
     for network in (unet, student):
         network.set_attn_processor(AttnProcessor())
     unet, text = unet.to(settings.device), text.to(settings.device)
-    levels = turbo.Levels(alphas_cumprod().to(settings.device))
+    levels = Levels(alphas_cumprod().to(settings.device))
 
     def loss(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         del step

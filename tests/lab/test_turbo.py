@@ -13,10 +13,11 @@ from torch import Tensor
 from guidedgen.basics.tasks import Task
 from guidedgen.lab import exam, networks, training, turbo
 from guidedgen.lab.fitting import Settings, fit
+from guidedgen.lab.levels import Levels
 from guidedgen.models.stable_diffusion import StableDiffusion
 from guidedgen.process.schedulers import Lcm
 
-LEVELS = turbo.Levels(training.alphas_cumprod())
+LEVELS = Levels(training.alphas_cumprod())
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
