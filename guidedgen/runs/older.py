@@ -47,6 +47,16 @@ _LATER: dict[str, Any] = {
     "model.size": None, "model.embedded_guidance": None, "model.offload": False, "model.vae_tiling": False,
     "model.vae_slicing": False, "model.quantization": None, "model.clip_sample": None, "scheduler.variance": "small",
 }  # fmt: skip
+# Runs whose samples have changed: where a config has these values, what is new about them goes into the run's name.
+_CHANGED: tuple[tuple[Mapping[str, tuple[str, ...]], str], ...] = (
+    (
+        {
+            "scheduler": ("guidedgen.process.schedulers.DpmSolver",),
+            "model": ("guidedgen.models.stable_diffusion_3.StableDiffusion3", "guidedgen.models.families.any_model"),
+        },
+        "a flow's network reads whole times, as in diffusers",
+    ),
+)
 
 
 def event_now(event: str) -> str:
@@ -70,13 +80,20 @@ def current(value: Any) -> Any:
 
 
 def first(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The plain values of a config with the names that classes had at first, and without keys that say what was always so."""
+    """The plain values of a config with the names that classes had at first, without keys that say what was always so, and with
+    what has changed about the samples since.
+    """
     kept: dict[str, Any] = _renamed(dict(config), _FIRST)
     for key, value in _LATER.items():
         above, _, name = key.rpartition(".")
         if isinstance(kept.get(above), dict) and name in kept[above] and kept[above][name] == value:
             kept[above] = {other: item for other, item in kept[above].items() if other != name}
-    return kept
+    changed = [what for classes, what in _CHANGED if all(_class_of(kept.get(part)) in names for part, names in classes.items())]
+    return {**kept, "changed": changed} if changed else kept
+
+
+def _class_of(node: Any) -> str | None:
+    return node.get("_target_") if isinstance(node, Mapping) else None
 
 
 def _renamed(value: Any, names: Mapping[str, str]) -> Any:

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.methods import MakeProblems
-from guidedgen.runs import composition, experiment, older, preparation, rejudging
+from guidedgen.runs import composition, config, experiment, identity, older, preparation, rejudging
 from guidedgen.runs.store import RunFolder
 from guidedgen.studies import page, status, tables
 
@@ -100,6 +100,22 @@ def test_what_a_config_lacks_is_filled_in_and_names_are_today_s() -> None:
     node = {"method": {"_target_": "guidedgen.methods.base.Base", "parts": [{"_target_": "guidedgen.augment.Augmentations"}]}}
     now = older.current(node)
     assert now["method"]["parts"] == [{"_target_": "guidedgen.basics.augment.Augmentations"}] and older.first(now) == node
+
+
+@pytest.mark.parametrize(
+    ("model", "scheduler", "renamed"),
+    [
+        ("lab_flow", "dpm_solver", True), ("sd35_medium", "dpm_solver", True), ("lab_flow", "flow", False),
+        ("lab", "dpm_solver", False), ("sana", "dpm_solver", False),
+    ],
+)  # fmt: skip
+def test_runs_whose_samples_have_changed_since_are_other_runs(model: str, scheduler: str, renamed: bool) -> None:
+    """A flow under DPM-Solver++ read fractions of times before: the same command must not show such a run as its own."""
+    plain = identity.plain_values(composition.composed(["method=base", f"model={model}", f"scheduler={scheduler}", "device=cpu"]))
+    deciding = config.deciding(plain)
+    assert ("changed" in deciding) == renamed
+    before = {key: value for key, value in deciding.items() if key != "changed"}
+    assert (config.identity(plain) != config.digest(before)) == renamed
 
 
 PLUG_IN = '''
