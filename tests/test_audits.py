@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from guidedgen.basics import images
@@ -25,7 +24,7 @@ from guidedgen.lab.networks import WEIGHTS
 from guidedgen.methods import Needs, Observer
 from guidedgen.methods.problem import Problem
 from guidedgen.metrics.summary import wilson_interval
-from guidedgen.runs import config, evaluate, experiment, preparation, rejudging, report
+from guidedgen.runs import composition, evaluate, experiment, preparation, rejudging, report
 from guidedgen.runs.job import Job
 from guidedgen.runs.store import Record, RunFolder
 from guidedgen.studies import tables
@@ -64,8 +63,7 @@ def prepared(outputs: Path, *overrides: str, method: str = "best_of_n") -> Job:
     given = [f"outputs={outputs}", f"method={method}", *QUICK, "allow_targets=[brightness.]"]
     given += ["method.num_particles=2"] if method == "best_of_n" else []
     given += [] if "reward=none" in overrides else FILTER
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        return preparation.prepare(compose("config", overrides=[*given, *overrides]))
+    return preparation.prepare(composition.composed([*given, *overrides]))
 
 
 @pytest.fixture
@@ -332,8 +330,7 @@ def test_what_compares_with_unguided_pictures_does_not_see_blurred_ones(job: Cal
 
 
 def overlay(name: str, *overrides: str) -> DictConfig:
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        return compose("config", overrides=[f"experiment=adjoint/{name}", "device=cpu", "tracker=none", *overrides])
+    return composition.composed([f"experiment=adjoint/{name}", "device=cpu", "tracker=none", *overrides])
 
 
 ON_LAB = ["model=lab", "dtype=float32"]

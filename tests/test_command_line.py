@@ -11,7 +11,6 @@ from pathlib import Path
 
 import processes
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from guidedgen.basics.errors import UsageError
@@ -579,8 +578,7 @@ def fill(node: DictConfig) -> None:
 
 @pytest.mark.parametrize("override", experiments())
 def test_every_experiment_composes_and_its_first_comment_is_its_command(override: str) -> None:
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        cfg = compose("config", overrides=[override, "device=cpu", "dtype=float32"])
+    cfg = composition.composed([override, "device=cpu", "dtype=float32"])
     fill(cfg)
     for group in ("method", "reward", "dataset", "scheduler", "model"):
         config.check_node(cfg[group], group)
@@ -594,8 +592,7 @@ def test_every_option_composes_and_matches_its_constructor(override: str) -> Non
     """Names and types of every config file against the signature it is for; `???` is for the user to fill."""
     group = override.split("=")[0]
     needed = ["method=doodl"] if group == "method/gradients" else []  # a group of the methods that use one
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        cfg = compose("config", overrides=[*needed, override, "device=cpu", "dtype=float32"])
+    cfg = composition.composed([*needed, override, "device=cpu", "dtype=float32"])
     chosen = OmegaConf.select(cfg, group.replace("/", "."))
     fill(cfg)
     node = OmegaConf.create(OmegaConf.to_container(chosen, resolve=True) if chosen else {})
@@ -652,9 +649,8 @@ def test_a_method_of_the_user_s_own_says_what_it_needs(folder: Path, monkeypatch
     )
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        overrides = ["method=base", "method._target_=climbing.Climb", "allow_targets=[climbing.]"]
-        cfg = compose("config", overrides=[*overrides, "reward=compressibility"])
-        with pytest.raises(UsageError, match="compressibility has no gradient"):
-            preparation.prepare(cfg)
-        preparation.prepare(compose("config", overrides=[*overrides, "reward=aesthetic"]))
+    overrides = ["method=base", "method._target_=climbing.Climb", "allow_targets=[climbing.]"]
+    cfg = composition.composed([*overrides, "reward=compressibility"])
+    with pytest.raises(UsageError, match="compressibility has no gradient"):
+        preparation.prepare(cfg)
+    preparation.prepare(composition.composed([*overrides, "reward=aesthetic"]))

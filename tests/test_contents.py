@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from safetensors.torch import save_file
@@ -22,7 +21,7 @@ from safetensors.torch import save_file
 from guidedgen.basics.errors import UsageError
 from guidedgen.basics.tasks import Task
 from guidedgen.lab.networks import WEIGHTS
-from guidedgen.runs import config, contents, experiment, identity, judging, preparation, rejudging
+from guidedgen.runs import composition, config, contents, experiment, identity, judging, preparation, rejudging
 from guidedgen.runs.store import RunFailed, RunFolder
 from guidedgen.studies import cautions, page
 
@@ -36,8 +35,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def configured(*overrides: str, **nodes: Any) -> DictConfig:
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        cfg = compose("config", overrides=[*QUICK, *overrides])
+    cfg = composition.composed([*QUICK, *overrides])
     for key, node in nodes.items():
         OmegaConf.update(cfg, key.replace("__", "."), node, merge=False, force_add=True)
     return cfg

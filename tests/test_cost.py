@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
 from guidedgen.basics import cost
 from guidedgen.basics.cost import Ledger, peak_memory_mib, reset_peak_memory, wait_for
-from guidedgen.runs import config, experiment, preparation, report
+from guidedgen.runs import composition, experiment, preparation, report
 
 
 class Clock:
@@ -237,8 +236,7 @@ def test_a_batch_is_timed_to_its_end_on_the_device_of_the_run(tmp_path: Path, mo
         "tracker=none",
         "device=cpu",
     ]
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        job = preparation.prepare(compose("config", overrides=[f"outputs={tmp_path}", *options]))
+    job = preparation.prepare(composition.composed([f"outputs={tmp_path}", *options]))
     experiment.run(job)
     assert asked == [("reset", "cpu"), ("wait", "cpu")] * 2
     assert [record.seconds >= 60 / size for record, size in zip(job.folder.records().values(), (2, 2, 1), strict=True)] == [

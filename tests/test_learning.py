@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
 from guidedgen.basics.errors import Stopped, UsageError
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.methods.adjoint_tuning import AdjointTuning
 from guidedgen.models import tuning
-from guidedgen.runs import config, experiment, learning, preparation
+from guidedgen.runs import composition, experiment, learning, preparation
 from guidedgen.runs.job import Job
 
 pytestmark = pytest.mark.skipif(not (WEIGHTS / "generator" / "model_index.json").exists(), reason="the lab's weights are missing")
@@ -32,8 +31,7 @@ Job = Callable[..., Job]
 
 
 def prepared(folder: Path, *overrides: str, outputs: str = "a") -> Job:
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        return preparation.prepare(compose("config", overrides=[f"outputs={folder / outputs}", *overrides]))
+    return preparation.prepare(composition.composed([f"outputs={folder / outputs}", *overrides]))
 
 
 @pytest.fixture

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from guidedgen.basics.errors import UsageError
 from guidedgen.lab.networks import WEIGHTS
-from guidedgen.runs import config, experiment, preparation, rejudging
+from guidedgen.runs import composition, config, experiment, preparation, rejudging
 from guidedgen.runs.job import Job
 from guidedgen.runs.store import RunFolder
 from guidedgen.studies import page, tables
@@ -23,8 +22,7 @@ pytestmark = pytest.mark.skipif(not (WEIGHTS / "generator" / "model_index.json")
 
 
 def prepared(outputs: Path) -> Job:
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        return preparation.prepare(compose("config", overrides=[*OPTIONS, f"outputs={outputs}"]))
+    return preparation.prepare(composition.composed([*OPTIONS, f"outputs={outputs}"]))
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +87,7 @@ def test_options_in_a_folder_of_one_s_own(run: Path, tmp_path: Path) -> None:
 
 
 def test_an_option_is_what_a_run_with_it_has(run: Path) -> None:
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        fresh = compose("config", overrides=[*OPTIONS, "metrics=lab", "reward=multi", "dtype=float32"])
+    fresh = composition.composed([*OPTIONS, "metrics=lab", "reward=multi", "dtype=float32"])
     OmegaConf.resolve(fresh)
     cfg = rejudging.changed(config.read_whole(run / "config.yaml"), ["reward=multi", "metrics=lab"])
     OmegaConf.resolve(cfg)

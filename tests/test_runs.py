@@ -17,7 +17,6 @@ import numpy as np
 import processes
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from guidedgen.basics import images
@@ -28,7 +27,7 @@ from guidedgen.lab.networks import WEIGHTS
 from guidedgen.metrics.frechet import frechet_distance
 from guidedgen.models import stable_diffusion
 from guidedgen.models.stable_diffusion import StableDiffusion
-from guidedgen.runs import config, experiment, preparation, rejudging, sampling
+from guidedgen.runs import composition, experiment, preparation, rejudging, sampling
 from guidedgen.runs.job import Job
 from guidedgen.runs.store import RunFolder
 from guidedgen.zoo.inception import LabInception
@@ -79,8 +78,7 @@ Run = Callable[..., tuple[Path, Mapping[str, Any]]]
 
 def prepared(outputs: Path, *overrides: str, method: str = "code") -> Job:
     given = [f"outputs={outputs}", f"method={method}", *QUICK, *QUICK_METHOD[method], *overrides]
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        return preparation.prepare(compose("config", overrides=given))
+    return preparation.prepare(composition.composed(given))
 
 
 @pytest.fixture

@@ -12,12 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from guidedgen.basics.errors import UsageError
 from guidedgen.lab.networks import WEIGHTS
-from guidedgen.runs import config, experiment, preparation, rejudging, sampling
+from guidedgen.runs import composition, experiment, preparation, rejudging, sampling
 from guidedgen.runs.job import Job
 from guidedgen.runs.shards import Shard, find_shard
 from guidedgen.runs.store import RunFolder
@@ -105,8 +104,7 @@ def test_shares_are_even_and_make_the_whole(count: int, size: int) -> None:
 
 
 def prepared(folder: Path, *overrides: str) -> Job:
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        return preparation.prepare(compose("config", overrides=[f"outputs={folder}", *QUICK, *overrides]))
+    return preparation.prepare(composition.composed([f"outputs={folder}", *QUICK, *overrides]))
 
 
 def kept(folder: Path) -> dict[str, bytes]:

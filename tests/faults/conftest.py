@@ -6,10 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
 from guidedgen.lab.networks import WEIGHTS
-from guidedgen.runs import config, preparation
+from guidedgen.runs import composition, preparation
 from guidedgen.runs.job import Job
 
 SMALL = ["scheduler.num_steps=2", "dataset.limit=4", "tracker=none", "device=cpu", "metrics=none", "reference=none"]
@@ -23,8 +22,7 @@ def prepared() -> Make:
         pytest.skip("the lab's weights are missing")
 
     def make(outputs: Path, *overrides: str) -> Job:
-        with initialize_config_dir(str(config.CONF), version_base="1.3"):
-            return preparation.prepare(compose("config", overrides=[f"outputs={outputs}", "method=base", *SMALL, *overrides]))
+        return preparation.prepare(composition.composed([f"outputs={outputs}", "method=base", *SMALL, *overrides]))
 
     return make
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -25,7 +24,7 @@ from guidedgen.basics.errors import UsageError
 from guidedgen.basics.tasks import Sample
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.models.stable_diffusion import StableDiffusion
-from guidedgen.runs import config, experiment, inside, preparation, rejudging, sampling
+from guidedgen.runs import composition, config, experiment, inside, preparation, rejudging, sampling
 from guidedgen.runs.job import Job
 from guidedgen.runs.store import Record, RunFolder
 
@@ -69,8 +68,7 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.home = folder
         self.scripts = {name: script(name) for name in ("report", "table", "status", "evaluate")}
-        with initialize_config_dir(str(config.CONF), version_base="1.3"):
-            self.cfg = compose("config", overrides=OPTIONS)
+        self.cfg = composition.composed(OPTIONS)
         self.cfg.outputs, self.cfg.study = str(folder / "outputs"), "study"
         self.job = preparation.prepare(self.cfg)
         self.stored = preparation.prepare

@@ -6,7 +6,6 @@ import random
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
 from guidedgen.basics.noise import generator
 from guidedgen.basics.tasks import Task
@@ -21,7 +20,7 @@ from guidedgen.lab.world import SHAPES, Scenes, draw_scenes
 from guidedgen.metrics.blip_vqa import BlipVqaScore
 from guidedgen.metrics.noun_phrases import Rules
 from guidedgen.metrics.spatial import Spatial
-from guidedgen.runs import config
+from guidedgen.runs import composition, config
 from guidedgen.zoo import Vqa
 
 pytestmark = pytest.mark.skipif(not (WEIGHTS / "classifier.safetensors").exists(), reason="the classifier is not trained")
@@ -210,8 +209,7 @@ def test_the_benchmark_s_scores_run_on_the_lab() -> None:
 
 def test_the_composed_metrics_agree_with_the_verdict() -> None:
     """metrics=lab_compbench on complex prompts, drawn as they say."""
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        cfg = compose("config", overrides=["metrics=lab_compbench", "device=cpu"])
+    cfg = composition.composed(["metrics=lab_compbench", "device=cpu"])
     names = ("scene", "lab_vqa", "spatial_lab", "three_in_one_lab")
     scorers = {name: config.build(cfg.metrics.scorers[name], name) for name in names}
     texts = list(itertools.islice(captions.prompts("complex"), 24))

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from guidedgen.runs import config
+from guidedgen.runs import composition, config
 
 LEAVES = sorted(path.stem for path in (Path(config.CONF) / "method").glob("*.yaml"))
 
@@ -14,8 +13,7 @@ LEAVES = sorted(path.stem for path in (Path(config.CONF) / "method").glob("*.yam
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_one_count_can_be_changed_alone(leaf: str) -> None:
     """method.num_iterations=3 is no mistake because distill_iterations, which is not set, is 10."""
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        node = compose("config", overrides=[f"method={leaf}"]).method
+    node = composition.composed([f"method={leaf}"]).method
     for name in [name for name, value in node.items() if isinstance(value, int) and not isinstance(value, bool)]:
         for count in (1, 2, 3, 1000):
             changed = OmegaConf.merge(node, {name: count})

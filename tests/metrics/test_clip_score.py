@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from guidedgen.basics.errors import UsageError
@@ -12,7 +11,7 @@ from guidedgen.basics.tasks import Task
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.metrics.clip_score import CONVENTIONS, ClipScore, convention_of
 from guidedgen.rewards import Reward
-from guidedgen.runs import config, experiment, preparation
+from guidedgen.runs import composition, config, experiment, preparation
 
 COSINES = [0.31, -0.05, 0.27, 0.0, 0.18]
 SETS = {"hessel": 2.5 * (0.31 + 0.27 + 0.18) / 5, "torchmetrics": 100 * (0.71 / 5), "t2i_compbench": 0.71 / 5}
@@ -107,8 +106,7 @@ def test_it_says_what_it_depends_on():
 def test_it_is_marked_where_its_judge_guides(tmp_path, judge, shared):
     given = ["method=best_of_n", "method.num_particles=2", "reward=clip_text", "reference=none", f"zoo.judge.name={judge}"]
     quick = ["scheduler.num_steps=2", "dataset.limit=1", "tracker=none", "device=cpu", f"outputs={tmp_path}"]
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        metrics = experiment.run(preparation.prepare(compose("config", overrides=[*given, *quick])))
+    metrics = experiment.run(preparation.prepare(composition.composed([*given, *quick])))
     found = metrics["scores"]["clip_score"]
     assert (found["shares_guide"], found["described"]) == (shared, f"hessel of {judge}")
 

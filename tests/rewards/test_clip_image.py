@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from guidedgen.basics import images
 from guidedgen.basics.errors import BadValue, UsageError
 from guidedgen.rewards import Reward
 from guidedgen.rewards.clip_image import ClipImage
-from guidedgen.runs import config
+from guidedgen.runs import composition, config
 
 
 @pytest.fixture
@@ -111,8 +110,7 @@ def test_wrong_weights(weights, name, rule, clips):
 
 def test_from_the_command_line(reference):
     def reward_of(*overrides):
-        with initialize_config_dir(str(config.CONF), version_base="1.3"):
-            cfg = compose("config", overrides=["model=lab", "reward=clip_image", "device=cpu", "dtype=float32", *overrides])
+        cfg = composition.composed(["model=lab", "reward=clip_image", "device=cpu", "dtype=float32", *overrides])
         OmegaConf.resolve(cfg)
         return config.build(cfg.reward, "reward")
 

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
 from guidedgen.rewards import Reward
 from guidedgen.rewards.evasion import Evasion, Flagged
-from guidedgen.runs import config
+from guidedgen.runs import composition, config
 from guidedgen.zoo.filter import ClassifierFilter
 
 
@@ -55,7 +54,6 @@ def test_images_are_checked(tasks):
 
 
 def test_the_lab_s_filter_is_built_from_its_config_file():
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        cfg = compose("config", overrides=["model=lab", "reward=evasion", "device=cpu"])
+    cfg = composition.composed(["model=lab", "reward=evasion", "device=cpu"])
     reward = config.build(cfg.reward, "reward")
     assert isinstance(reward, Evasion) and isinstance(reward.filter, ClassifierFilter)

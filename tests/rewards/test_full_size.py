@@ -25,14 +25,13 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import nn
 
 from guidedgen.basics import images
 from guidedgen.basics.tasks import Task
 from guidedgen.rewards import Reward
-from guidedgen.runs import config
+from guidedgen.runs import composition, config
 from guidedgen.zoo import blip2, classifier, clip, feature_maps, openclip, vqa
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -392,8 +391,7 @@ def reference(folder: Path) -> str:
 def build(name: str, options: Mapping[str, object]) -> Any:
     """The reward that `run.py reward=NAME zoo=hub` and these options make."""
     overrides = [f"reward={name}", "zoo=hub", "device=cpu", "dtype=float32"]
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        cfg = compose("config", overrides=[*overrides, *(f"{key}={value}" for key, value in options.items())])
+    cfg = composition.composed([*overrides, *(f"{key}={value}" for key, value in options.items())])
     OmegaConf.resolve(cfg)
     return config.build(config.without_weightless(cfg.reward), "reward")
 

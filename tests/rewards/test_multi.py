@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from guidedgen.basics.errors import BadValue, UsageError
@@ -13,7 +12,7 @@ from guidedgen.rewards.compressibility import Compressibility
 from guidedgen.rewards.multi import Multi
 from guidedgen.rewards.pickscore import PickScore
 from guidedgen.rewards.style_gram_vgg16 import StyleGramVgg16
-from guidedgen.runs import config
+from guidedgen.runs import composition, config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +76,7 @@ def test_wrong_weights(weights, name, rule):
 
 
 def reward_of(*overrides):
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        cfg = compose("config", overrides=["reward=multi", "device=cpu", "dtype=float32", *overrides])
+    cfg = composition.composed(["reward=multi", "device=cpu", "dtype=float32", *overrides])
     OmegaConf.resolve(cfg)
     return config.build(config.without_weightless(cfg.reward), "reward")
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
 
 from guidedgen.basics.errors import BadValue, UsageError
 from guidedgen.basics.tasks import Task
@@ -14,7 +13,7 @@ from guidedgen.rewards import Reward
 from guidedgen.rewards.blip2 import Blip2
 from guidedgen.rewards.multi import Multi
 from guidedgen.rewards.vqa import Answer
-from guidedgen.runs import config
+from guidedgen.runs import composition, config
 
 
 def _weights(text: str) -> torch.Tensor:
@@ -132,8 +131,7 @@ def test_wrong_options(options: dict, message: str):
 
 
 def _refusal(*overrides: str) -> str:
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        cfg = compose("config", overrides=["device=cpu", *overrides])
+    cfg = composition.composed(["device=cpu", *overrides])
     with pytest.raises(UsageError) as caught:
         config.build(cfg.reward, "reward")
     return str(caught.value)
