@@ -211,7 +211,7 @@ def test_what_was_loaded_from_a_file_is_not_used_when_that_has_changed(
     file = tmp_path / "weights"
     file.write_text("a")
     contents.sha256(file)
-    stable_diffusion._token_counts(StableDiffusionFolder.open("lab", "generator"), ("a red circle",))
+    stable_diffusion._token_counts(StableDiffusionFolder.open("lab"), ("a red circle",))
     file.touch()
     contents.sha256(file)
     assert stable_diffusion._token_counts.cache_info().currsize

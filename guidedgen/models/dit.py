@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, ClassVar, cast
 import torch
 from torch import Tensor
 
-from guidedgen.basics.errors import BadValue
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
 from guidedgen.models.dit_folder import DitFolder
-from guidedgen.models.folder import BUNDLED, INDEX, height_and_width
+from guidedgen.models.folder import INDEX, height_and_width
 from guidedgen.models.latent import Conditioning, PromptedDenoiser
 from guidedgen.models.learnable import Learnable
 from guidedgen.models.textless import TextlessModel
@@ -53,9 +52,7 @@ class Dit(TextlessModel):
 
     @functools.cached_property
     def opened(self) -> DitFolder:
-        if self.path in BUNDLED:
-            raise BadValue("path", self.path, "must be a folder or a hub name (org/name): there is no bundled DiT")
-        return DitFolder.open(self.path, lab="dit", size=height_and_width(self.size))
+        return DitFolder.open(self.path, height_and_width(self.size))
 
     @property
     def files(self) -> tuple[Path, ...]:

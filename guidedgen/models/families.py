@@ -10,7 +10,7 @@ from typing import Any
 from guidedgen.basics.errors import BadValue, UsageError
 from guidedgen.models.dit import Dit
 from guidedgen.models.flux import Flux
-from guidedgen.models.folder import BUNDLED, INDEX
+from guidedgen.models.folder import INDEX, bundled
 from guidedgen.models.latent import LatentModel
 from guidedgen.models.pixart import PixArt
 from guidedgen.models.pixel import Pixel
@@ -66,7 +66,7 @@ def any_model(
 
 def reads(*, path: str, **_: object) -> tuple[Needed, ...]:
     """What is read of such a folder or repository."""
-    if path in BUNDLED:
+    if bundled(path):
         return ()
     family, index = _family(path)
     return family.reads(path=path, **family.options_of(index))
@@ -77,7 +77,7 @@ any_model.reads = reads  # type: ignore[attr-defined]  # what scripts/fetch.py a
 
 def _family(path: str) -> tuple[type[LatentModel], Mapping[str, Any]]:
     """The family, and what model_index.json says."""
-    if path in BUNDLED:
+    if bundled(path):
         return StableDiffusion, {}
     index = _index(path)
     name = index.get("_class_name")

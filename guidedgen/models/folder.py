@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 DIFFUSERS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 TRANSFORMERS = ("model.safetensors", "pytorch_model.bin")
 INDEX = "model_index.json"
-BUNDLED = ("lab", "lab:turbo")  # what `model.path` may name of this repository
 
 _MOST, _DEEPEST = 10**5, 10**3  # no network is wider or deeper; one that says so would take for ever to build
 
@@ -98,6 +97,9 @@ class Folder(abc.ABC):
     DEFAULTS: ClassVar[Mapping[str, Mapping[str, Any]]]
     RULES: ClassVar[Mapping[str, Mapping[str, Rule]]]  # what a key has to be where there is one
     REQUIRED: ClassVar[Mapping[str, Sequence[str]]]
+    BUNDLED: ClassVar[
+        Mapping[str, Sequence[str]]
+    ] = {}  # by `model.path`: the lab's parts whose folders it is in, one over the other
     ENDS: ClassVar[int] = 2  # tokens that every prompt is read with: CLIP's start and end
 
     @classmethod
@@ -345,19 +347,22 @@ class Folder(abc.ABC):
         )  # fmt: skip
 
     @classmethod
-    def open(cls, path: str, lab: str, size: tuple[int, int] | None = None) -> Self:
-        """The folder of `model.path`: a folder, a repository of the hub, "lab" for the bundled model, which is called `lab`, or
-        "lab:turbo" for another one, which has some parts in common with that.
+    def open(cls, path: str, size: tuple[int, int] | None = None) -> Self:
+        """The folder of `model.path`: a folder, a repository of the hub, or what is bundled by that name.
 
         Of a repository that is not on this machine, the configs are fetched and checked first, and then the weights. Raises
-        UsageError where it cannot be had, or is not supported, and BadValue for a `size` that it cannot make.
+        UsageError where it cannot be had, or is not supported, and BadValue for a `size` that it cannot make and for what is not
+        bundled.
         """
         source = f"model.path={path}"
-        if path in BUNDLED:
-            first = locate_lab(f"{lab}/{INDEX}", key=source, part=lab).parent
-            name = path.removeprefix("lab").removeprefix(":")
-            own = locate_lab(f"{name}/{INDEX}", key=source, part=name).parent if name else first
-            folder = cls(path=own, source=source, size=size, rest=first if name else None)
+        if bundled(path):
+            if path not in cls.BUNDLED:
+                there = f"; path={' or path='.join(cls.BUNDLED)} is there" if cls.BUNDLED else ""
+                raise BadValue(
+                    "path", path, f"must be a folder or a hub name (org/name): no such {cls.PIPELINES[0]} is bundled{there}"
+                )
+            own, *rest = (locate_lab(f"{part}/{INDEX}", key=source, part=part).parent for part in cls.BUNDLED[path])
+            folder = cls(path=own, source=source, size=size, rest=rest[0] if rest else None)
         else:
             _check_path(path, source)
             small = cls.needed(path, weights=False)
@@ -387,6 +392,11 @@ class TransformerFolder(Folder):
     @property
     def patch(self) -> int:
         return int(self.configs["transformer"]["patch_size"])
+
+
+def bundled(path: object) -> bool:
+    """Whether `model.path` names something of this repository: "lab", or "lab:" and a name."""
+    return isinstance(path, str) and (path == "lab" or path.startswith("lab:"))
 
 
 def height_and_width(size: object) -> tuple[int, int] | None:

@@ -23,7 +23,7 @@ from guidedgen.basics.errors import BadValue, UsageError
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
 from guidedgen.models import quantization
-from guidedgen.models.folder import BUNDLED, Folder
+from guidedgen.models.folder import Folder, bundled
 from guidedgen.models.learnable import Learnable
 from guidedgen.models.learned import Learned
 from guidedgen.models.prompts import Prompts
@@ -163,7 +163,7 @@ class LatentModel(abc.ABC):
     def reads(cls, *, path: str, **options: Any) -> tuple[Needed, ...]:
         """What is read of the hub or of a folder: nothing of a bundled model."""
         del options
-        return () if path in BUNDLED else (cls.FOLDER.needed(path),)
+        return () if bundled(path) else (cls.FOLDER.needed(path),)
 
     @classmethod
     def options_of(cls, index: Mapping[str, Any]) -> dict[str, Any]:

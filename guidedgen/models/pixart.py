@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from guidedgen.basics.errors import BadValue
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
-from guidedgen.models.folder import BUNDLED, height_and_width
+from guidedgen.models.folder import height_and_width
 from guidedgen.models.latent import Conditioning, LatentModel
 from guidedgen.models.learnable import Learnable
 from guidedgen.models.pixart_folder import PixArtFolder
@@ -55,9 +54,7 @@ class PixArt(LatentModel):
 
     @functools.cached_property
     def opened(self) -> PixArtFolder:
-        if self.path in BUNDLED:
-            raise BadValue("path", self.path, "must be a folder or a hub name (org/name): there is no bundled PixArt")
-        return PixArtFolder.open(self.path, lab="pixart", size=height_and_width(self.size))
+        return PixArtFolder.open(self.path, height_and_width(self.size))
 
     @property
     def files(self) -> tuple[Path, ...]:

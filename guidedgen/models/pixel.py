@@ -15,7 +15,7 @@ from guidedgen.basics import images
 from guidedgen.basics.errors import BadValue
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
-from guidedgen.models.folder import BUNDLED, height_and_width
+from guidedgen.models.folder import height_and_width
 from guidedgen.models.latent import Conditioning, PromptedDenoiser
 from guidedgen.models.learnable import Learnable
 from guidedgen.models.pixel_folder import PixelFolder
@@ -68,9 +68,7 @@ class Pixel(TextlessModel):
 
     @functools.cached_property
     def opened(self) -> PixelFolder:
-        if self.path in BUNDLED:
-            raise BadValue("path", self.path, "must be a folder or a hub name (org/name): there is no bundled model of pixels")
-        return PixelFolder.open(self.path, lab="pixel", size=height_and_width(self.size))
+        return PixelFolder.open(self.path, height_and_width(self.size))
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from guidedgen.basics.errors import BadValue
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
-from guidedgen.models.folder import BUNDLED, height_and_width
+from guidedgen.models.folder import height_and_width
 from guidedgen.models.latent import Conditioning, LatentModel
 from guidedgen.models.learnable import Learnable
 from guidedgen.models.sana_folder import SanaFolder
@@ -65,9 +65,7 @@ class Sana(LatentModel):
 
     @functools.cached_property
     def opened(self) -> SanaFolder:
-        if self.path in BUNDLED:
-            raise BadValue("path", self.path, "must be a folder or a hub name (org/name): there is no bundled SANA")
-        return SanaFolder.open(self.path, lab="sana", size=height_and_width(self.size))
+        return SanaFolder.open(self.path, height_and_width(self.size))
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -56,7 +56,7 @@ class StableDiffusion(UNetModel):
 
     @functools.cached_property
     def opened(self) -> StableDiffusionFolder:
-        return StableDiffusionFolder.open(self.path, lab="generator", size=height_and_width(self.size))
+        return StableDiffusionFolder.open(self.path, height_and_width(self.size))
 
     @property
     def files(self) -> tuple[Path, ...]:

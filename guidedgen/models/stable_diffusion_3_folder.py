@@ -36,6 +36,7 @@ class StableDiffusion3Folder(TransformerFolder):
         _CLASSES[part][0] for part in ("transformer", "vae", "text_encoder", "text_encoder_2", "scheduler")
     )
     PIPELINES: ClassVar = ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline")
+    BUNDLED: ClassVar = {"lab": ("flow",)}
     CLASSES: ClassVar = _CLASSES
     WEIGHTS: ClassVar = {
         "transformer": folder.DIFFUSERS, "vae": folder.DIFFUSERS, "text_encoder": folder.TRANSFORMERS,

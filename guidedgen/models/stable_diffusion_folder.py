@@ -38,6 +38,7 @@ class StableDiffusionFolder(UNetFolder):
     # Those of a pipeline and its Img2Img have the same parts; from noise they are one.
     PIPELINES: ClassVar = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", *_LCM)
     GUIDANCES: ClassVar = {"StableDiffusionPipeline": 7.5, "StableDiffusionImg2ImgPipeline": 7.5, **dict.fromkeys(_LCM, 8.5)}
+    BUNDLED: ClassVar = {"lab": ("generator",), "lab:turbo": ("turbo", "generator")}
     CLASSES: ClassVar = _CLASSES
     WEIGHTS: ClassVar = {"unet": folder.DIFFUSERS, "vae": folder.DIFFUSERS, "text_encoder": folder.TRANSFORMERS}
     VOCABULARIES: ClassVar = (("tokenizer/tokenizer.json",), ("tokenizer/vocab.json", "tokenizer/merges.txt"))

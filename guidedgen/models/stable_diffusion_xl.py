@@ -57,7 +57,7 @@ class StableDiffusionXl(UNetModel):
 
     @functools.cached_property
     def opened(self) -> StableDiffusionXlFolder:
-        return StableDiffusionXlFolder.open(self.path, lab="xl", size=height_and_width(self.size))
+        return StableDiffusionXlFolder.open(self.path, height_and_width(self.size))
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -53,7 +53,7 @@ class UNetModel(LatentModel):
     @classmethod
     def guidance_of(cls, path: str) -> float:
         """1 where the UNet is given its guidance."""
-        return cls.GUIDANCE if cls.FOLDER.open(path, lab="generator").guidance is None else 1.0
+        return cls.GUIDANCE if cls.FOLDER.open(path).guidance is None else 1.0
 
     @property
     def predicts(self) -> str:

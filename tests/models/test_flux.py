@@ -353,7 +353,7 @@ def test_options_that_do_not_fit_are_refused(made: dict[str, Path], tried: Calla
         ("dev", {"embedded_guidance": math.inf}, "at least 0 and finite"), ("dev", {"embedded_guidance": math.nan}, "at least 0"),
         ("dev", {"t5_tokens": 513}, "must be from 2 to 512"), ("dev", {"t5_tokens": 1}, "must be from 2 to 512"),
         ("dev", {"t5_tokens": 20.5}, "must be from 2 to 512"), ("dev", {"size": 18}, "must be multiples of 4"),
-        ("dev", {"size": [16, 22]}, "must be multiples of 4"), ("dev", {"path": "lab"}, "no bundled FLUX"),
+        ("dev", {"size": [16, 22]}, "must be multiples of 4"), ("dev", {"path": "lab"}, "no such FluxPipeline is bundled"),
         ("dev", {"guidance_scale": -1.0}, "at least 0"),
     ):  # fmt: skip
         with pytest.raises(BadValue, match=why):

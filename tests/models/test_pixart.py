@@ -327,7 +327,7 @@ def test_other_pipelines_are_refused(made: dict[str, Path], tmp_path: Path, name
 
 def test_options_that_do_not_fit_are_refused(made: dict[str, Path], tmp_path: Path, tried: Callable[..., None]) -> None:
     for options, why in (
-        ({"size": 18}, "must be multiples of 4"), ({"size": [32, 33]}, "must be multiples of 4"), ({"path": "lab"}, "no bundled PixArt"),
+        ({"size": 18}, "must be multiples of 4"), ({"size": [32, 33]}, "must be multiples of 4"), ({"path": "lab"}, "no such PixArtSigmaPipeline is bundled"),
         ({"guidance_scale": -1.0}, "at least 0"),
     ):  # fmt: skip
         with pytest.raises(BadValue, match=why):

@@ -199,7 +199,7 @@ def test_what_makes_no_sense_of_pixels_is_refused(made: dict[str, Path], tried: 
         ({"truncate_prompts": True}, "must be false: this model"), ({"size": 32}, r"must be null or \[16, 16\]"),
         ({"offload": True}, "must be false: this model has one small network"), ({"vae_tiling": True}, "must be false"),
         ({"vae_slicing": True}, "must be false"), ({"quantization": "bnb_nf4"}, "must be null"), ({"clip_sample": 1}, "true, false"),
-        ({"path": "lab"}, "no bundled model of pixels"), ({"batch_size": 0}, "at least 1"),
+        ({"path": "lab"}, "no such DDPMPipeline is bundled"), ({"batch_size": 0}, "at least 1"),
     ):  # fmt: skip
         with pytest.raises(BadValue, match=why):
             pixel(**{"folder": made["ddpm"]} | options) if "path" not in options else Pixel(name="tiny", **options)
@@ -439,7 +439,7 @@ def test_what_makes_no_sense_of_classes_is_refused(made: dict[str, Path], tried:
         with pytest.raises(BadValue, match=why):
             dit(made["dit"], **options)
         tried("refused")
-    with pytest.raises(BadValue, match="no bundled DiT"):
+    with pytest.raises(BadValue, match="no such DiTPipeline is bundled"):
         Dit(path="lab", name="tiny")
     with pytest.raises(UsageError, match="DiT takes nothing that was learned elsewhere"):
         dit(made["dit"], learned=str(made["dit"] / "transformer/diffusion_pytorch_model.safetensors"))

@@ -396,7 +396,7 @@ def test_tokenizers_that_would_be_read_wrongly_are_refused(
 
 def test_options_that_do_not_fit_are_refused(made: dict[str, Path], tried: Callable[..., None]) -> None:
     options: Sequence[tuple[Mapping[str, Any], str]] = (
-        ({"size": 30}, "must be multiples of 4"), ({"size": [32, 33]}, "must be multiples of 4"), ({"path": "lab"}, "no bundled SANA"),
+        ({"size": 30}, "must be multiples of 4"), ({"size": [32, 33]}, "must be multiples of 4"), ({"path": "lab"}, "no such SanaPipeline is bundled"),
         ({"guidance_scale": -1.0}, "at least 0"), ({"instruct": "no"}, "must be true or false"),
     )  # fmt: skip
     for given, why in options:
