@@ -89,32 +89,6 @@ def _look_aside(attention: Any, head: int, offset: tuple[int, int], place: list[
         layer.bias[rows] = 0
 
 
-class JointAttention:
-    """SD3's attention where the context's last token stands for `copies` of it, which is exact: equal keys share their weight.
-
-    Written out, since the backward pass of torch's fused attention is slow in bf16 on a CPU.
-    """
-
-    def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, copies: int = 1, **kwargs: Any
-    ) -> tuple[Tensor, Tensor] | Tensor:
-        b, n, _ = hidden_states.shape
-        parts = [layer(hidden_states) for layer in (attn.to_q, attn.to_k, attn.to_v)]
-        if encoder_hidden_states is not None:
-            context = [layer(encoder_hidden_states) for layer in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)]
-            parts = [torch.cat(pair, 1) for pair in zip(parts, context, strict=True)]
-        q, k, v = (part.unflatten(-1, (attn.heads, -1)).transpose(1, 2).flatten(0, 1) for part in parts)
-        bias = torch.zeros(k.shape[1], dtype=q.dtype, device=q.device)
-        if encoder_hidden_states is not None:
-            bias[-1] = math.log(copies)
-        weights = torch.baddbmm(bias.expand(len(q), q.shape[1], -1), q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5).softmax(-1)
-        seen = (weights.to(v.dtype) @ v).unflatten(0, (b, attn.heads)).transpose(1, 2).flatten(2)
-        image = attn.to_out[0](seen[:, :n])
-        if encoder_hidden_states is None:
-            return image
-        return image, seen[:, n:] if attn.context_pre_only else attn.to_add_out(seen[:, n:])
-
-
 # The text side
 
 

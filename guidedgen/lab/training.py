@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from guidedgen.basics.attention import JointAttention
 from guidedgen.basics.noise import generator as stream
 from guidedgen.lab import captions, flow, networks, preference, referee_training, taste, turbo
 from guidedgen.lab.fitting import Part, Settings
@@ -236,7 +237,7 @@ def rectified_flow(
     known = captions.describe(draw_scenes(512, draw, split=Split.GENERATOR))
     ids = networks.tokenize(tokenizer, [captions.caption(said, _rng(draw)) for said in known])
     flow.standardise_inputs(transformer, *flow.encode(encoders, ids)[:2])
-    transformer.set_attn_processor(flow.JointAttention())
+    transformer.set_attn_processor(JointAttention())
     unet.set_attn_processor(AttnProcessor())
     unet, encoders = unet.to(settings.device), (encoders[0].to(settings.device), encoders[1].to(settings.device))
     alpha_bar = alphas_cumprod().to(settings.device)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from guidedgen.basics.attention import JointAttention
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
 from guidedgen.models.folder import bundled, height_and_width
@@ -78,6 +79,14 @@ class StableDiffusion3(LatentModel):
         parts = (*self.opened.WEIGHTS, "scheduler", *tokenizers)
         return (*(self.folder / part for part in parts), *self.additions.files)
 
+    @functools.cached_property
+    def copies(self) -> int:
+        """How many of the zeros that stand for T5's tokens the network reads as one, which is exact: all of them where a picture
+        has no more tokens than that. For larger ones fused attention, which has no such weights, is as fast.
+        """
+        _, height, width = self.latent_shape
+        return _T5_TOKENS if not self.t5 and height * width <= _T5_TOKENS * self.opened.patch**2 else 1
+
     # Networks
 
     @functools.cached_property
@@ -85,7 +94,10 @@ class StableDiffusion3(LatentModel):
         """The denoising network."""
         from diffusers import SD3Transformer2DModel
 
-        return self.load_network(SD3Transformer2DModel, "transformer")
+        network = self.load_network(SD3Transformer2DModel, "transformer")
+        if self.copies > 1:
+            network.set_attn_processor(JointAttention())
+        return network
 
     @functools.cached_property
     def text_encoders(self) -> tuple[CLIPTextModelWithProjection, CLIPTextModelWithProjection]:
@@ -125,7 +137,7 @@ class StableDiffusion3(LatentModel):
             read = [by_clip(prompts, tokenizer, encoder, self.max_tokens) for tokenizer, encoder in clips]
             tokens = torch.cat([output.hidden_states[-2] for output in read], -1)
             tokens = F.pad(tokens, (0, int(self.opened.configs["transformer"]["joint_attention_dim"]) - tokens.shape[-1]))
-            rest = tokens.new_zeros(len(tokens), _T5_TOKENS, tokens.shape[-1])
+            rest = tokens.new_zeros(len(tokens), _T5_TOKENS // self.copies, tokens.shape[-1])
             for encoder in self.t5_encoder:
                 rest, _ = by_t5(prompts, self.t5_tokenizer, encoder, _T5_TOKENS)
             tokens = torch.cat([tokens, rest.to(tokens.dtype)], 1)
@@ -141,10 +153,11 @@ class StableDiffusion3(LatentModel):
         """The flow's velocity, eps - x_0."""
         assert conditioning.pooled is not None
         time = torch.full((len(x_t),), t.t, device=x_t.device)
+        more = {"joint_attention_kwargs": {"copies": self.copies}} if self.copies > 1 else {}
 
         def call(x: Tensor, tokens: Tensor, pooled: Tensor) -> Tensor:
             output: Tensor = self.transformer(
-                hidden_states=x, timestep=time, encoder_hidden_states=tokens, pooled_projections=pooled, return_dict=False
+                hidden_states=x, timestep=time, encoder_hidden_states=tokens, pooled_projections=pooled, return_dict=False, **more
             )[0]
             return output
 

@@ -58,17 +58,6 @@ def _mixed(network: Any) -> Any:
     return network.eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("count", [1, 7, flow.ZEROS])
-def test_one_token_stands_for_many_equal_ones(count: int) -> None:
-    torch.manual_seed(0)
-    network = _mixed(flow.build_transformer(32, 2, 2))
-    x, text, pooled, t = torch.randn(2, 4, 16, 16), torch.randn(2, 9, 256), torch.randn(2, 256), torch.tensor([300.0, 990.0])
-    expected = network(x, F.pad(text, (0, 0, 0, count)), pooled, t).sample
-    network.set_attn_processor(flow.JointAttention())
-    found = network(x, F.pad(text, (0, 0, 0, 1)), pooled, t, joint_attention_kwargs={"copies": count}).sample
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
-
-
 def test_text_encoders_say_what_the_lab_ones_say(generator: tuple[Any, Any], clip: Any) -> None:
     ids, text = _ids(), generator[1]
     encoders = flow.first_text_encoder(text), flow.second_text_encoder(clip)

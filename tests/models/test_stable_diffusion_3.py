@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from every_method import METHODS, check_method
 from torch import Tensor
 
+from guidedgen.basics.attention import JointAttention
 from guidedgen.basics.errors import BadValue, UsageError
 from guidedgen.basics.tasks import Task
 from guidedgen.cli import command_line
-from guidedgen.models import families
+from guidedgen.models import families, stable_diffusion_3
 from guidedgen.models.stable_diffusion import StableDiffusion
 from guidedgen.models.stable_diffusion_3 import StableDiffusion3
 from guidedgen.process.formulas import from_velocity
@@ -73,9 +75,10 @@ def test_prompts_are_encoded_as_diffusers_does(folder: Path, t5: bool) -> None:
         .encode_prompt(list(PROMPTS), None, None, device="cpu", do_classifier_free_guidance=True, negative_prompt="red")
     )
     ours, other = model(folder, t5=t5, negative_prompt="red", dtype="float64").condition(tasks(*PROMPTS))
-    torch.testing.assert_close(ours.tokens, cond, rtol=0, atol=1e-6)
+    zeros = 0 if t5 else 255  # more; the last stands for them
+    torch.testing.assert_close(F.pad(ours.tokens, (0, 0, 0, zeros)), cond, rtol=0, atol=1e-6)
     torch.testing.assert_close(ours.pooled, pooled, rtol=0, atol=1e-6)
-    torch.testing.assert_close(other.tokens.expand_as(uncond), uncond, rtol=0, atol=1e-6)
+    torch.testing.assert_close(F.pad(other.tokens, (0, 0, 0, zeros)).expand_as(uncond), uncond, rtol=0, atol=1e-6)
     torch.testing.assert_close(other.pooled.expand_as(unpooled), unpooled, rtol=0, atol=1e-6)
     assert (ours.tokens[:, LENGTH:] == 0).all() != t5
 
@@ -94,6 +97,42 @@ def test_a_chain_is_diffusers(folder: Path, t5: bool, guidance_scale: float, neg
     pictures = pipe(list(PROMPTS), **given, height=16, width=16, output_type="pt").images
     assert pictures.std() > 0.02
     torch.testing.assert_close(sd.decode(ours), pictures, rtol=0, atol=1 / 255, check_dtype=False)
+
+
+@pytest.mark.parametrize(("zeros", "t5", "copies"), [(256, False, 256), (256, True, 1), (64, False, 64), (63, False, 1)])
+def test_zeros_are_read_once_where_a_picture_has_no_more_tokens(
+    folder: Path, zeros: int, t5: bool, copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture has 64 tokens here."""
+    monkeypatch.setattr(stable_diffusion_3, "_T5_TOKENS", zeros)
+    sd = model(folder, t5=t5)
+    assert sd.copies == copies and sd.encode_prompts(["a cat"]).tokens.shape[1] == LENGTH + zeros // copies
+
+
+@pytest.mark.parametrize("copies", [1, 7, 256])
+@pytest.mark.parametrize("options", [{}, {"qk_norm": "rms_norm"}, {"qk_norm": "rms_norm", "dual_attention_layers": (0,)}], ids=str)
+def test_one_token_stands_for_many_equal_ones(options: dict[str, Any], copies: int) -> None:
+    """The values and gradients of diffusers' own attention over all of them, in Stable Diffusion 3's and 3.5's transformers."""
+    from diffusers import SD3Transformer2DModel
+
+    torch.manual_seed(0)
+    network = SD3Transformer2DModel(
+        sample_size=8, in_channels=4, out_channels=4, num_layers=3, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=12, caption_projection_dim=16, pooled_projection_dim=8, pos_embed_max_size=4, **options,
+    ).double()  # fmt: skip
+    for parameter in network.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    x = torch.randn(2, 4, 8, 8, dtype=torch.float64, requires_grad=True)
+    text, pooled = torch.randn(2, 9, 12, dtype=torch.float64), torch.randn(2, 8, dtype=torch.float64)
+
+    def found(count: int, **more: Any) -> tuple[Tensor, ...]:
+        output = network(x, F.pad(text, (0, 0, 0, count)), pooled, torch.tensor([300.0, 990.0]), **more).sample
+        return output.detach(), *torch.autograd.grad(output.square().sum(), x)
+
+    expected = found(copies)
+    network.set_attn_processor(JointAttention())
+    for ours, theirs in zip(found(1, joint_attention_kwargs={"copies": copies}), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-6)
 
 
 def test_prompts_scales_and_t5_matter(folder: Path) -> None:
