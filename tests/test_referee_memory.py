@@ -55,19 +55,26 @@ def decoded(latents: Tensor) -> Tensor:
 
 
 @functools.cache
-def blip2() -> QFormer:
-    """ViT-g and Q-Former, as transformers' defaults for BLIP-2 are; tests/rewards/test_full_size.py holds the sizes."""
+def blip2(layers: int) -> QFormer:
+    """ViT-g of so many layers and Q-Former, as transformers' defaults for BLIP-2 are; tests/rewards/test_full_size.py holds the
+    sizes.
+    """
     from transformers import Blip2Config, Blip2ForImageTextRetrieval
     from transformers.initialization import no_init_weights
 
-    settings = {"num_query_tokens": 32, "qformer_config": {"vocab_size": 30523, "use_qformer_text_input": True}}
+    vision = {"num_hidden_layers": layers}
+    settings = {
+        "vision_config": vision,
+        "num_query_tokens": 32,
+        "qformer_config": {"vocab_size": 30523, "use_qformer_text_input": True},
+    }
     with WITHOUT_CONTENT, no_init_weights():
         return QFormer(Blip2ForImageTextRetrieval(Blip2Config(**settings)), 30523).eval().requires_grad_(False)
 
 
-def peak(copies: int, batch_size: int, pictures: int = 1, decode: Callable[[Tensor], Tensor] = enlarged) -> int:
+def peak(copies: int, batch_size: int, pictures: int = 1, decode: Callable[[Tensor], Tensor] = enlarged, layers: int = 6) -> int:
     """The most bytes at once, weights aside, of the rewards and gradients of pictures seen through so many copies."""
-    network = blip2()
+    network = blip2(layers)
 
     def reward(images: Tensor, owners: Sequence[Task]) -> Tensor:
         with WITHOUT_CONTENT:
@@ -90,7 +97,6 @@ def peak(copies: int, batch_size: int, pictures: int = 1, decode: Callable[[Tens
 
 def test_copies_cost_no_memory_beyond_a_chunk_s() -> None:
     one = peak(1, 1)
-    assert one == pytest.approx(0.62 * GIB, rel=0.02)  # float32: 39 blocks keep what their backward needs
     assert peak(3, 1) == pytest.approx(one, rel=0.02)
     assert peak(4, 2) == pytest.approx(2 * one, rel=0.05)
 
@@ -101,6 +107,10 @@ def test_the_decoding_of_other_pictures_is_not_held() -> None:
     assert peak(2, 2, 3, decoded) <= 1.02 * one
 
 
+def test_what_its_blocks_keep_for_their_backward_is_counted() -> None:
+    assert peak(1, 1, layers=39) == pytest.approx(0.62 * GIB, rel=0.02)  # in float32
+
+
 @pytest.mark.slow
 def test_thirty_copies_cost_as_much_as_a_chunk_of_them() -> None:
-    assert peak(30, 10) == pytest.approx(10 * peak(1, 1), rel=0.05)
+    assert peak(30, 10, layers=39) == pytest.approx(10 * peak(1, 1, layers=39), rel=0.05)

@@ -23,7 +23,7 @@ from guidedgen.runs import composition, config, objective, preparation
 from guidedgen.studies import status, sweeps
 
 LONGER = int(os.environ.get("GUIDEDGEN_EXAMPLES", "0"))
-EXAMPLES = LONGER or 750
+EXAMPLES = LONGER or 400
 CODES = {0, 1, 2, 75, 130}
 pytestmark = pytest.mark.skipif(not (WEIGHTS / "generator" / "model_index.json").exists(), reason="the lab's weights are missing")
 held = settings(max_examples=EXAMPLES, derandomize=not LONGER, database=None, deadline=None, print_blob=True,

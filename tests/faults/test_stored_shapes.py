@@ -38,7 +38,7 @@ JSON_FILES = ("metrics.json", "environment.json", "learned/learning.json")
 LINES = ("records.jsonl", "trace.jsonl")
 FILES = (*JSON_FILES, *LINES, "config.yaml", "run.log", "DONE", ".lock", ".judging.lock", "images/{}.png", "images/best/{}.png")
 FOLDERS = ("images", "images/best", "learned", "wandb")
-EXAMPLES = int(os.environ.get("GUIDEDGEN_EXAMPLES", "70"))  # for each kind of damage
+EXAMPLES = int(os.environ.get("GUIDEDGEN_EXAMPLES", "40"))  # for each kind of damage
 
 
 def script(name: str) -> Any:
