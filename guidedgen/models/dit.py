@@ -107,7 +107,7 @@ class Dit(TextlessModel):
             output: Tensor = self.transformer(x, timestep=time, class_labels=classes, return_dict=False)[0]
             return output[:, : x.shape[1]]
 
-        return run_in(self.transformer.dtype, call, x_t, *([given] if given.is_floating_point() else []))
+        return run_in(self.network_dtype, call, x_t, *([given] if given.is_floating_point() else []))
 
     def prediction(self, x_t: Tensor, output: Tensor, t: Point) -> Prediction:
         return (from_v if self.opened.prediction == "v_prediction" else from_eps)(x_t, output, t)

@@ -176,7 +176,7 @@ class Flux(LatentModel):
         """The flow's velocity, eps - x_0."""
         assert conditioning.pooled is not None
         rows, height, width = len(x_t), *x_t.shape[-2:]
-        options = {"dtype": self.transformer.dtype, "device": x_t.device}
+        options: dict[str, Any] = {"dtype": self.network_dtype, "device": x_t.device}
         time = torch.full((rows,), t.t, **options) / 1000  # in this order, in which diffusers rounds it in half precision
         guidance = self.opened.guidance if self.embedded_guidance is None else self.embedded_guidance
         embedded = None if guidance is None else torch.full((rows,), guidance, device=x_t.device)
@@ -191,7 +191,7 @@ class Flux(LatentModel):
             return unpacked(output, height, width)
 
         own = x_t / (t.alpha + t.sigma)  # in the flow's own scale
-        return run_in(self.transformer.dtype, call, own, conditioning.tokens, conditioning.pooled)
+        return run_in(self.network_dtype, call, own, conditioning.tokens, conditioning.pooled)
 
     def prediction(self, x_t: Tensor, output: Tensor, t: Point) -> Prediction:
         return from_velocity(x_t, output, t)

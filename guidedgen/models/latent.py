@@ -277,6 +277,9 @@ class LatentModel(abc.ABC):
             quantised=part in self.opened.quantised,
         )  # fmt: skip
         self.additions.into(network, part)
+        if (denoises or part == "vae") and self._channels_last(part):
+            with torch.inference_mode(False):  # as in load_pretrained
+                network.to(memory_format=torch.channels_last)
         if part == "vae" and self.vae_tiling:
             network.enable_tiling()  # type: ignore[operator]
         if part == "vae" and self.vae_slicing:
@@ -285,12 +288,24 @@ class LatentModel(abc.ABC):
             self.alternating.add(network)
         return network
 
+    def _channels_last(self, part: str) -> bool:
+        """Whether a network's convolutions have channels innermost, which on a CPU saves up to a third of the time in float32.
+        Results differ by rounding.
+        """
+        return torch.device(self.device).type == "cpu" and self.dtype == "float32" and part not in self.opened.quantised
+
     # What is loaded, and when
 
     @property
     def network(self) -> Any:
         """The denoising network."""
         return getattr(self, self.LEARNABLE.denoiser)
+
+    @functools.cached_property
+    def network_dtype(self) -> torch.dtype:
+        """What the denoising network computes in, asked once: diffusers goes through all of its parts for it."""
+        dtype: torch.dtype = self.network.dtype
+        return dtype
 
     @property
     def networks(self) -> tuple[Any, ...]:
@@ -423,7 +438,7 @@ class LatentModel(abc.ABC):
         with self.ledger.timed("decode"):
             self.ledger.decodes += len(x_0)
             own = self.for_vae(x_0)
-            return images.from_model(run_in(self.vae.dtype, lambda z: self.vae.decode(z).sample, own).float())
+            return images.from_model(run_in(self.vae.dtype, lambda z: self.vae.decode(z).sample, own).float().contiguous())
 
     def encode(self, pictures: Tensor) -> Tensor:
         """Images (b 3 H W) in [0, 1] to latents (b c h w), the mean of the posterior; differentiable."""
@@ -433,7 +448,7 @@ class LatentModel(abc.ABC):
     def encoded(self, pictures: Tensor) -> Tensor:
         """Images (b 3 H W) in [-1, 1] to what the autoencoder makes of them, in its own scale: the mean of the posterior."""
         mean: Tensor = self.vae.encode(pictures).latent_dist.mean
-        return mean
+        return mean.contiguous()
 
     def for_vae(self, x_0: Tensor) -> Tensor:
         """Latents in the autoencoder's own scale."""
@@ -500,6 +515,6 @@ class PromptedDenoiser:
         ledger = self.model.ledger
         ledger.nfe += len(x_t)
         with ledger.timed("denoise"):
-            output = self.model.predict(x_t, t, conditioning)
+            output = self.model.predict(x_t, t, conditioning).contiguous()
         ledger.count_backward(output, len(x_t))
         return output

@@ -117,7 +117,7 @@ class PixArt(LatentModel):
             )[0]  # fmt: skip
             return output[:, : x.shape[1]]
 
-        return run_in(self.transformer.dtype, call, x_t, conditioning.tokens, conditioning.mask)
+        return run_in(self.network_dtype, call, x_t, conditioning.tokens, conditioning.mask)
 
     def prediction(self, x_t: Tensor, output: Tensor, t: Point) -> Prediction:
         return (from_v if self.opened.prediction == "v_prediction" else from_eps)(x_t, output, t)

@@ -117,7 +117,7 @@ class Pixel(TextlessModel):
     def predict(self, x_t: Tensor, t: Point, conditioning: Conditioning) -> Tensor:
         del conditioning
         time = torch.full((len(x_t),), t.t, device=x_t.device)
-        return run_in(self.unet.dtype, lambda x: self.unet(x, time).sample, x_t)
+        return run_in(self.network_dtype, lambda x: self.unet(x, time).sample, x_t)
 
     def prediction(self, x_t: Tensor, output: Tensor, t: Point) -> Prediction:
         """With x_0 clipped; eps is what the network says of it before that, as in diffusers' pipelines."""

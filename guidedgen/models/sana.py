@@ -168,7 +168,7 @@ class Sana(LatentModel):
             return output[:, : x.shape[1]]
 
         own = x_t / (t.alpha + t.sigma)  # in the flow's own scale
-        return run_in(self.transformer.dtype, call, own, conditioning.tokens, conditioning.mask)
+        return run_in(self.network_dtype, call, own, conditioning.tokens, conditioning.mask)
 
     def prediction(self, x_t: Tensor, output: Tensor, t: Point) -> Prediction:
         return from_velocity(x_t, output, t)

@@ -125,7 +125,7 @@ class StableDiffusion(UNetModel):
     def predict(self, x_t: Tensor, t: Point, conditioning: Conditioning) -> Tensor:
         time = torch.full((len(x_t),), t.t, device=x_t.device)
         more = self.guided(len(x_t))
-        return run_in(self.unet.dtype, lambda x, prompt: self.unet(x, time, prompt, **more).sample, x_t, conditioning.tokens)
+        return run_in(self.network_dtype, lambda x, prompt: self.unet(x, time, prompt, **more).sample, x_t, conditioning.tokens)
 
 
 @functools.lru_cache(maxsize=4)  # of ten thousand prompts it takes a second, and a run and its unguided one check them twice each

@@ -162,7 +162,7 @@ class StableDiffusion3(LatentModel):
             return output
 
         own = x_t / (t.alpha + t.sigma)  # in the flow's own scale
-        return run_in(self.transformer.dtype, call, own, conditioning.tokens, conditioning.pooled)
+        return run_in(self.network_dtype, call, own, conditioning.tokens, conditioning.pooled)
 
     def prediction(self, x_t: Tensor, output: Tensor, t: Point) -> Prediction:
         return from_velocity(x_t, output, t)

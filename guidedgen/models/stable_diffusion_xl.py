@@ -123,7 +123,7 @@ class StableDiffusionXl(UNetModel):
             output: Tensor = self.unet(x, time, tokens, added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes}, **more).sample
             return output
 
-        return run_in(self.unet.dtype, call, x_t, conditioning.tokens, conditioning.pooled)
+        return run_in(self.network_dtype, call, x_t, conditioning.tokens, conditioning.pooled)
 
     def for_vae(self, x_0: Tensor) -> Tensor:
         if self.opened.latent_statistics is None:

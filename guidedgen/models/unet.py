@@ -73,7 +73,7 @@ class UNetModel(LatentModel):
             return {}
         scale = self.opened.guidance if self.embedded_guidance is None else self.embedded_guidance
         one = embedding_of(scale, int(self.opened.configs["unet"]["time_cond_proj_dim"]))
-        return {"timestep_cond": one.to(self.device, self.unet.dtype).expand(rows, -1)}
+        return {"timestep_cond": one.to(self.device, self.network_dtype).expand(rows, -1)}
 
     def prediction(self, x_t: Tensor, output: Tensor, t: Point) -> Prediction:
         return (from_v if self.predicts == "v_prediction" else from_eps)(x_t, output, t)

@@ -70,13 +70,14 @@ class Words:
         return embeddings
 
     def _run(self, ids: Tensor, **options: Any) -> Any:
+        if not self._embeddings:
+            return self._text_encoder(ids, **options)
         table = self._table
-        if self._embeddings:
-            tokens = [token for name, value in self._embeddings.items() for token in tokens_of(name, len(value))]
-            rows = self._tokenizer.convert_tokens_to_ids(tokens)  # the table may be longer or shorter than the vocabulary
-            padding = table.new_zeros(max(0, max(rows) + 1 - len(table)), table.shape[1])
-            learned = torch.cat([value.to(table) for value in self._embeddings.values()])
-            table = torch.cat([table, padding]).index_copy(0, torch.tensor(rows, device=table.device), learned)
+        tokens = [token for name, value in self._embeddings.items() for token in tokens_of(name, len(value))]
+        rows = self._tokenizer.convert_tokens_to_ids(tokens)  # the table may be longer or shorter than the vocabulary
+        padding = table.new_zeros(max(0, max(rows) + 1 - len(table)), table.shape[1])
+        learned = torch.cat([value.to(table) for value in self._embeddings.values()])
+        table = torch.cat([table, padding]).index_copy(0, torch.tensor(rows, device=table.device), learned)
         (name,) = (name for name, value in self._text_encoder.named_parameters() if value is self._table)
         return torch.func.functional_call(self._text_encoder, {name: table}, (ids,), options)
 

@@ -100,7 +100,7 @@ def test_a_chain_is_diffusers(folders: dict[str, Path], prediction: str, guidanc
     ours = sample(sd, x_T)
     assert ours.shape == (2, 3, 32, 32)
     assert ours.std() > 0.02  # there is something to compare
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-5)  # in float32, by convolutions of another order
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
