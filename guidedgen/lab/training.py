@@ -260,7 +260,7 @@ def rectified_flow(
         velocity = transformer(x_s, sequence, pooled, 1000 * s, joint_attention_kwargs=copies).sample.float()
         return {"loss": F.mse_loss(velocity, target), "data": F.mse_loss(velocity.detach(), noise - x_0)}
 
-    return Part(name="flow", network=transformer, loss=loss, steps=54_000, lr=1e-3, warm_up=200)
+    return Part(name="flow", network=transformer, loss=loss, steps=63_000, lr=1e-3, warm_up=200)
 
 
 def few_steps(settings: Settings, unet: UNet2DConditionModel, text: CLIPTextModel, tokenizer: Tokenizer) -> Part:
