@@ -56,8 +56,8 @@ Its losses were taken from the log and its seconds from the clock, except the cl
 loop measured. `blip2` and `vqa` were stopped and continued too; up to step 4200 without the loss of positions, and with fewer
 false relations and backgrounds among the statements. `flow` and `turbo` were stopped and continued with other numbers of steps,
 and so with other learning rates: `flow` was trained for 24,000 steps to the end of the decay, and four times continued. The
-learning rate of `blip2` had decayed to zero at step 6000; from then on it was hardened. The preference CLIP's loss is that of one batch
-of noisy choices; its floor, the noise's, is about 0.4.
+learning rate of `blip2` had decayed to zero at step 6000; from then on it was hardened. The preference CLIP's loss is that of
+one batch of noisy choices; its floor, the noise's, is about 0.4.
 
 | part | network | parameters | steps | learning rate | weight decay | warm-up | average | last loss | seconds |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
