@@ -2,7 +2,7 @@
 
 Packages, and which others each may import (checked by tests/test_layers.py):
 
-    basics       errors, tasks and samples, images, noise, cost, precision
+    basics       errors, tasks and samples, images, noise, cost, precision, attention
     process      noise schedules, grids, formulas, step rules, chains               <- basics
     gradients    how to differentiate a whole chain                                 <- basics, process
     methods      one paper, one file; `problem` is what a method is given           <- basics, process, gradients

@@ -97,9 +97,8 @@ class Folder(abc.ABC):
     DEFAULTS: ClassVar[Mapping[str, Mapping[str, Any]]]
     RULES: ClassVar[Mapping[str, Mapping[str, Rule]]]  # what a key has to be where there is one
     REQUIRED: ClassVar[Mapping[str, Sequence[str]]]
-    BUNDLED: ClassVar[
-        Mapping[str, Sequence[str]]
-    ] = {}  # by `model.path`: the lab's parts whose folders it is in, one over the other
+    # By `model.path`: the lab's parts whose folders it is in; the second has what the first lacks.
+    BUNDLED: ClassVar[Mapping[str, Sequence[str]]] = {}
     ENDS: ClassVar[int] = 2  # tokens that every prompt is read with: CLIP's start and end
 
     @classmethod

@@ -292,7 +292,8 @@ class LatentModel(abc.ABC):
         """Whether a network's convolutions have channels innermost, which on a CPU saves up to a third of the time in float32.
         Results differ by rounding.
         """
-        return torch.device(self.device).type == "cpu" and self.dtype == "float32" and part not in self.opened.quantised
+        plain = self.quantization is None and part not in self.opened.quantised
+        return plain and torch.device(self.device).type == "cpu" and self.dtype == "float32"
 
     # What is loaded, and when
 
