@@ -17,7 +17,7 @@ STABLE_DIFFUSION = ["model=sd15", "zoo=lab", "metrics=lab", f"model.path={GENERA
 # Steps of the methods' papers and released codes (conf/settings); the others take the scheduler's own.
 PUBLISHED_STEPS = {"code": 500, "codex": 500, "mpgd": 100, "freedom": 100, "universal": 100, "doodl": 50, "adjoint_dpm": 30,
                    "adjoint_tuning": 30}  # fmt: skip
-# A third of what their settings say, which is enough to gain by.
+# Less than their settings say, which is enough to gain by.
 FEWER = {
     "adjoint_dpm": "method.num_updates=4", "adjoint_tuning": "method.num_updates=3", "blip_inversion": "method.num_iterations=33",
     "doodl": "method.num_updates=6", "universal": "scheduler.num_steps=9",

@@ -14,7 +14,7 @@ from torch import Tensor
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
 from guidedgen.models.dit_folder import DitFolder
-from guidedgen.models.folder import INDEX, height_and_width
+from guidedgen.models.folder import INDEX
 from guidedgen.models.latent import Conditioning, PromptedDenoiser
 from guidedgen.models.learnable import Learnable
 from guidedgen.models.textless import TextlessModel
@@ -52,7 +52,7 @@ class Dit(TextlessModel):
 
     @functools.cached_property
     def opened(self) -> DitFolder:
-        return DitFolder.open(self.path, height_and_width(self.size))
+        return DitFolder.open(self.path, self.size)
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -66,8 +66,6 @@ def any_model(
 
 def reads(*, path: str, **_: object) -> tuple[Needed, ...]:
     """What is read of such a folder or repository."""
-    if bundled(path):
-        return ()
     family, index = _family(path)
     return family.reads(path=path, **family.options_of(index))
 

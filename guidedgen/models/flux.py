@@ -18,7 +18,7 @@ from guidedgen.basics.errors import BadValue, UsageError
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
 from guidedgen.models.flux_folder import FluxFolder
-from guidedgen.models.folder import height_and_width, whole
+from guidedgen.models.folder import whole
 from guidedgen.models.latent import Conditioning, LatentModel
 from guidedgen.models.learnable import Learnable, Reader
 from guidedgen.models.texts import by_t5
@@ -78,7 +78,7 @@ class Flux(LatentModel):
 
     @functools.cached_property
     def opened(self) -> FluxFolder:
-        return FluxFolder.open(self.path, height_and_width(self.size))
+        return FluxFolder.open(self.path, self.size)
 
     @property
     def files(self) -> tuple[Path, ...]:

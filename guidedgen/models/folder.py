@@ -346,14 +346,20 @@ class Folder(abc.ABC):
         )  # fmt: skip
 
     @classmethod
-    def open(cls, path: str, size: tuple[int, int] | None = None) -> Self:
-        """The folder of `model.path`: a folder, a repository of the hub, or what is bundled by that name.
+    def reads(cls, path: str) -> tuple[Needed, ...]:
+        """What is read of the hub or of a folder: nothing of what is bundled."""
+        return () if bundled(path) else (cls.needed(path),)
+
+    @classmethod
+    def open(cls, path: str, size: object = None) -> Self:
+        """The folder of `model.path`: a folder, a repository of the hub, or what is bundled by that name; with pictures of
+        `model.size`.
 
         Of a repository that is not on this machine, the configs are fetched and checked first, and then the weights. Raises
         UsageError where it cannot be had, or is not supported, and BadValue for a `size` that it cannot make and for what is not
         bundled.
         """
-        source = f"model.path={path}"
+        source, sides = f"model.path={path}", height_and_width(size)
         if bundled(path):
             if path not in cls.BUNDLED:
                 there = f"; path={' or path='.join(cls.BUNDLED)} is there" if cls.BUNDLED else ""
@@ -361,16 +367,16 @@ class Folder(abc.ABC):
                     "path", path, f"must be a folder or a hub name (org/name): no such {cls.PIPELINES[0]} is bundled{there}"
                 )
             own, *rest = (locate_lab(f"{part}/{INDEX}", key=source, part=part).parent for part in cls.BUNDLED[path])
-            folder = cls(path=own, source=source, size=size, rest=rest[0] if rest else None)
+            folder = cls(path=own, source=source, size=sides, rest=rest[0] if rest else None)
         else:
             _check_path(path, source)
             small = cls.needed(path, weights=False)
             if small.local is not None and (small.local / INDEX).is_file():
                 cls(path=small.local, source=source).check_index()  # else it would be missing what another pipeline has not
-            folder = cls(path=small.locate(), source=source, size=size)
+            folder = cls(path=small.locate(), source=source, size=sides)
             if small.local is None:
                 folder.check()
-                folder = cls(path=cls.needed(path).locate(), source=source, size=size)  # of a newer commit, it may be
+                folder = cls(path=cls.needed(path).locate(), source=source, size=sides)  # of a newer commit, it may be
         folder.check()
         folder.check_weights()
         return folder

@@ -23,7 +23,7 @@ from guidedgen.basics.errors import BadValue, UsageError
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
 from guidedgen.models import quantization
-from guidedgen.models.folder import Folder, bundled
+from guidedgen.models.folder import Folder
 from guidedgen.models.learnable import Learnable
 from guidedgen.models.learned import Learned
 from guidedgen.models.prompts import Prompts
@@ -161,9 +161,9 @@ class LatentModel(abc.ABC):
 
     @classmethod
     def reads(cls, *, path: str, **options: Any) -> tuple[Needed, ...]:
-        """What is read of the hub or of a folder: nothing of a bundled model."""
+        """What is read of the hub or of a folder: nothing of what is bundled."""
         del options
-        return () if bundled(path) else (cls.FOLDER.needed(path),)
+        return cls.FOLDER.reads(path)
 
     @classmethod
     def options_of(cls, index: Mapping[str, Any]) -> dict[str, Any]:
@@ -274,12 +274,9 @@ class LatentModel(abc.ABC):
             safetensors=str(self.opened.weights(part)).endswith(".safetensors"),
             device=torch.device("cpu" if waits else self.device), dtype=dtype or DTYPES[self.dtype],
             quantization=quantization.config_of(self.quantization, DTYPES[self.dtype]) if denoises else None,
-            quantised=part in self.opened.quantised,
+            quantised=part in self.opened.quantised, channels_last=(denoises or part == "vae") and self._channels_last,
         )  # fmt: skip
         self.additions.into(network, part)
-        if (denoises or part == "vae") and self._channels_last(part):
-            with torch.inference_mode(False):  # as in load_pretrained
-                network.to(memory_format=torch.channels_last)
         if part == "vae" and self.vae_tiling:
             network.enable_tiling()  # type: ignore[operator]
         if part == "vae" and self.vae_slicing:
@@ -288,12 +285,12 @@ class LatentModel(abc.ABC):
             self.alternating.add(network)
         return network
 
-    def _channels_last(self, part: str) -> bool:
-        """Whether a network's convolutions have channels innermost, which on a CPU saves up to a third of the time in float32.
-        Results differ by rounding.
+    @property
+    def _channels_last(self) -> bool:
+        """Whether convolutions have channels innermost, which on a CPU saves up to a third of the time in float32. Results differ
+        by rounding.
         """
-        plain = self.quantization is None and part not in self.opened.quantised
-        return plain and torch.device(self.device).type == "cpu" and self.dtype == "float32"
+        return torch.device(self.device).type == "cpu" and self.dtype == "float32"
 
     # What is loaded, and when
 

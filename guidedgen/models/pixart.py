@@ -15,7 +15,6 @@ from torch import Tensor
 
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
-from guidedgen.models.folder import height_and_width
 from guidedgen.models.latent import Conditioning, LatentModel
 from guidedgen.models.learnable import Learnable
 from guidedgen.models.pixart_folder import PixArtFolder
@@ -54,7 +53,7 @@ class PixArt(LatentModel):
 
     @functools.cached_property
     def opened(self) -> PixArtFolder:
-        return PixArtFolder.open(self.path, height_and_width(self.size))
+        return PixArtFolder.open(self.path, self.size)
 
     @property
     def files(self) -> tuple[Path, ...]:

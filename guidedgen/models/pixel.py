@@ -15,7 +15,6 @@ from guidedgen.basics import images
 from guidedgen.basics.errors import BadValue
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
-from guidedgen.models.folder import height_and_width
 from guidedgen.models.latent import Conditioning, PromptedDenoiser
 from guidedgen.models.learnable import Learnable
 from guidedgen.models.pixel_folder import PixelFolder
@@ -68,7 +67,7 @@ class Pixel(TextlessModel):
 
     @functools.cached_property
     def opened(self) -> PixelFolder:
-        return PixelFolder.open(self.path, height_and_width(self.size))
+        return PixelFolder.open(self.path, self.size)
 
     @property
     def files(self) -> tuple[Path, ...]:

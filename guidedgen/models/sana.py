@@ -17,7 +17,6 @@ from torch import Tensor
 from guidedgen.basics.errors import BadValue
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
-from guidedgen.models.folder import height_and_width
 from guidedgen.models.latent import Conditioning, LatentModel
 from guidedgen.models.learnable import Learnable
 from guidedgen.models.sana_folder import SanaFolder
@@ -65,7 +64,7 @@ class Sana(LatentModel):
 
     @functools.cached_property
     def opened(self) -> SanaFolder:
-        return SanaFolder.open(self.path, height_and_width(self.size))
+        return SanaFolder.open(self.path, self.size)
 
     @property
     def files(self) -> tuple[Path, ...]:

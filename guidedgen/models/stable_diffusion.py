@@ -17,7 +17,7 @@ from torch import Tensor
 
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
-from guidedgen.models.folder import INDEX, height_and_width
+from guidedgen.models.folder import INDEX
 from guidedgen.models.latent import Conditioning
 from guidedgen.models.learnable import Learnable, Reader
 from guidedgen.models.stable_diffusion_folder import StableDiffusionFolder
@@ -56,7 +56,7 @@ class StableDiffusion(UNetModel):
 
     @functools.cached_property
     def opened(self) -> StableDiffusionFolder:
-        return StableDiffusionFolder.open(self.path, height_and_width(self.size))
+        return StableDiffusionFolder.open(self.path, self.size)
 
     @property
     def files(self) -> tuple[Path, ...]:

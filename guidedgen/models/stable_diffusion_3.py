@@ -15,7 +15,6 @@ from torch import Tensor
 from guidedgen.basics.attention import JointAttention
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
-from guidedgen.models.folder import bundled, height_and_width
 from guidedgen.models.latent import Conditioning, LatentModel
 from guidedgen.models.learnable import Learnable
 from guidedgen.models.stable_diffusion_3_folder import CLIPS, StableDiffusion3Folder, WithT5
@@ -66,12 +65,12 @@ class StableDiffusion3(LatentModel):
 
     @functools.cached_property
     def opened(self) -> StableDiffusion3Folder:
-        return (WithT5 if self.t5 else StableDiffusion3Folder).open(self.path, height_and_width(self.size))
+        return (WithT5 if self.t5 else StableDiffusion3Folder).open(self.path, self.size)
 
     @classmethod
     def reads(cls, *, path: str, t5: bool = True, **options: Any) -> tuple[Needed, ...]:
         del options
-        return () if bundled(path) else ((WithT5 if t5 else StableDiffusion3Folder).needed(path),)
+        return (WithT5 if t5 else StableDiffusion3Folder).reads(path)
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
-from guidedgen.models.folder import INDEX, height_and_width
+from guidedgen.models.folder import INDEX
 from guidedgen.models.latent import Conditioning
 from guidedgen.models.learnable import Learnable, Reader
 from guidedgen.models.stable_diffusion_xl_folder import CLIPS, StableDiffusionXlFolder
@@ -57,7 +57,7 @@ class StableDiffusionXl(UNetModel):
 
     @functools.cached_property
     def opened(self) -> StableDiffusionXlFolder:
-        return StableDiffusionXlFolder.open(self.path, height_and_width(self.size))
+        return StableDiffusionXlFolder.open(self.path, self.size)
 
     @property
     def files(self) -> tuple[Path, ...]:

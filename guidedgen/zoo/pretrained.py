@@ -78,15 +78,16 @@ def load_pretrained(
     spare: Sequence[str] = (),
     quantization: Any = None,
     quantised: bool = False,
+    channels_last: bool = False,
 ) -> Any:
     """The frozen network of a class of diffusers' or transformers' (or one of its Auto classes).
 
     Each tensor is put on the device in `dtype` as soon as it is read: neither there nor on the host is there ever a second copy.
     `what` is what messages call it, `source` (the folder, unless given) where it is from. Tensors whose names match one of the
-    patterns in `spare` may be left over. Weights are quantised by `quantization`, diffusers' config of it, or are
-    `quantised` in the folder. Loading may first happen inside inference mode, whose tensors could never be
-    differentiated through afterwards: that is left. Raises UsageError where the folder holds another kind of network, or one that
-    needs code of its own, or lacks tensors or has others, or cannot be read.
+    patterns in `spare` may be left over. Weights are quantised by `quantization`, diffusers' config of it, or are `quantised` in
+    the folder; with `channels_last` those of other networks' convolutions are stored so. Loading may first happen inside inference
+    mode, whose tensors could never be differentiated through afterwards: that is left. Raises UsageError where the folder holds
+    another kind of network, or one that needs code of its own, or lacks tensors or has others, or cannot be read.
     """
     source, library = folder if source is None else source, _library(kind)
     check_weights(folder, weights_name(kind, safetensors=safetensors), str(source), quantised=quantised)
@@ -107,7 +108,9 @@ def load_pretrained(
     if odd := [name for name, p in network.named_parameters() if p.is_meta or (plain and not p.is_floating_point())]:
         raise UsageError(f"{source}: the weights hold no floating-point numbers for {len(odd)} tensors of {what}, {odd[0]} first")
     network = network.eval().requires_grad_(False)
-    return network.to(device) if plain else network  # quantised ones may refuse, and are there already
+    if not plain:
+        return network  # it may refuse to be moved, and is there already
+    return network.to(device, memory_format=torch.channels_last if channels_last else torch.preserve_format)
 
 
 def load_processor(kind: Any, folder: Path, *, source: object, what: str) -> Any:

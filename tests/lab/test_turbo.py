@@ -121,10 +121,10 @@ def test_a_short_training_lowers_the_loss_and_starts_from_the_generator(tmp_path
             return sum(part.loss(0, torch.Generator().manual_seed(i))["loss"].item() for i in range(3))
 
     before = seen()
-    part.steps, part.warm_up = 15, 2
+    part.steps, part.warm_up = 30, 2
     with Progress(disable=True) as progress:
         fit(part, settings, progress)
-    assert seen() < 0.99 * before
+    assert seen() < 0.95 * before
     assert all(parameter.grad is None for parameter in unet.parameters())
 
 

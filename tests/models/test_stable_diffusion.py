@@ -91,16 +91,35 @@ def test_nothing_is_loaded_to_say_so(folders: dict[str, Path]) -> None:
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize(("guidance_scale", "negative_prompt"), [(1.0, ""), (7.5, ""), (3.0, "a cat")])
 def test_a_chain_is_diffusers(folders: dict[str, Path], prediction: str, guidance_scale: float, negative_prompt: str) -> None:
-    sd = model(folders[prediction], guidance_scale=guidance_scale, negative_prompt=negative_prompt)
-    x_T = normal(2, *sd.latent_shape)  # noqa: N806
-    theirs = pipeline(folders[prediction])(
+    """In float64, in which convolutions are computed in the pipeline's order; its scheduler rounds to float32."""
+    sd = model(folders[prediction], guidance_scale=guidance_scale, negative_prompt=negative_prompt, dtype="float64")
+    x_T = normal(2, *sd.latent_shape).double()  # noqa: N806
+    theirs = pipeline(folders[prediction]).to(torch.float64)(
         list(PROMPTS), latents=x_T, num_inference_steps=4, guidance_scale=guidance_scale, negative_prompt=[negative_prompt] * 2,
         output_type="pt",
     ).images  # fmt: skip
     ours = sample(sd, x_T)
     assert ours.shape == (2, 3, 32, 32)
     assert ours.std() > 0.02  # there is something to compare
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-5)  # in float32, by convolutions of another order
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5, check_dtype=False)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_convolutions_have_channels_innermost_in_float32_on_a_cpu(folders: dict[str, Path], prediction: str) -> None:
+    """Which changes nothing but rounding, and is not seen from outside."""
+    single, double = (model(folders[prediction], dtype=dtype) for dtype in ("float32", "float64"))
+    for sd, innermost in ((single, True), (double, False)):
+        weights = [
+            weight for network in sd.networks for weight in network.parameters() if weight.ndim == 4 and weight[0, 0].numel() > 1
+        ]
+        assert weights and all(weight.is_contiguous(memory_format=torch.channels_last) == innermost for weight in weights)
+    x = normal(2, 1, *single.latent_shape)
+    t = single.schedule.at(400.0)
+    with torch.no_grad():
+        eps, pictures = single.denoiser(tasks(*PROMPTS))(x, t).eps, single.decode(x[:, 0])
+        assert eps.is_contiguous() and pictures.is_contiguous() and single.encode(pictures).is_contiguous()
+        torch.testing.assert_close(eps.double(), double.denoiser(tasks(*PROMPTS))(x.double(), t).eps, rtol=0, atol=5e-5)
+        torch.testing.assert_close(pictures.double(), double.decode(x[:, 0].double()), rtol=0, atol=5e-5, check_dtype=False)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
