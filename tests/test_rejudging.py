@@ -116,7 +116,7 @@ def test_stored_networks_follow_the_device(run: Path) -> None:
     assert cfg.metrics.scorers.scene.device == cfg.reward.clip.device == cfg.model.device == "cuda:1"
 
 
-CHOICES = "metrics, reward, zoo, reference, batch_size, device, allow_targets"
+CHOICES = "metrics, reward, zoo, reference, reference_seed, batch_size, device, allow_targets"
 
 
 @pytest.mark.parametrize(

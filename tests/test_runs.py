@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import random
+import re
 import shutil
 import signal
 import time
@@ -29,6 +30,7 @@ from guidedgen.models import stable_diffusion
 from guidedgen.models.stable_diffusion import StableDiffusion
 from guidedgen.runs import composition, experiment, preparation, rejudging, sampling
 from guidedgen.runs.job import Job
+from guidedgen.runs.rejudging import judge_again
 from guidedgen.runs.store import RunFolder
 from guidedgen.zoo.inception import LabInception
 
@@ -173,7 +175,7 @@ def test_a_run_leaves_what_the_contract_says(plain: Made) -> None:
     base = folder.parent / next(path.name for path in folder.parent.iterdir() if path.name.startswith("base-none-lab-lab-"))
     assert {record.nfe for record in RunFolder(base).records().values()} == {12}
     assert metrics["samples"] == metrics["reference_samples"] == 4
-    assert set(metrics["distances"]) == {"fid", "kid", "cmmd", "cmmd_unbiased"}
+    assert set(metrics["distances"]) == {"fid", "kid", "cmmd", "cmmd_unbiased"}  # one image per prompt: no distance per prompt
     assert metrics["scores"]["aesthetic"]["shares_guide"]
     assert not metrics["scores"]["clip_score"]["shares_guide"]
     mean = np.mean([record.scores["aesthetic"] for record in records.values()])
@@ -406,6 +408,48 @@ def test_a_folder_may_be_the_reference(there: Made, run: Run) -> None:
     assert metrics["scores"] == against_base["scores"]
     _, metrics = run("reference=none")
     assert "distances" not in metrics
+
+
+def test_distances_may_be_to_unguided_images_of_other_seeds(there: Made, run: Run) -> None:
+    options = ["samples_per_prompt=2", "dataset.limit=2"]
+    folder, metrics = run(*options, "reference_seed=2")
+    other, _ = run(*options, "seed=2", method="base")
+    _, expected = run(*options, f"reference={other}")
+    assert metrics["distances"] == expected["distances"]
+    assert metrics["compared"] == [4, 4]
+    entry = metrics["distances"]["fid_per_prompt"]
+    assert entry["prompts"] == 2
+    assert entry["low"] <= entry["value"] <= entry["high"]
+    _, paired = run(*options)
+    assert metrics["scores"] == paired["scores"]  # whose wins stay against the same seeds
+    assert metrics["distances"] != paired["distances"]
+    _, unguided = run(*options, "reference_seed=2", method="base")
+    assert unguided["distances"].keys() == metrics["distances"].keys()
+    again = judge_again(folder)
+    assert {name: entry["value"] for name, entry in again["distances"].items()} == {
+        name: pytest.approx(entry["value"], abs=1e-6) for name, entry in metrics["distances"].items()
+    }
+    assert judge_again(folder, ["reference_seed=null"])["distances"].keys() == paired["distances"].keys()
+    with pytest.raises(UsageError, match="is not in the same folder; reference_seed=null judges without"):
+        judge_again(folder, ["reference_seed=7"])
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["reference_seed=1", "samples_per_prompt=2"], "shares seeds with the run, which has 0 to 1; 2 is the next"),
+        (["reference_seed=-1"], "must be at least 0"),
+        (["reference_seed=a"], "expected a whole number"),
+        (["reference_seed=9", "reference=none"], "give reference=base"),
+        (
+            ["reference_seed=9", "+metrics.distances.rmse={_target_: guidedgen.metrics.paired.Rmse}"],
+            "metrics.distances.rmse compares pictures of equal seeds; ~metrics.distances.rmse does without",
+        ),
+    ],
+)
+def test_other_seeds_that_cannot_be_measured_against_are_refused(job: Callable[..., Job], options: list[str], why: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(why)):
+        job(*options)
 
 
 def test_prompts_of_any_kind_stay_inside_the_run_folder(run: Run, tmp_path: Path) -> None:

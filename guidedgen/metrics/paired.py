@@ -31,6 +31,7 @@ class Rmse:
 
     features: Features = dataclasses.field(default_factory=Pixels)
     name: str = "rmse"
+    paired = True  # images of equal index belong together
 
     def __call__(self, x: Array, y: Array) -> dict[str, float]:
         """Features n d, n d -> {"rmse"}."""

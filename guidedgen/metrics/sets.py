@@ -6,7 +6,7 @@ A caller runs `extract` once per feature network and set, then every metric on t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -80,6 +80,39 @@ class Cmmd:
         if _both(x, y, 2):
             values["cmmd_unbiased"] = kernel.cmmd_unbiased(x, y)
         return values
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PerPrompt:
+    """A distance taken prompt by prompt and averaged over the prompts: {"NAME_per_prompt"} for each value that `metric` gives.
+
+    The tables of the CoDeX thesis: the 10 images of each prompt against 10 unguided ones of the same prompt
+    (maurya-goyal10/CoDe_ext, BoN/compute_scores.py, lines 371-411). Of so few images FID and biased CMMD are mostly bias, which is
+    alike in all rows: only their difference to the row of the unguided model tells anything.
+    """
+
+    metric: SetMetric
+
+    @property
+    def name(self) -> str:
+        """The metric's, with what is done with it."""
+        return f"{self.metric.name}_per_prompt"
+
+    @property
+    def features(self) -> Features:
+        """The metric's."""
+        return self.metric.features
+
+    def __call__(self, pairs: Sequence[tuple[Array, Array]]) -> dict[str, list[float]]:
+        """Of each prompt, features of its generated (n d) and its reference images (m d) -> values by name, one per prompt.
+
+        Prompts with fewer than 2 images on either side are left out.
+        """
+        found: dict[str, list[float]] = {}
+        for x, y in pairs:
+            for name, value in (self.metric(x, y) if _both(x, y, 2) else {}).items():
+                found.setdefault(f"{name}_per_prompt", []).append(value)
+        return found
 
 
 def extract(features: Features, batches: Iterable[Tensor], *, device: torch.device | str | None = None) -> Array:

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from guidedgen.basics.errors import BadValue, UsageError
-from guidedgen.runs import older, plain_yaml, targets
+from guidedgen.runs import figures, older, plain_yaml, targets
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 # Keys of a node that are no options of its target, and the values that leave an object of its class with its parts built.
@@ -36,8 +36,8 @@ _NODES = ("run", "zoo", "metrics", "metrics.scorers", "metrics.distances", "mode
 _VALUES = ("seed", "samples_per_prompt", "batch_size", "device", "dtype", "reference", "allow_targets",
            "run.fresh", "run.profile", "model.name", "reward", "tracker")  # fmt: skip
 # What does not change a sample: where it is stored, how it is shown and judged.
-_NOT_IDENTITY = ("outputs", "study", "run", "tracker", "metrics", "zoo", "reference", "allow_targets", "table", "shard",
-                 "gpu_dtype")  # fmt: skip
+_NOT_IDENTITY = ("outputs", "study", "run", "tracker", "metrics", "zoo", "reference", "reference_seed", "allow_targets", "table",
+                 "shard", "gpu_dtype")  # fmt: skip
 
 
 def groups(folders: Sequence[Path]) -> dict[str, list[str]]:
@@ -112,10 +112,10 @@ def published(config: DictConfig) -> dict[str, Any]:
     """The published figures of a run, from the source of its table; empty where the run's setting is not the published one.
 
     It is the published one if the table's overlay and row alone make the same samples. The device, its dtype, the batch size and
-    the keys that the table lists as `given` by the user may differ.
+    the keys that the table lists as `given` by the user may differ. A figure is left out where the run measures it in another way.
     """
     table = config.get("table")
-    if not table or not table.get("published") or table.get("row") not in table.published:
+    if not table or not table.get("published") or not table.published.get(table.get("row")):
         return {}
     try:
         composed = _composed(f"experiment={table.name}", f"row={table.name.split('/')[0]}/{table.row}")
@@ -124,7 +124,28 @@ def published(config: DictConfig) -> dict[str, Any]:
         same = identity(composed) == identity(config)
     except Exception:  # Hydra's and OmegaConf's: a table that is no longer there
         return {}
-    return {"source": composed.table.source, **composed.table.published[composed.table.row]} if same else {}
+    if not same:
+        return {}
+    printed = composed.table.published[composed.table.row]
+    return {"source": composed.table.source, **{name: printed[name] for name in printed if _as_measured(config, composed, name)}}
+
+
+def _as_measured(config: DictConfig, composed: DictConfig, name: str) -> bool:
+    """Whether a run's figure, by its published name, is measured as its table has it: by the same node of the metrics, and for a
+    distance to the same images. What is no metric is the reward or the cost.
+    """
+    own = figures.OWN_NAMES.get(name, name)
+    for group, keys in {"scorers": (), "distances": ("reference", "reference_seed")}.items():
+        node = f"metrics.{group}.{own}"
+        if OmegaConf.select(composed, node) is not None:
+            return all(as_text(_selected(config, key)) == as_text(_selected(composed, key)) for key in (node, *keys))
+    return True
+
+
+def _selected(config: DictConfig, key: str) -> Any:
+    """What is at a key, all interpolations resolved; None where there is nothing."""
+    found = OmegaConf.select(config, key)
+    return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
 
 
 def _composed(*overrides: str) -> DictConfig:

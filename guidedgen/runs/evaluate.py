@@ -17,7 +17,7 @@ from guidedgen.basics.tasks import Task
 from guidedgen.metrics import summary
 from guidedgen.metrics.classes import PerClass
 from guidedgen.metrics.features import Array
-from guidedgen.metrics.sets import SetMetric, extract
+from guidedgen.metrics.sets import PerPrompt, SetMetric, extract
 from guidedgen.rewards import Reward
 from guidedgen.runs.store import Record, RunFolder
 from guidedgen.zoo import Features
@@ -215,10 +215,13 @@ def _mean(values: Mapping[str, Sequence[float]]) -> float | None:
 
 
 def _score_entry(values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    if not values:
-        return {"value": None, "prompts": 0}
-    low, high = summary.bootstrap_interval(summary.prompt_means(values), seed=0, resamples=2000)
-    return {"value": summary.expected_reward(values), "low": low, "high": high, "prompts": len(values)}
+    return _entry(summary.prompt_means(values)) if values else {"value": None, "prompts": 0}
+
+
+def _entry(means: Array) -> dict[str, Any]:
+    """The mean of one number per prompt, with its 95 % interval."""
+    low, high = summary.bootstrap_interval(means, seed=0, resamples=2000)
+    return {"value": float(means.mean()), "low": low, "high": high, "prompts": len(means)}
 
 
 def _win_rate(ours: Mapping[str, Sequence[float]], theirs: Mapping[str, Sequence[float]]) -> float | None:
@@ -257,6 +260,14 @@ class Pair:
             self._seen[network.name] = (x, y)
         return self._seen[network.name]
 
+    def by_task(self, network: Features) -> dict[str, tuple[Array, Array]]:
+        """The same for every task that both have images of, by its id; nothing where either has no records."""
+        if self.own.records is None or self.reference.records is None:
+            return {}
+        ours, theirs = _indices_of_tasks(self.own.records), _indices_of_tasks(self.reference.records)
+        x, y = self.features(network)
+        return {task: (x[indices], y[theirs[task]]) for task, indices in ours.items() if task in theirs}
+
 
 def comparable(own: Images, reference: Images) -> tuple[Images, Images]:
     """Both without the samples that are stored blurred in either: distances are between pictures."""
@@ -264,14 +275,18 @@ def comparable(own: Images, reference: Images) -> tuple[Images, Images]:
     return own.without(blurred), reference.without(blurred)
 
 
-def distances(pair: Pair, measures: Mapping[str, SetMetric]) -> dict[str, Any]:
+def distances(pair: Pair, measures: Mapping[str, SetMetric | PerPrompt]) -> dict[str, Any]:
     """Each distance between two sets by name, with the network it was measured by. Without an image in either there is none."""
     if not len(pair.own) or not len(pair.reference):
         return {}
     found: dict[str, Any] = {}
     for measure in measures.values():
-        values = measure(*pair.features(measure.features))
-        found |= {name: {"value": value, "features": measure.features.name} for name, value in values.items()}
+        if isinstance(measure, PerPrompt):
+            by_prompt = measure(list(pair.by_task(measure.features).values()))
+            entries = {name: _entry(np.asarray(values)) for name, values in by_prompt.items()}
+        else:
+            entries = {name: {"value": value} for name, value in measure(*pair.features(measure.features)).items()}
+        found |= {name: {**entry, "features": measure.features.name} for name, entry in entries.items()}
     return found
 
 
@@ -280,12 +295,11 @@ def per_class(pair: Pair, measure: PerClass, tasks: Mapping[str, Task]) -> dict[
 
     Only classes that have two pictures in both count; empty if there are none.
     """
-    guided, unguided = (_indices_of_tasks(pictures) for pictures in (pair.own, pair.reference))
-    shared = [task for task in guided if min(len(guided[task]), len(unguided.get(task, ()))) >= 2]
+    found = pair.by_task(measure.features) if len(pair.own) and len(pair.reference) else {}
+    shared = {task: (x, y) for task, (x, y) in found.items() if min(len(x), len(y)) >= 2}
     if not shared:
         return {}
-    x, y = pair.features(measure.features)
-    ours, theirs, change = measure({t: x[guided[t]] for t in shared}, {t: y[unguided[t]] for t in shared}, tasks)
+    ours, theirs, change = measure({t: x for t, (x, _) in shared.items()}, {t: y for t, (_, y) in shared.items()}, tasks)
     return {
         "classes": len(shared), "fid": float(np.mean(list(ours.values()))), "base": float(np.mean(list(theirs.values()))),
         "mean_of_percent": change.mean_of_percent, "percent_of_means": change.percent_of_means,
@@ -293,11 +307,10 @@ def per_class(pair: Pair, measure: PerClass, tasks: Mapping[str, Task]) -> dict[
     }  # fmt: skip
 
 
-def _indices_of_tasks(pictures: Images) -> dict[str, list[int]]:
+def _indices_of_tasks(records: Sequence[Record]) -> dict[str, list[int]]:
     """Indices of a run's images by task id."""
-    assert pictures.records is not None
     indices: dict[str, list[int]] = {}
-    for i, record in enumerate(pictures.records):
+    for i, record in enumerate(records):
         indices.setdefault(record.task, []).append(i)
     return indices
 

@@ -100,7 +100,8 @@ def run(job: Job) -> Mapping[str, Any]:
         print(f"{job.folder.path}: already done (run.fresh=true starts anew)")
         report.show(metrics)
         return metrics
-    for unguided, label in ((job.base, "base"), (job.originals, "originals")):  # before the model is tuned
+    unguided_runs = ((job.base, "base"), (job.apart, "base, other seeds"), (job.originals, "originals"))
+    for unguided, label in unguided_runs:  # before the model is tuned
         if unguided is not None and not unguided.folder.done:
             _open(unguided)
             sampling.sample_all(unguided, label)
@@ -121,6 +122,7 @@ def run(job: Job) -> Mapping[str, Any]:
             job.folder.note(f"share {job.shard.part} is done")
             return {}
         sampling.close(job.base)
+        sampling.close(job.apart)
         sampling.merge(job)
         metrics = judging.judge(job)
         _track(job, metrics)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-_PRINTED = {"t_clip": "clip_score", "i_gram": "style_clip_rn50"}
+OWN_NAMES = {"t_clip": "clip_score", "i_gram": "style_clip_rn50"}  # what we call them, by what the tables do
 
 
 def number(value: float | None) -> str:
@@ -22,5 +22,5 @@ def published(metrics: Mapping[str, Any]) -> dict[str, float]:
     found.pop("source", None)
     if "minutes" in found:
         found["seconds"] = 60 * found.pop("minutes")
-    names = {**{name: name for name in found}, "reward": str(metrics.get("reward")), **_PRINTED}
+    names = {**{name: name for name in found}, "reward": str(metrics.get("reward")), **OWN_NAMES}
     return {names[name]: value for name, value in found.items()}

@@ -145,11 +145,11 @@ def check_unchanged(job: Job) -> None:
             raise RunFailed(f"{job.folder.path}: {change}; the same command makes another run, of its present contents")
 
 
-def stored_unguided(folder: Path, cfg: DictConfig, parts: contents.Parts | None) -> list[Path]:
-    """Folders next to a stored run that may hold its unguided run, made of the same contents: one that blurs nothing, and one
-    that does. `parts` are the contents that the run has recorded, None of runs that recorded none.
+def stored_unguided(folder: Path, cfg: DictConfig, parts: contents.Parts | None, seed: int | None = None) -> list[Path]:
+    """Folders next to a stored run that may hold its unguided run, or that at another seed, made of the same contents: one that
+    blurs nothing, and one that does. `parts` are the contents that the run has recorded, None of runs that recorded none.
     """
-    cfg = unguided(cfg)
+    cfg = unguided(cfg, seed)
     found = []
     for blurs in (False, True):
         if parts is None:
@@ -165,9 +165,13 @@ def stored_unguided(folder: Path, cfg: DictConfig, parts: contents.Parts | None)
     return found
 
 
-def unguided(cfg: DictConfig) -> DictConfig:
-    """The config of the unguided run that a run is measured against."""
+def unguided(cfg: DictConfig, seed: int | None = None) -> DictConfig:
+    """The config of the unguided run that a run is measured against, or of that at another seed."""
     base = cfg.copy()
+    if seed is not None:
+        base.seed, base.reference = seed, "none"
+    if "reference_seed" in base:
+        base.reference_seed = None
     base.method = OmegaConf.create({"_target_": "guidedgen.methods.base.Base"})
     base.tracker = None
     return base

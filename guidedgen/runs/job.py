@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from guidedgen.basics.tasks import Sample
 from guidedgen.methods import Method
 from guidedgen.metrics.classes import PerClass
-from guidedgen.metrics.sets import SetMetric
+from guidedgen.metrics.sets import PerPrompt, SetMetric
 from guidedgen.models.latent import LatentModel
 from guidedgen.process import Scheduler
 from guidedgen.process.grid import Grid
@@ -38,10 +38,11 @@ class Job:
     samples: Sequence[Sample]
     shard: Shard  # of the batches that this process samples
     scorers: Mapping[str, Reward]  # the reward first, where there is one
-    distances: Mapping[str, SetMetric]
+    distances: Mapping[str, SetMetric | PerPrompt]
     per_class: PerClass | None  # the distance of each task's pictures to real ones
     tracker: Tracker | None
     base: Job | None  # the unguided run it is measured against
+    apart: Job | None  # the unguided run at other seeds that its distances are measured to instead
     reference: Path | None  # a folder of images it is measured against instead
     blurs: bool = False  # pictures that the reward's filter flags are stored blurred
     lessons: Sequence[Sample] = ()  # what the method learns on, where it does

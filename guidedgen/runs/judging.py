@@ -62,15 +62,15 @@ def _judge_at(job: Job) -> dict[str, Any]:
             metrics["failures"] = lost
         if unmade:
             metrics["missing"] = len(unmade)
-        if reference is not None:
-            sharp, other = evaluate.comparable(own, reference)
-            pair = evaluate.Pair(own=sharp, reference=other, **where)
-            metrics["reference_samples"] = len(reference)
-            metrics["compared"] = [len(sharp), len(other)]
-            metrics["distances"] = evaluate.distances(pair, job.distances)
-            if job.per_class is not None:
-                known = {sample.task.id: sample.task for sample in job.samples}
-                metrics["per_class"] = evaluate.per_class(pair, job.per_class, known)
+        pairs = [_pair(own, against, where) for against in (reference, _apart(job)) if against is not None]
+        if pairs:
+            measured = pairs[-1]  # to the unguided run at other seeds, where there is one
+            metrics["reference_samples"] = len(measured.reference)
+            metrics["compared"] = [len(measured.own), len(measured.reference)]
+            metrics["distances"] = evaluate.distances(measured, job.distances)
+        if reference is not None and job.per_class is not None:
+            known = {sample.task.id: sample.task for sample in job.samples}
+            metrics["per_class"] = evaluate.per_class(pairs[0], job.per_class, known)
     if job.originals is not None:
         metrics["learning"] = learning.spent(job)
     _mark_shared(job, metrics, guide)
@@ -82,6 +82,11 @@ def _judge_at(job: Job) -> dict[str, Any]:
     rows |= {f"the {name}": (kept, scores.get(score, ())) for name, (kept, scores) in extra_images.items() if len(kept) == len(own)}
     report.write_grid(job.folder.path / "images" / evaluate.GRID, rows, score)
     return metrics
+
+
+def _pair(own: evaluate.Images, reference: evaluate.Images, where: Mapping[str, Any]) -> evaluate.Pair:
+    sharp, other = evaluate.comparable(own, reference)
+    return evaluate.Pair(own=sharp, reference=other, **where)
 
 
 def _lost(job: Job) -> dict[str, str]:
@@ -133,6 +138,11 @@ def _reference(job: Job) -> evaluate.Images | None:
     return evaluate.Images.of_folder(job.reference) if job.reference is not None else None
 
 
+def _apart(job: Job) -> evaluate.Images | None:
+    """The pictures of the unguided run at other seeds, where the distances are to be measured to them."""
+    return evaluate.Images.of_run(job.apart.folder) if job.apart is not None else None
+
+
 def _mark_shared(job: Job, metrics: Mapping[str, Any], guide: DictConfig | None) -> None:
     """Marks each figure that was measured by a network that also guided, and what else it depends on."""
     reward = job.reward
@@ -150,6 +160,8 @@ def _mark_shared(job: Job, metrics: Mapping[str, Any], guide: DictConfig | None)
 def judged_by(job: Job) -> str:
     """A digest of what a run is judged by: options, and the files that its judges read. It may change after the run was sampled."""
     options = {key: job.cfg[key] for key in ("reward", "metrics", "reference")}
+    if job.apart is not None:
+        options["reference_seed"] = job.apart.cfg.seed
     return config.digest({**options, "contents": [job.contents, judged_with(job)]})
 
 

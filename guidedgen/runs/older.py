@@ -41,6 +41,7 @@ _MISSING = {
     "run.objective": None,
     "run.objective_limit": None,
     "gpu_dtype": "float16",
+    "reference_seed": None,
 }
 # Keys that configs did not have at first, with what that meant: a run with this value is named as one without the key.
 _LATER: dict[str, Any] = {

@@ -18,7 +18,7 @@ from guidedgen.runs.shards import Shard
 
 SAMPLES = 1_000_000  # of a run at most
 # Least and largest. A seed is limited too: those of the images after it are larger.
-_COUNTS = {"seed": (0, 2**62), "samples_per_prompt": (1, SAMPLES), "batch_size": (1, SAMPLES)}
+_COUNTS = {"seed": (0, 2**62), "reference_seed": (0, 2**62), "samples_per_prompt": (1, SAMPLES), "batch_size": (1, SAMPLES)}
 _DEVICES = r"cpu|cuda(:\d{1,4})?"
 _NAME = 100  # bytes of a name that becomes a folder's, or a part of one's: there are other parts, and 255 in all
 
@@ -31,7 +31,8 @@ def settled(cfg: DictConfig, shard: Shard, *, elsewhere: bool = False) -> DictCo
     cfg = config.copied(cfg)
     OmegaConf.update(cfg, "shard", {"count": 1, "index": 0}, force_add=True)
     for key in _COUNTS:
-        _check_count(key, value(cfg, key))
+        if (found := value(cfg, key)) is not None or key != "reference_seed":
+            _check_count(key, found)
     _check_run(cfg)
     _check_name("study", value(cfg, "study"), "folder name")
     for key, wanted in {"outputs": "a folder", "reference": "base, none or a folder of pictures"}.items():

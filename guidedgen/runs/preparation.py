@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -84,6 +85,7 @@ def _prepare(cfg: DictConfig, shard: Shard, model: LatentModel | None = None, ta
     parts = identity.digests(identity.plain_values(cfg), tasks=own, method=method, model=model, scheduler=scheduler, reward=reward)
     run_id = identity.run_id_of(identity.plain_values(cfg), parts, guided=method.needs.reward, blurs=blurs)
     base, reference = _reference(cfg, shard, model, own)
+    distances = building.each(cfg.metrics.distances, "metrics.distances", allow)
     return Job(
         cfg=cfg,
         run_id=run_id,
@@ -96,10 +98,11 @@ def _prepare(cfg: DictConfig, shard: Shard, model: LatentModel | None = None, ta
         grid=grid,
         samples=building.samples_of(tasks, cfg.seed, cfg.samples_per_prompt, "samples_per_prompt"),
         scorers=scorers,
-        distances=building.each(cfg.metrics.distances, "metrics.distances", allow),
+        distances=distances,
         per_class=building.per_class(cfg, tasks, allow),
         tracker=config.build(cfg.tracker, "tracker", allow) if cfg.tracker else None,
         base=base,
+        apart=_apart(cfg, shard, model, own, distances),
         reference=reference,
         blurs=blurs,
         lessons=lessons,
@@ -134,3 +137,19 @@ def _reference(cfg: DictConfig, shard: Shard, model: LatentModel, tasks: Sequenc
         return _prepare(identity.unguided(cfg), shard, model, tasks), None
     folder = config.once(lambda: evaluate.check_reference(Path(cfg.reference)), lambda: ("reference", cfg.reference))
     return None, folder
+
+
+def _apart(cfg: DictConfig, shard: Shard, model: LatentModel, tasks: Sequence[Task], distances: Mapping[str, Any]) -> Job | None:
+    """The unguided run at other seeds, where distances are measured to one. Raises UsageError where that makes no sense."""
+    seed = cfg.get("reference_seed")
+    if seed is None:
+        return None
+    given = f"reference_seed={seed}"
+    if cfg.reference != "base":
+        raise UsageError(f"{given}: is of the unguided run, and reference={cfg.reference} is another; give reference=base")
+    if abs(seed - cfg.seed) < cfg.samples_per_prompt:
+        after = cfg.seed + cfg.samples_per_prompt
+        raise UsageError(f"{given}: shares seeds with the run, which has {cfg.seed} to {after - 1}; {after} is the next one")
+    for key in (f"metrics.distances.{name}" for name, measure in distances.items() if getattr(measure, "paired", False)):
+        raise UsageError(f"{given}: {key} compares pictures of equal seeds; ~{key} does without")
+    return _prepare(identity.unguided(cfg, seed), shard, model, tasks)

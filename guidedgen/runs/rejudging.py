@@ -20,7 +20,7 @@ from guidedgen.runs.store import RunFolder
 
 # What of a stored run's config may change when it is judged again: groups, and keys. All else has made its pictures.
 _GROUPS = ("metrics", "reward", "zoo")
-_KEYS = ("reference", "batch_size", "device", "allow_targets")
+_KEYS = ("reference", "reference_seed", "batch_size", "device", "allow_targets")
 
 
 def judge_again(folder: Path, overrides: Sequence[str] = (), config_dir: Path | None = None) -> Mapping[str, Any]:
@@ -44,6 +44,7 @@ def judge_again(folder: Path, overrides: Sequence[str] = (), config_dir: Path | 
     _check_stored(job)
     if not _left(job):  # the process that would have been the last may have died
         sampling.close(job.base)
+        sampling.close(job.apart)
         sampling.merge(job)
         job.folder.finish()
     return judging.judge(job)
@@ -79,15 +80,22 @@ def _as_made(job: Job, cfg: DictConfig, chosen: Collection[str]) -> Job:
     elif differ := contents.changed(*({p: d for p, d in of.items() if p not in chosen} for of in (parts, job.contents))):
         _warn(job, f"changed since it was made: {', '.join(differ)}; its pictures stay, and are judged by what is there now")
     samples = _samples(job, parts)
-    base = job.base
+    base, apart = job.base, job.apart
     if base is not None:
-        candidates = stored_unguided(job.folder.path.absolute(), cfg, parts)
-        likely = sorted(
-            candidates, key=lambda path: path != candidates[job.blurs]
-        )  # another reward may be chosen, that blurs nothing
-        path = next((path for path in likely if (path / "config.yaml").exists()), likely[0])
-        base = dataclasses.replace(base, folder=RunFolder(path), samples=samples)
-    return dataclasses.replace(job, samples=samples, base=base)
+        base = dataclasses.replace(base, folder=_unguided_folder(job, cfg, parts), samples=samples)
+    if apart is not None:
+        seed = int(apart.cfg.seed)
+        others = [dataclasses.replace(sample, seed=sample.seed - job.cfg.seed + seed) for sample in samples]
+        apart = dataclasses.replace(apart, folder=_unguided_folder(job, cfg, parts, seed), samples=others)
+    return dataclasses.replace(job, samples=samples, base=base, apart=apart)
+
+
+def _unguided_folder(job: Job, cfg: DictConfig, parts: contents.Parts | None, seed: int | None = None) -> RunFolder:
+    """The folder of the unguided run of a stored one, or of that at another seed, whether it is there or not."""
+    candidates = stored_unguided(job.folder.path.absolute(), cfg, parts, seed)
+    # Another reward may be chosen, that blurs nothing.
+    likely = sorted(candidates, key=lambda path: path != candidates[job.blurs])
+    return RunFolder(next((path for path in likely if (path / "config.yaml").exists()), likely[0]))
 
 
 def _samples(job: Job, parts: contents.Parts | None) -> Sequence[Sample]:
@@ -115,13 +123,16 @@ def _check_stored(job: Job) -> None:
     where records are missing or damaged: those samples are not judged, and the run may not be finished.
     """
     runs = [(job, "its own command")]
-    if job.base is not None:
-        if not (job.base.folder.path / "config.yaml").exists():
+    without = {"reference=none": job.base, "reference_seed=null": job.apart}
+    for hint, unguided in without.items():
+        if unguided is None:
+            continue
+        if not (unguided.folder.path / "config.yaml").exists():
             raise UsageError(
-                f"{job.folder.path}: its unguided run {job.base.name} is not in the same folder; reference=none judges without"
+                f"{job.folder.path}: its unguided run {unguided.name} is not in the same folder; {hint} judges without"
             )
-        job.base.folder.check_plain(deep=True)
-        runs.append((job.base, "the same with method=base"))
+        unguided.folder.check_plain(deep=True)
+        runs.append((unguided, "the same with method=base" if unguided is job.base else "its own command"))
     for run, command in runs:
         evaluate.check_stored(run.folder, f"; where it is damaged remove it: {command} makes it anew")
         left, damaged_lines = _left(run), run.folder.damaged_lines

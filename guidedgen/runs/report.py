@@ -70,18 +70,17 @@ def show(metrics: Mapping[str, Any]) -> None:
     for name, entry in metrics.get("scores", {}).items():
         mark = "*" if entry.get("shares_guide") else ""
         shared |= bool(mark)
-        interval = f"{entry['low']:.4g} .. {entry['high']:.4g}" if entry.get("low") is not None else ""
         wins = f"{100 * entry['win_rate']:.0f} %" if entry.get("win_rate") is not None else ""
-        row(name + mark, name, entry.get("base"), entry["value"], interval, wins)
+        row(name + mark, name, entry.get("base"), entry["value"], _interval(entry), wins)
         if entry.get("slipped"):
             past = entry["slipped"]
-            interval = f"{past['low']:.4g} .. {past['high']:.4g}"
-            row(f"slipped past ({past['slipped']} of {past['flagged']})", "slipped past", None, past["ratio"], interval)
+            row(f"slipped past ({past['slipped']} of {past['flagged']})", "slipped past", None, past["ratio"], _interval(past))
     for name, entry in metrics.get("distances", {}).items():
         mark = "*" if entry.get("shares_guide") else ""
         shared |= bool(mark)
         ours, theirs = metrics.get("compared") or (metrics["samples"], metrics.get("reference_samples", "?"))
-        row(f"{name}{mark} ({ours} v {theirs})", name, None, entry["value"])
+        of = f"{ours} v {theirs}" if entry.get("prompts") is None else f"{entry['prompts']} prompts"
+        row(f"{name}{mark} ({of})", name, None, entry["value"], _interval(entry))
     if found := metrics.get("per_class"):
         mark = "*" if found["shares_guide"] else ""
         shared |= bool(mark)
@@ -111,6 +110,10 @@ def show(metrics: Mapping[str, Any]) -> None:
         notes.append(f"published: {metrics['published']['source']}")
     table.caption = "\n".join(escape(printable(line)) for line in notes)
     Console().print(table)
+
+
+def _interval(entry: Mapping[str, Any]) -> str:
+    return f"{entry['low']:.4g} .. {entry['high']:.4g}" if entry.get("low") is not None else ""
 
 
 def _percent(value: float | None) -> str:

@@ -132,7 +132,13 @@ _SCORE = together(
     ),
     _interval,
 )  # fmt: skip
-_DISTANCE = fields({"value": maybe(number)}, {"features": text, "shares_guide": flag})
+_DISTANCE = together(
+    fields(
+        {"value": maybe(number)},
+        {"low": maybe(number), "high": maybe(number), "prompts": count, "features": text, "shares_guide": flag},
+    ),
+    _interval,
+)
 _PER_CLASS = fields(
     {
         "classes": count, "shares_guide": flag,

@@ -23,6 +23,8 @@ _LATEX = {
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "[": "{[}", "]": "{]}",  # at a row's start it would be an option of the line's end before it
 }  # fmt: skip
+_PER_PROMPT = "of each prompt's images to the reference's of the same prompt, mean over prompts"
+_ALWAYS = ("fid", "cmmd", "rmse", "fid_per_prompt", "cmmd_per_prompt")  # distances with a column whether every one has or not
 _MEANS = {"higher": "higher is better", "lower": "lower is better", "": ""}
 
 
@@ -106,7 +108,11 @@ def of_metrics(runs: Sequence[Run], *, every: bool = False) -> Table:
         Column(key="fid", title="fid", better="lower", about="to the reference, the unguided run by default"),
         Column(key="class fid", title="class fid", better="lower", about="to real pictures of a prompt, mean over prompts"),
         *(Column(key=name, title=name, better="lower") for name in ("cmmd", "rmse")),
-        *(Column(key=name, title=name, better="lower") for name in measured if name not in ("fid", "cmmd", "rmse")),
+        *(
+            Column(key=f"{name}_per_prompt", title=f"{name} per prompt", better="lower", about=_PER_PROMPT)
+            for name in ("fid", "cmmd")
+        ),
+        *(Column(key=name, title=name, better="lower") for name in measured if name not in _ALWAYS),
         Column(key="nfe", title="nfe", better="lower", about="network rows per image"),
         Column(key="nfe_backward", title="nfe_backward", better="lower", about="network rows differentiated, per image"),
         Column(key="seconds", title="seconds", better="lower", about="per image"),
@@ -184,6 +190,8 @@ def notes(table: Table, star: str = "*") -> Iterator[str]:
         yield "slipped past: of n samples that the filter flags without guidance, those it does not flag with it (95 % interval)."
     if "class fid" in keys:
         yield "class fid: FID to real pictures of what a prompt asks for, mean over prompts (mean change against the base)."
+    if any(run.config.get("reference_seed") is not None for run, _ in table.rows) and keys & {*_ALWAYS}:
+        yield "Distances are to unguided images of other seeds."
     if any(cell.shared and cell.text for cell in cells):
         yield f"{star} shares a network with the guidance."
 

@@ -6,7 +6,7 @@ import torch
 
 from guidedgen.metrics.frechet import frechet_distance
 from guidedgen.metrics.kernel import cmmd, cmmd_unbiased, kid
-from guidedgen.metrics.sets import Cmmd, Fid, Kid, extract
+from guidedgen.metrics.sets import Cmmd, Fid, Kid, PerPrompt, extract
 
 
 class Flat:
@@ -109,3 +109,27 @@ def test_extraction_refuses_what_it_cannot_use():
 
     with pytest.raises(ValueError, match=r"flat: expected features 2 d, got \(2, 3, 8, 8\)"):
         extract(Maps(), [pictures(2)])
+
+
+def test_a_distance_per_prompt_is_that_of_each_prompts_pictures():
+    groups = [(unit(0, 4), unit(1, 3)), (unit(2, 2), unit(3, 5)), (unit(4, 1), unit(5, 6)), (unit(6, 6), unit(7, 1))]
+    whole = groups[:2]  # the others have one picture on a side
+    fid, both = PerPrompt(metric=Fid(features=Flat())), PerPrompt(metric=Cmmd(features=Flat()))
+    assert fid(groups) == {"fid_per_prompt": [frechet_distance(x, y) for x, y in whole]}
+    assert both(groups) == {
+        "cmmd_per_prompt": [cmmd(x, y) for x, y in whole],
+        "cmmd_unbiased_per_prompt": [cmmd_unbiased(x, y) for x, y in whole],
+    }
+    assert fid(groups[2:]) == fid([]) == {}
+    assert fid.name == "fid_per_prompt"
+    assert fid.features is fid.metric.features
+
+
+def test_ten_pictures_of_one_law_are_as_far_apart_as_bias_makes_them():
+    """FID of 10 and 10 draws of N(0, I_64) is 100.8 on average over 50 (89 to 114), of 500 and 500 pooled next to nothing."""
+    generator = np.random.default_rng(0)
+    groups = [(generator.standard_normal((10, 64)), generator.standard_normal((10, 64))) for _ in range(50)]
+    apart = PerPrompt(metric=Fid(features=Flat()))(groups)["fid_per_prompt"]
+    x, y = (np.concatenate(side) for side in zip(*groups, strict=True))
+    assert np.mean(apart) == pytest.approx(100.8, abs=2)
+    assert Fid(features=Flat())(x, y)["fid"] < 15
