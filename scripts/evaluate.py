@@ -4,7 +4,8 @@
     python scripts/evaluate.py outputs/<study>/<run> metrics=lab            by other metrics, instead of those
     python scripts/evaluate.py outputs/<study>/<run> ~metrics.scorers.taste reference=none
 
-What can change is what judges: metrics, reward and zoo, whole or by their keys; reference, reference_seed, batch_size, device, allow_targets.
+What can change is what judges: metrics, reward and zoo, whole or by their keys; reference, reference_seed,
+batch_size, device and allow_targets.
 """
 
 import argparse

@@ -22,7 +22,8 @@ from guidedgen.datasets.image_to_image import ImageToImage
 from guidedgen.datasets.jsonl import Jsonl
 from guidedgen.datasets.lab import Lab
 from guidedgen.datasets.prompt import OnePrompt
-from guidedgen.datasets.tasks import make_tasks
+from guidedgen.datasets.t2i_compbench import T2ICompBench
+from guidedgen.datasets.tasks import make_tasks, of_each
 from guidedgen.datasets.templated import Templated
 from guidedgen.datasets.text import TextFile
 from guidedgen.lab.captions import CATEGORIES, prompts
@@ -201,6 +202,31 @@ def test_lab_categories(category: str) -> None:
     assert {task.category for task in whole} == {category}
     assert [task.prompt for task in part] == [prompt for prompt, _ in zip(prompts(category), range(5), strict=False)]
     assert len(Lab(category=category).tasks()) == 8
+
+
+def test_several_lab_categories_follow_each_other() -> None:
+    names = ["shape", "colour", "single"]
+    apart = [task for name in names for task in Lab(category=name, limit=4, skip=1).tasks()]
+    assert list(Lab(category=names, limit=4, skip=1).tasks()) == apart
+    assert [task.category for task in apart] == [name for name in names for _ in range(4)]
+
+
+@pytest.mark.parametrize("category", [[], ["shape", "shape"], ["shape", "color"]])
+def test_wrong_lists_of_categories_are_refused(category: list[str]) -> None:
+    with pytest.raises(BadValue, match="choose from"):
+        Lab(category=category)
+    with pytest.raises(BadValue, match="choose from"):
+        T2ICompBench(category=[name.replace("color", "colour") for name in category])
+
+
+def test_a_prompt_of_two_categories_is_two_tasks() -> None:
+    lines = {"color": ["a red car", "a blue cup"], "shape": ["a round cup", "a red car"]}
+    tasks = of_each(["color", "shape"], lambda category: make_tasks(lines[category], category))
+    assert [(task.prompt, task.category) for task in tasks] == [
+        ("a red car", "color"), ("a blue cup", "color"), ("a round cup", "shape"), ("a red car", "shape"),
+    ]  # fmt: skip
+    assert len({task.id for task in tasks}) == 4
+    assert tasks[:2] == make_tasks(lines["color"], "color")  # of the names that they have alone
 
 
 def test_an_unknown_lab_category_names_the_nearest() -> None:

@@ -440,7 +440,7 @@ def test_distances_may_be_to_unguided_images_of_other_seeds(there: Made, run: Ru
         (["reference_seed=1", "samples_per_prompt=2"], "shares seeds with the run, which has 0 to 1; 2 is the next"),
         (["reference_seed=-1"], "must be at least 0"),
         (["reference_seed=a"], "expected a whole number"),
-        (["reference_seed=9", "reference=none"], "give reference=base"),
+        (["reference_seed=9", "reference=outputs"], "reference=outputs is another; leave out one: reference_seed=null"),
         (
             ["reference_seed=9", "+metrics.distances.rmse={_target_: guidedgen.metrics.paired.Rmse}"],
             "metrics.distances.rmse compares pictures of equal seeds; ~metrics.distances.rmse does without",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import dataclasses
 import difflib
 import hashlib
 import re
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 from guidedgen.basics.errors import BadValue
@@ -54,6 +55,24 @@ def check_choice(name: str, value: str | None, choices: Collection[str], *, opti
     close = difflib.get_close_matches(str(value), choices, 1)
     hint = f"did you mean {close[0]}? " if close else ""
     raise BadValue(name, value, f"{hint}choose from {', '.join(choices)}{', or null for all' if optional else ''}")
+
+
+def check_choices(name: str, value: str | Sequence[str], choices: Collection[str]) -> None:
+    """Raises BadValue unless the option `name` is one of its choices, or a list of some of them, none twice."""
+    for chosen in [value] if isinstance(value, str) else value:
+        check_choice(name, chosen, choices)
+    if not isinstance(value, str) and (not value or len(set(value)) < len(value)):
+        raise BadValue(name, list(value), f"names one twice, or none; choose from {', '.join(choices)}")
+
+
+def of_each(value: str | Sequence[str], tasks: Callable[[str], Sequence[Task]]) -> list[Task]:
+    """The tasks of a category, or of several one after the other; an id that an earlier one has gets the category after it."""
+    found: dict[str, Task] = {}
+    for category in [value] if isinstance(value, str) else value:
+        for task in tasks(category):
+            name = task.id if task.id not in found else f"{task.id}-{category}"
+            found[name] = dataclasses.replace(task, id=name)
+    return list(found.values())
 
 
 def check_text(name: str, text: str) -> None:

@@ -7,11 +7,11 @@ score distillation keeps it a picture. Algorithm 1, for i = 1 .. I:
     z = ema   where i is ema_start, ema_start + ema_restart, ...
 
 The referee is the reward, of any kind that has a gradient, seen through `augmentations`. The last `distill_iterations` are without
-it. How noisy z_t is at an iteration, t, is drawn once for all samples and runs, whatever the seed: a batch is one call of the
-network, and a sample does not depend on what it is made with. Both see the task's prompt; the code shows the diffusion model
-"A photo exactly contains " and the prompt.
+it. How noisy z_t is at an iteration, t, is drawn once for all samples, whatever their seeds: a batch is one call of the network,
+and a sample does not depend on what it is made with. `distill_seed` draws other t. Both see the task's prompt; the code shows the
+diffusion model "A photo exactly contains " and the prompt.
 
-Cost, with I iterations of which J are refereed and v copies: 2I rows forward (none for mode=referee_only, I where distill_scale
+Cost, with I iterations, J steps of the referee and v copies: 2I rows forward (none for mode=referee_only, I where distill_scale
 is 1), none backward; J decodes and max(v, 1) J reward calls, and one decode of each picture that is kept: the last, and the best
 where J > 0. The released code decodes three times, and calls the referee twice, an iteration. Null settings: num_iterations = 0,
 the decoded noise; weight = 0, distillation alone.
@@ -48,18 +48,20 @@ class BlipInversion:
     distill_lr: of the distillation's step, along the cosine as the referee's (the paper), or constant, the first (the code).
     warmup: iterations over which the referee's learning rate rises from 0, before its cosine: none in the paper, 10 in the code.
     distill_scale: w of u + w (c - u), as in the code; that of the paper's section 2, c + w (c - u), is one less.
-    noise: standard deviation of what is added to z, once (the paper's N(0, 0.04)); the code adds it twice, once times the learning
-        rate. In the last iterations it is `last_noise`, the code's 0.01, of which the paper says nothing.
+    noise: standard deviation of what is added to z, once (the paper's N(0, 0.04)). `noise_twice` adds it to the referee's gradient
+        too, as the code does (blip2_sds.py), where it is multiplied by the learning rate. In the last iterations it is
+        `last_noise`, the code's 0.01, of which the paper says nothing.
     ema_initial: where the average begins: at the noise that z begins at (Algorithm 1), or at the first z, after an iteration, as in
         the code, whose first update copies (utils.py:37). ema_decay^i of the way between the two is left after i iterations, 13 %
         at the first restart.
 
     `mode` referee_only takes the step of the referee alone, in the last iterations too, of w1 times the norm of a distillation
-    gradient of unit elements; distill_only is distillation alone: the rows of Table 3. `lr` and `distill_weight` are [first, last],
-    along a cosine. `distill_iterations` below 1 is a share of all: 0.0625 is 10 of 160. `distill_window` are the least and the
-    greatest t, as shares of the trained steps. `keep` says which picture is the sample's: the last, or the best, whose copies the
-    referee has given most; the other is kept as an extra image. After a restart the code's average shares its memory with z and
-    moves with it; ours does not.
+    gradient of unit elements; distill_only is distillation alone: the rows of Table 3. `referee_steps` is how often the referee
+    moves z in an iteration, each time by copies of its own: the frequency f of Table 6, which the text does not define. `lr` and
+    `distill_weight` are [first, last], along a cosine. `distill_iterations` below 1 is a share of all: 0.0625 is 10 of 160.
+    `distill_window` are the least and the greatest t, as shares of the trained steps. `keep` says which picture is the sample's:
+    the last, or the best, whose copies the referee has given most; the other is kept as an extra image. After a restart the code's
+    average shares its memory with z and moves with it; ours does not.
     """
 
     augmentations: Augmentations
@@ -67,6 +69,7 @@ class BlipInversion:
     num_iterations: int = 160
     distill_iterations: float = 0.0625
     weight: float = 2.0
+    referee_steps: int = 1
     optimizer: Literal["sgd", "adam"] = "sgd"
     lr: Sequence[float] = (1.0, 0.5)
     warmup: int = 0
@@ -74,7 +77,9 @@ class BlipInversion:
     distill_lr: Literal["scheduled", "constant"] = "scheduled"
     distill_scale: float = 30.0
     distill_window: Sequence[float] = (0.05, 0.95)
+    distill_seed: int = 0
     noise: float = 0.2
+    noise_twice: bool = False
     last_noise: float = 0.01
     ema_decay: float = 0.95
     ema_initial: Literal["noise", "first"] = "noise"
@@ -84,7 +89,7 @@ class BlipInversion:
 
     def __post_init__(self) -> None:
         check_counts(self, "num_iterations", "warmup", least=0)
-        check_counts(self, "ema_restart")
+        check_counts(self, "ema_restart", "referee_steps")
         share = self.distill_iterations < 1
         if not 0 <= self.distill_iterations <= max(self.num_iterations, 1) or not (
             share or self.distill_iterations == self._distilled
@@ -130,18 +135,22 @@ class BlipInversion:
     def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
         z = problem.noise.draw(1, problem.latent_shape)
         average, best = z.clone(), Best()
-        eps, added, drawn = (problem.noise.fork(name) for name in ("distillation", "latent noise", "augmentations"))
-        times = stream("score distillation").integers(*self._times(problem), size=self.num_iterations)
+        names = ("distillation", "latent noise", "augmentations", "gradient noise")
+        eps, added, drawn, twice = (problem.noise.fork(name) for name in names)
+        key = [self.distill_seed] if self.distill_seed else []  # the first stream has no number in its name
+        times = stream("score distillation", *key).integers(*self._times(problem), size=self.num_iterations)
         optimizer = (torch.optim.SGD if self.optimizer == "sgd" else torch.optim.Adam)([z], lr=1.0)
         for i in range(self.num_iterations):
             weight = cosine(self.distill_weight, i, self.num_iterations)
             distilled = weight * self._distillation(problem, z, int(times[i]), eps)
-            if i < self._refereed:
+            for _ in range(self.referee_steps if i < self._refereed else 0):
                 rewards, gradient = problem.score_and_gradient(z, self._copies(drawn))
                 best.see(z.clone(), rewards[:, 0])
                 observe("update", i, {"rewards": rewards[:, 0], "distillation": _norm(distilled).flatten()})
                 size = _norm(distilled) if self.mode == "full" else weight * _unit(z)
                 z.grad = -balanced(gradient, self.weight * size)
+                if self.noise_twice:
+                    z.grad += self.noise * twice.draw(1, problem.latent_shape)
                 optimizer.param_groups[0]["lr"] = self._lr(i)
                 optimizer.step()
             first = i < self.num_iterations - self._distilled

@@ -112,10 +112,12 @@ def published(config: DictConfig) -> dict[str, Any]:
     """The published figures of a run, from the source of its table; empty where the run's setting is not the published one.
 
     It is the published one if the table's overlay and row alone make the same samples. The device, its dtype, the batch size and
-    the keys that the table lists as `given` by the user may differ. A figure is left out where the run measures it in another way.
+    the keys that the table lists as `given` by the user may differ: they say where files lie, or which `cell` of the table it is,
+    where a row has several. A figure is left out where the run measures it in another way. What the source quotes of other
+    systems is in "quoted".
     """
     table = config.get("table")
-    if not table or not table.get("published") or not table.published.get(table.get("row")):
+    if not table or not table.get("published") or not table.published.get(_cell(table)):
         return {}
     try:
         composed = _composed(f"experiment={table.name}", f"row={table.name.split('/')[0]}/{table.row}")
@@ -126,8 +128,17 @@ def published(config: DictConfig) -> dict[str, Any]:
         return {}
     if not same:
         return {}
-    printed = composed.table.published[composed.table.row]
-    return {"source": composed.table.source, **{name: printed[name] for name in printed if _as_measured(config, composed, name)}}
+    table = composed.table
+    shown = {name: figure for name, figure in table.published[_cell(table)].items() if _as_measured(config, composed, name)}
+    column = table.get("quoted_for")
+    quoted = {name: row[column] for name, row in (table.get("quoted") or {}).items() if row.get(column) is not None}
+    return {"source": table.source, **shown, **({"quoted": quoted} if quoted else {})}
+
+
+def _cell(table: DictConfig) -> str | None:
+    """The name of a run's published figures: of its row, or of one of several that the row has."""
+    found = table.get("cell") or table.get("row")
+    return found if found is None else str(found)
 
 
 def _as_measured(config: DictConfig, composed: DictConfig, name: str) -> bool:
@@ -136,8 +147,10 @@ def _as_measured(config: DictConfig, composed: DictConfig, name: str) -> bool:
     """
     own = figures.OWN_NAMES.get(name, name)
     for group, keys in {"scorers": (), "distances": ("reference", "reference_seed")}.items():
-        node = f"metrics.{group}.{own}"
-        if OmegaConf.select(composed, node) is not None:
+        # The longest name that the figure's begins with: what follows is a category.
+        measures = [key for key in map(str, composed.metrics[group]) if own == key or own.startswith(f"{key}_")]
+        if measures:
+            node = f"metrics.{group}.{max(measures, key=len)}"
             return all(as_text(_selected(config, key)) == as_text(_selected(composed, key)) for key in (node, *keys))
     return True
 

@@ -196,8 +196,12 @@ def summarise(
 
 
 def expected(pictures: Images, scores: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Any]]:
-    """Summary of each score, one number per image: its mean over prompts, with a 95 % interval."""
-    return {name: _score_entry(_by_prompt(pictures, values)) for name, values in scores.items()}
+    """Summary of each score, one number per image: its mean over prompts, with a 95 % interval; the same for each category, where
+    the prompts are of several.
+    """
+    assert pictures.records is not None
+    categories = {record.task: record.category for record in pictures.records}
+    return {name: _score_entry(_by_prompt(pictures, values), categories) for name, values in scores.items()}
 
 
 def _by_prompt(pictures: Images, values: Sequence[float]) -> dict[str, list[float]]:
@@ -214,8 +218,14 @@ def _mean(values: Mapping[str, Sequence[float]]) -> float | None:
     return summary.expected_reward(values) if values else None
 
 
-def _score_entry(values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    return _entry(summary.prompt_means(values)) if values else {"value": None, "prompts": 0}
+def _score_entry(values: Mapping[str, Sequence[float]], categories: Mapping[str, str]) -> dict[str, Any]:
+    if not values:
+        return {"value": None, "prompts": 0}
+    means, of = summary.prompt_means(values), [categories[task] for task in values]
+    entry = _entry(means)
+    if len(names := sorted(set(of))) > 1:
+        entry["categories"] = {name: _entry(means[[own == name for own in of]]) for name in names}
+    return entry
 
 
 def _entry(means: Array) -> dict[str, Any]:

@@ -18,8 +18,7 @@ def number(value: float | None) -> str:
 
 def published(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Published figures by our names for them; seconds per sample from minutes."""
-    found = dict(metrics.get("published", {}))
-    found.pop("source", None)
+    found = {name: value for name, value in metrics.get("published", {}).items() if name not in ("source", "quoted")}
     if "minutes" in found:
         found["seconds"] = 60 * found.pop("minutes")
     names = {**{name: name for name in found}, "reward": str(metrics.get("reward")), **OWN_NAMES}

@@ -142,11 +142,13 @@ def _reference(cfg: DictConfig, shard: Shard, model: LatentModel, tasks: Sequenc
 def _apart(cfg: DictConfig, shard: Shard, model: LatentModel, tasks: Sequence[Task], distances: Mapping[str, Any]) -> Job | None:
     """The unguided run at other seeds, where distances are measured to one. Raises UsageError where that makes no sense."""
     seed = cfg.get("reference_seed")
-    if seed is None:
+    if seed is None or cfg.reference == "none":
         return None
     given = f"reference_seed={seed}"
     if cfg.reference != "base":
-        raise UsageError(f"{given}: is of the unguided run, and reference={cfg.reference} is another; give reference=base")
+        raise UsageError(
+            f"{given}: is of the unguided run, and reference={cfg.reference} is another; leave out one: {given[:14]}=null"
+        )
     if abs(seed - cfg.seed) < cfg.samples_per_prompt:
         after = cfg.seed + cfg.samples_per_prompt
         raise UsageError(f"{given}: shares seeds with the run, which has {cfg.seed} to {after - 1}; {after} is the next one")

@@ -122,12 +122,13 @@ def _interval(value: Any, where: str) -> str | None:
 
 _COST = together(fields({"nfe": number}), each(maybe(number)))
 _SLIPPED = fields({"ratio": number, "low": number, "high": number, "slipped": count, "flagged": count})
+_PART = fields({"value": maybe(number)}, {"low": maybe(number), "high": maybe(number), "prompts": count})
 _SCORE = together(
     fields(
         {"value": maybe(number)},
         {
             **dict.fromkeys(("low", "high", "base", "win_rate"), maybe(number)), "prompts": count, "shares_guide": flag,
-            "described": text, "slipped": maybe(_SLIPPED),
+            "described": text, "slipped": maybe(_SLIPPED), "categories": each(together(_PART, _interval)),
         },
     ),
     _interval,
@@ -158,9 +159,9 @@ def _or_nothing(shape: Shape) -> Shape:
 
 
 def _published(value: Any, where: str) -> str | None:
-    """Figures by what the source calls them, and the source."""
-    wrong = fields({"source": text})(value, where)
-    return wrong or each(maybe(number))({name: figure for name, figure in value.items() if name != "source"}, where)
+    """Figures by what the source calls them, the source, and what it quotes of other systems."""
+    wrong = fields({"source": text}, {"quoted": each(number)})(value, where)
+    return wrong or each(maybe(number))({name: value[name] for name in value if name not in ("source", "quoted")}, where)
 
 
 _LEARNING = {"nfe": number, "nfe_backward": number, "seconds": number, "lessons": count}

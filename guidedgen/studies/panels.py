@@ -37,6 +37,7 @@ def downloads(study: Study) -> dict[str, str]:
     return {
         "report.csv": tables.as_csv(tables.of_metrics(study.rows, every=True)),
         "report_cost.csv": tables.as_csv(cost),
+        **({"report_categories.csv": tables.as_csv(by_category)} if (by_category := tables.of_categories(study.rows)).rows else {}),
         "report.tex": "\n".join([
             tables.latex(metrics, " ".join([f"{name}.", *tables.notes(metrics), *published])),
             tables.latex(cost, f"Cost of {name}. {words}."),
@@ -54,6 +55,8 @@ def figures_panel(study: Study, styles: Mapping[str, Style]) -> Iterator[Markup]
         return
     table = tables.of_metrics(study.rows)
     yield _table(table, styles)
+    if (by_category := tables.of_categories(study.rows)).rows:
+        yield _table(by_category, styles)
     marks = "Small: 95 % interval, bootstrap over prompts. ▲ ▼: it lies above or below the unguided mean."
     yield tag("p", " ".join([marks, *tables.notes(table)]), class_="remark")
     yield from (

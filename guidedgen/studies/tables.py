@@ -174,6 +174,25 @@ def of_cost(runs: Sequence[Run]) -> Table:
     return _without_empty(columns, rows)
 
 
+def of_categories(runs: Sequence[Run]) -> Table:
+    """Scores by the category of the prompts, of runs whose prompts are of several."""
+    columns: dict[str, Column] = {}
+    rows = []
+    for run in runs:
+        cells, source = {}, published(run.metrics)
+        for score, entry in run.metrics["scores"].items():
+            for category, part in entry.get("categories", {}).items():
+                key = f"{score}_{category}"
+                columns[key] = Column(key=key, title=f"{score}, {category or 'other'}", better="higher")
+                cells[key] = Cell(
+                    value=part["value"], low=part.get("low"), high=part.get("high"), printed=source.get(key),
+                    shared=entry.get("shares_guide", False),
+                )  # fmt: skip
+        if cells:
+            rows.append((run, cells))
+    return _without_empty(list(columns.values()), rows)
+
+
 def _without_empty(columns: Sequence[Column], rows: Sequence[tuple[Run, Mapping[str, Cell]]]) -> Table:
     kept = [column for column in columns if any(cells.get(column.key, Cell()).text for _, cells in rows)]
     return Table(columns=kept, rows=rows)
@@ -198,7 +217,14 @@ def notes(table: Table, star: str = "*") -> Iterator[str]:
 
 def sources(table: Table) -> list[str]:
     """Where the published figures are from."""
-    return list(dict.fromkeys(run.metrics["published"]["source"] for run, _ in table.rows if run.metrics.get("published")))
+    found: dict[str, dict[str, float]] = {}
+    for run, _ in table.rows:
+        if printed := run.metrics.get("published"):
+            found.setdefault(printed["source"], {}).update(printed.get("quoted", {}))
+    return [
+        source + (f" (quoted there: {', '.join(f'{name} {number(value)}' for name, value in quoted.items())})" if quoted else "")
+        for source, quoted in found.items()
+    ]
 
 
 def study_table(folder: Path) -> str:
@@ -211,16 +237,26 @@ def study_table(folder: Path) -> str:
     damaged = [printable(f"{name} is damaged and not shown: {why}") for name, why in study.damaged.items()]
     if not study.rows:
         raise UsageError("; ".join([f"{folder}: holds no run with metrics yet; wait for one to be done", *damaged[:1]]))
-    return "\n".join([markdown(of_metrics(study.rows)), *damaged])
+    by_category = of_categories(study.rows)
+    parts = [
+        markdown(of_metrics(study.rows)),
+        *(["", "By category:", "", *_lines(by_category)] if by_category.rows else []),
+        *damaged,
+    ]
+    return "\n".join(parts)
 
 
 def markdown(table: Table) -> str:
     """A Markdown table, published figures and notes in brackets, and notes on it."""
+    in_brackets = (f"In brackets: {_one_cell(source)}." for source in sources(table))
+    return "\n".join([*_lines(table), "", *notes(table, r"\*"), *in_brackets]).rstrip()
+
+
+def _lines(table: Table) -> list[str]:
+    """A table's lines in Markdown."""
     lines = [["", *(_one_cell(column.title) for column in table.columns)], ["---"] + ["---:"] * len(table.columns)]
     lines += [[_one_cell(run.name), *map(_bracketed, table.cells(i))] for i, (run, _) in enumerate(table.rows)]
-    text = [f"| {' | '.join(line)} |" for line in lines]
-    in_brackets = (f"In brackets: {_one_cell(source)}." for source in sources(table))
-    return "\n".join([*text, "", *notes(table, r"\*"), *in_brackets]).rstrip()
+    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def _one_cell(text: str) -> str:

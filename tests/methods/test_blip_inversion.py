@@ -49,9 +49,9 @@ class Adam:
 
 def plain_inversion(problem: Problem, b: int, o: BlipInversion, task: float = 1.0) -> Tensor:
     """One sample by Algorithm 1 and appendix C."""
-    names = ("", "/distillation", "/latent noise")
-    start, eps_noise, z_noise = (Noise([f"sample-{b}{name}"], dtype=torch.float64) for name in names)
-    times = stream("score distillation").integers(
+    names = ("", "/distillation", "/latent noise", "/gradient noise")
+    start, eps_noise, z_noise, g_noise = (Noise([f"sample-{b}{name}"], dtype=torch.float64) for name in names)
+    times = stream("score distillation", *([o.distill_seed] if o.distill_seed else [])).integers(
         int(1000 * o.distill_window[0]), int(1000 * o.distill_window[1]), size=o.num_iterations
     )
     shape, networks, adam = problem.latent_shape, problem.denoise.denoiser, Adam()
@@ -67,21 +67,24 @@ def plain_inversion(problem: Problem, b: int, o: BlipInversion, task: float = 1.
             z_t = point.alpha * z + point.sigma * eps
             u, c = networks.uncond(z_t, point).eps, networks.cond(z_t, point).eps
             g_s = w2 * 2 * (u + o.distill_scale * (c - u) - eps)  # of latents 1 x 1
-        z_before, step = z, torch.zeros_like(z)
         last = i >= o.num_iterations - o.distill_iterations
-        if o.mode == "referee_only" or (o.mode == "full" and o.weight and not last):
-            leaf = z_before.clone().requires_grad_()
+        refereed = o.mode == "referee_only" or (o.mode == "full" and o.weight and not last)
+        for _ in range(o.referee_steps if refereed else 0):
+            leaf = z.clone().requires_grad_()
             loss = -task * rated(decode(leaf[0])).sum()
             (g,) = torch.autograd.grad(loss, leaf)
             norm = g_s.norm() if o.mode == "full" else w2 * 2 * math.sqrt(z.numel())
             g_r = o.weight * norm * g / g.norm()
+            if o.noise_twice:
+                g_r = g_r + o.noise * g_noise.draw(1, shape)
             step = adam.step(g_r) if o.optimizer == "adam" else g_r
             if i < o.warmup:
                 step = step * o.lr[0] * (i + 1) / o.warmup
             else:
                 late = 0.5 * (1 + math.cos(math.pi * (i - o.warmup) / (o.num_iterations - o.warmup)))
                 step = step * (o.lr[1] + (o.lr[0] - o.lr[1]) * late)
-        z = z - step - (lr if o.distill_lr == "scheduled" else o.lr[0]) * g_s
+            z = z - step
+        z = z - (lr if o.distill_lr == "scheduled" else o.lr[0]) * g_s
         z = z + (o.last_noise if last else o.noise) * z_noise.draw(1, shape)
         ema = z if i == 0 and o.ema_initial == "first" else o.ema_decay * ema + (1 - o.ema_decay) * z
         done = i + 1
@@ -100,7 +103,8 @@ def plain_inversion(problem: Problem, b: int, o: BlipInversion, task: float = 1.
         {}, {"optimizer": "adam"}, {"mode": "referee_only"}, {"mode": "distill_only"}, {"ema_start": None},
         {"distill_lr": "constant", "lr": (0.7, 0.2)},
         {"warmup": 4}, {"weight": 0.5, "lr": (0.7, 0.2), "noise": 0.05}, {"distill_iterations": 0}, {"distill_scale": 1.0},
-        {"distill_window": (0.3, 0.6)}, {"ema_initial": "first"},
+        {"distill_window": (0.3, 0.6)}, {"ema_initial": "first"}, {"referee_steps": 2}, {"noise_twice": True}, {"distill_seed": 7},
+        {"referee_steps": 3, "noise_twice": True, "optimizer": "adam"},
     ],
     ids=str,
 )  # fmt: skip
@@ -120,6 +124,9 @@ def test_the_options_of_the_plain_loop_make_a_difference(make_problem: Make) -> 
         {"ema_start": None},
         {"warmup": 4},
         {"ema_initial": "first"},
+        {"referee_steps": 2},
+        {"noise_twice": True},
+        {"distill_seed": 1},
     ):
         assert (inversion(**options)(nonlinear(make_problem)) - base).abs().max() > 1e-3, options
 
@@ -208,7 +215,7 @@ def test_the_cosine_runs_from_one_end_to_the_other() -> None:
     ("options", "rows", "refereed"),
     [
         ({}, 2 * I, I - 3), ({"mode": "referee_only"}, 0, I), ({"mode": "distill_only"}, 2 * I, 0), ({"distill_scale": 1.0}, I, I - 3),
-        ({"distill_iterations": I}, 2 * I, 0),
+        ({"distill_iterations": I}, 2 * I, 0), ({"referee_steps": 3}, 2 * I, 3 * (I - 3)),
     ],
     ids=str,
 )  # fmt: skip

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from guidedgen.basics.errors import UsageError
-from guidedgen.runs import report
-from guidedgen.runs.store import RunFailed, RunFolder
-from guidedgen.studies import status, tables
+from guidedgen.runs import evaluate, report
+from guidedgen.runs.store import Record, RunFailed, RunFolder
+from guidedgen.studies import page, status, tables
 from guidedgen.studies.study import read_study
 from guidedgen.studies.tables import Cell
 
@@ -152,3 +152,49 @@ def test_lines_of_several_are_one(tried: Callable[..., None]) -> None:
     assert str(UsageError("model=a\n  b\r\nc: no")) == "model=a b c: no"
     assert str(RunFailed("a\nb")) == "guidedgen: a b"
     tried("used", 2)
+
+
+def parts(**means: float) -> dict[str, object]:
+    """A score's entry of prompts of several categories."""
+    found = {name: {"value": mean, "low": mean - 0.1, "high": mean + 0.1, "prompts": 20} for name, mean in means.items()}
+    return {"value": sum(means.values()) / len(means), "prompts": 20 * len(means), "shares_guide": False, "categories": found}
+
+
+def test_scores_by_category_have_a_table_of_their_own(make_run: MakeRun, tmp_path: Path) -> None:
+    printed = {"source": "a paper, Table 4", "blip_vqa": 0.6743, "blip_vqa_color": 0.7576, "quoted": {"SDXL": 0.6369}}
+    make_run("full", scores={"blip_vqa": parts(color=0.7, shape=0.4)}, published=printed)
+    make_run("plain")
+    text = tables.study_table(tmp_path / "study")
+    assert "By category:" in text
+    head, _, row, *rest = text.split("By category:\n\n")[1].splitlines()
+    assert head == "|  | blip_vqa, color | blip_vqa, shape |"
+    assert row == "| full | 0.7 (0.7576) | 0.4 |"
+    assert rest == []  # the run without categories is not in it
+    assert "In brackets: a paper, Table 4 (quoted there: SDXL 0.6369)." in text
+    written = {file.name: file.read_text() for file in page.write(tmp_path / "study")}
+    rows = read_csv(written["report_categories.csv"])
+    assert (rows["full"]["blip_vqa_color"], rows["full"]["blip_vqa_color_published"]) == ("0.7", "0.7576")
+    assert "blip_vqa, shape" in written["report.html"]
+
+
+def test_scores_of_one_category_have_none(study: Path) -> None:
+    assert "By category" not in tables.study_table(study)
+    assert [file.name for file in page.write(study)] == ["report.html", "report.csv", "report_cost.csv", "report.tex"]
+
+
+def test_a_mean_over_prompts_is_split_by_their_categories() -> None:
+    numbers = {"nfe": 1, "nfe_backward": 0, "decodes": 1, "reward_calls": 0, "seconds": 1.0, "peak_memory_mib": 1.0}
+    drawn = [("a", "color"), ("b", "color"), ("c", "shape"), ("d", "other")]
+    records = [
+        Record(task=task, prompt="", category=category, seed=seed, image="", scores={}, **numbers)
+        for task, category in drawn
+        for seed in (0, 1)
+    ]
+    pictures = evaluate.Images(paths=[Path("x")] * len(records), records=records)
+    scores = [1.0, 3.0, 5.0, 5.0, 0.0, 1.0, math.nan, math.nan]  # the last prompt is none that the scorer applies to
+    found = evaluate.expected(pictures, {"vqa": scores, "one": [*scores[:4], *[math.nan] * 4]})
+    assert found["vqa"]["value"] == pytest.approx((2 + 5 + 0.5) / 3)
+    categories = found["vqa"]["categories"]
+    assert {name: (part["value"], part["prompts"]) for name, part in categories.items()} == {"color": (3.5, 2), "shape": (0.5, 1)}
+    assert categories["color"]["low"] <= 3.5 <= categories["color"]["high"]
+    assert "categories" not in found["one"]
