@@ -7,7 +7,8 @@ DOODL (salesforce/DOODL, doodl.py, `one_step_baseline`) and diffusers' community
 reward's scale.
 
 Cost, with G guided steps: 2T rows forward, G backward (2G with `source=cfg`); G decodes and reward calls, and one decode of the
-finished image. Without classifier-free guidance a step of `cond` or `cfg` is one row. Null setting: strength = 0.
+finished image; 2T rows more forward to invert a picture. Without classifier-free guidance a step of `cond` or `cfg` is one row.
+Null setting: strength = 0.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from guidedgen.methods import Needs, Observer, ignore
 from guidedgen.methods.guidance import ascent, check_window, pushed, reward_gradient, within
 from guidedgen.methods.problem import Problem
 from guidedgen.process import Prediction
-from guidedgen.process.formulas import guided
+from guidedgen.process.formulas import add_noise, guided
 from guidedgen.process.grid import Point
 
 _SCALES = {"uncond": 0.0, "cond": 1.0, "cfg": None}
@@ -35,25 +36,30 @@ class ClassifierGuidance:
 
     source: which noise prediction the look-ahead is made from: "uncond" is DOODL's, "cond" diffusers', "cfg" the one the chain
         takes. The other part of classifier-free guidance is evaluated without a gradient.
+    invert: where the chain starts from a picture, it starts from its inversion by DDIM, not from its noised latent: DOODL's
+        baseline for edits (5.3), from the middle of the chain, which is noise_ratio 0.5.
     blend: what is decoded is sigma_t x0_hat + (1 - sigma_t) x_t, as both codes do, instead of DOODL's published x0_hat.
     """
-
-    needs: ClassVar[Needs] = Needs(gradient=True)
 
     strength: float = 100.0
     source: Literal["uncond", "cond", "cfg"] = "uncond"
     blend: bool = False
+    invert: bool = False
     window: Sequence[float] = (1.0, 0.0)
 
     def __post_init__(self) -> None:
         check_window("window", self.window)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(gradient=True, reference="required" if self.invert else "optional")
 
     def guides(self, i: int, steps: int, noise_ratio: float) -> bool:
         del i, steps
         return bool(self.strength) and within(noise_ratio, self.window)
 
     def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
-        x_t, past = problem.start(), None
+        x_t, past = self._inverted(problem) if self.invert else problem.start(), None
         for i, (t, s) in enumerate(pairwise(problem.grid)):
             if t.alpha and self.guides(i, len(problem.grid) - 1, problem.noise_ratio(i)):  # at alpha = 0 x_t says nothing of x_0
                 rewards, gradient, prediction = self._look(problem, x_t, t)
@@ -65,6 +71,15 @@ class ClassifierGuidance:
             x_t, past = problem.step(x_t, prediction, t, s), (prediction, t)
             observe("step", i, {})
         return x_t[:, 0]
+
+    def _inverted(self, problem: Problem) -> Tensor:
+        """x at the first point, b 1 c h w: the tasks' pictures by DDIM's steps backwards, each with what is predicted at its end."""
+        assert problem.reference is not None
+        x_s = problem.reference.unsqueeze(1)
+        for t, s in reversed(list(pairwise(problem.grid))):
+            prediction = problem.denoise(x_s, s if s.sigma else t)  # at no noise there is nothing to predict
+            x_s = add_noise((x_s - s.sigma * prediction.eps) / s.alpha, prediction.eps, t)
+        return x_s
 
     def _look(self, problem: Problem, x_t: Tensor, t: Point) -> tuple[Tensor, Tensor, Prediction]:
         """Rewards and gradients of the look-ahead, and the chain's prediction."""

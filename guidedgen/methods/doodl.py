@@ -52,8 +52,9 @@ class Doodl:
 
     `process` null is ddim, unless the gradients or a source picture need edict. `lr` is lambda. `tied` optimises one latent for
     both of the pair, else each its own. Crops are squares of U^crop_power, scaled to between `smallest_crop` and 1 of the image's
-    side, averaged to the smallest's size: the paper's 224 of 512 px. With `patience` a sample stops after so many updates without
-    a better reward. `source_image` is a picture to start from, by EDICT's inversion, instead of from noise.
+    side, averaged to the smallest's size: the paper's 224 of 512 px. With `patience` a sample stops after so many updates without a
+    better reward. `invert` starts from the inversion of each task's picture by EDICT, instead of from noise; `source_image` is one
+    picture for all of them.
     """
 
     gradients: GradientEngine
@@ -75,6 +76,7 @@ class Doodl:
     crop_reduction: Literal["mean", "best"] = "mean"
     keep: Literal["best", "last"] = "best"
     patience: int | None = None
+    invert: bool = False
     source_image: str | None = None
 
     def __post_init__(self) -> None:
@@ -87,18 +89,23 @@ class Doodl:
                 raise BadValue(name, value, "must be above 0")
         wanted = {Reversible: "edict", Adjoint: "ddim"}.get(type(self.gradients))
         if self.process is None:
-            object.__setattr__(self, "process", wanted or ("ddim" if self.source_image is None else "edict"))
+            object.__setattr__(self, "process", wanted or ("edict" if self._inverts else "ddim"))
         if wanted not in (None, self.process):
             raise BadValue("process", self.process, f"method/gradients={type(self.gradients).__name__.lower()} needs {wanted}")
-        if self.source_image is not None and (self.process != "edict" or self.tied):
-            raise BadValue("source_image", self.source_image, "is inverted to a pair: it needs process=edict and tied=false")
+        if self._inverts and (self.process != "edict" or self.tied):
+            name = "invert" if self.source_image is None else "source_image"
+            raise BadValue(name, getattr(self, name), "a picture is inverted to a pair: it needs process=edict and tied=false")
+
+    @property
+    def _inverts(self) -> bool:
+        return self.invert or self.source_image is not None
 
     @property
     def needs(self) -> Needs:
         return Needs(
             gradient=self.num_updates > 0,
             sampler="deterministic",
-            reference="optional" if self.source_image is None else "inverted",
+            reference="inverted" if self._inverts else "optional",
             one_sample=self.patience is not None,
             chains=self.num_updates + 1,
             flow=True,
@@ -136,7 +143,7 @@ class Doodl:
 
     def _start(self, problem: Problem, chain: OdeChain | EdictChain) -> list[Tensor]:
         """What is optimised: x_T, or the pair of them, b 1 c h w each; in float64, because undoing EDICT's steps needs it."""
-        if self.source_image is not None:
+        if self._inverts:
             assert isinstance(chain, EdictChain) and problem.reference is not None
             state = chain.start(problem.reference.unsqueeze(1).double())
             for i in reversed(range(len(chain))):

@@ -30,6 +30,8 @@ def combination(cfg: DictConfig, method: Method, scheduler: Scheduler, tasks: Se
         raise UsageError(f"method={name} needs a deterministic scheduler: scheduler=ddim scheduler.eta=0")
     if method.needs.sampler == "deterministic" and scheduler.multistep:
         raise UsageError(f"method={name} walks the whole chain by DDIM's steps, and no multistep solver: scheduler=ddim, or euler")
+    if method.needs.reference == "inverted" and not all(task.reference for task in tasks):
+        raise UsageError(f"method={name} inverts pictures: give them with dataset=image_to_image dataset.images=[FILE,FOLDER]")
     if method.needs.reference == "required" and not all(task.noise_ratio for task in tasks):
         raise UsageError(
             f"method={name} starts from reference images: give them with dataset=image_to_image, at a dataset.noise_ratio below 1"

@@ -86,6 +86,8 @@ def show(metrics: Mapping[str, Any]) -> None:
         shared |= bool(mark)
         change = f"{_percent(found['mean_of_percent'])} (of means {_percent(found['percent_of_means'])})"
         row(f"fid to each of {found['classes']} classes{mark}", "class_fid", found["base"], found["fid"], change)
+        if "class_fid_percent" in printed:
+            row("its change, in percent", "class_fid_percent", None, found["mean_of_percent"])
     cost, base = metrics.get("cost", {}), metrics.get("base_cost", {})
     for name in ("nfe", "nfe_backward", "decodes", "reward_calls", "seconds"):
         row(f"{name} / sample", name, base.get(name), cost.get(name))

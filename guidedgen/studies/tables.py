@@ -137,10 +137,16 @@ def _cells(metrics: Mapping[str, Any], guided: str) -> dict[str, Cell]:
     if found := metrics.get("per_class"):
         row["class fid"] = Cell(
             value=found["fid"], base=found["base"], printed=source.get("class_fid"), shared=found["shares_guide"],
-            note="" if found["mean_of_percent"] is None else f"{found['mean_of_percent']:+.3g} %",
+            note=_change(found["mean_of_percent"], source.get("class_fid_percent")),
         )  # fmt: skip
     row |= {name: Cell(value=value, printed=source.get(name)) for name, value in metrics["cost"].items()}
     return row | {"n": Cell(value=metrics["samples"])}
+
+
+def _change(percent: float | None, printed: float | None) -> str:
+    """The change of the distance to each class, and the published one."""
+    parts = [f"{percent:+.3g} %" if percent is not None else "", f"published {printed:+.3g} %" if printed is not None else ""]
+    return ", ".join(filter(None, parts))
 
 
 def of_cost(runs: Sequence[Run]) -> Table:

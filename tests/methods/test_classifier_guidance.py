@@ -202,3 +202,47 @@ def test_a_sample_without_gradients_is_unguided_and_the_others_do_not_notice(mak
 def test_wrong_windows_are_named() -> None:
     with pytest.raises(BadValue, match="^window="):
         ClassifierGuidance(window=(0.3, 0.7))
+
+
+# From the inversion of a picture
+
+
+def _edited(make_problem: Make, steps: int, strength: float = 0.0) -> tuple[Tensor, Tensor, Problem]:
+    """A clean latent each, what is drawn from its inversion, and the problem."""
+    clean = torch.tensor([0.3, -1.1, 2.0], dtype=torch.float64)[:, None, None, None].expand(3, 2, 1, 1)
+    problem = gaussian(make_problem, scheduler=Ddim(num_steps=steps, spacing="leading", offset=0, end="first"))
+    problem = dataclasses.replace(problem, reference=clean, grid=problem.grid[-(steps // 2) - 1 :])
+    return clean, ClassifierGuidance(strength=strength, invert=True)(problem), problem
+
+
+def test_a_picture_that_is_inverted_is_drawn_again_as_it_was(make_problem: Make) -> None:
+    """To the order of the steps: DDIM undoes its own step only in the limit."""
+    errors = []
+    for steps in (50, 100, 200, 400):
+        clean, made, _ = _edited(make_problem, steps)
+        errors.append((made - clean).abs().max().item())
+    assert errors[0] < 0.3
+    assert all(0.4 < fine / coarse < 0.6 for coarse, fine in pairwise(errors))
+
+
+def test_an_inverted_picture_is_guided_from_there(make_problem: Make) -> None:
+    clean, unguided, problem = _edited(make_problem, 100)
+    _, guided, _ = _edited(make_problem, 100, strength=0.3)
+    assert ((guided - TARGET).abs() < (unguided - TARGET).abs()).all()
+    x = clean.unsqueeze(1)
+    for t, s in reversed(list(pairwise(problem.grid))):  # a plain loop, at w = 1: the condition's score alone
+        eps = problem.denoise(x, s).eps
+        x = t.alpha * (x - s.sigma * eps) / s.alpha + t.sigma * eps
+    for t, s in pairwise(problem.grid):
+        x = step(problem.scheduler, x, problem.denoise(x, t).eps, t, s, None)
+    torch.testing.assert_close(unguided, x[:, 0], rtol=0, atol=1e-12)
+
+
+def test_an_inversion_costs_as_many_rows_as_the_chain(make_problem: Make) -> None:
+    problem = nonlinear(make_problem, 2)
+    noised = dataclasses.replace(problem, reference=torch.zeros(2, *problem.latent_shape, dtype=torch.float64))
+    ClassifierGuidance(strength=0.0)(noised)
+    rows = noised.denoise.rows
+    ClassifierGuidance(strength=0.0, invert=True)(noised)
+    assert noised.denoise.rows == 3 * rows
+    assert ClassifierGuidance(invert=True).needs.reference == "required"
