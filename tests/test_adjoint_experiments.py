@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import tiny_pixel
 from omegaconf import DictConfig, OmegaConf
 
 from guidedgen.lab.networks import WEIGHTS
@@ -39,7 +40,7 @@ QUICK = {
     ],
     "audit": ["samples_per_prompt=1", "method.num_updates=1", "dataset.limit=1"],
 }
-STUDIES = ["lab/solvers"]  # see test_solver_study.py
+STUDIES = ["solvers", "solvers_sd15", "lab/solvers", "audit_imagenet"]  # see test_solver_study.py and below
 
 
 def overlay(application: str, *overrides: str) -> DictConfig:
@@ -95,3 +96,25 @@ def test_the_lab_s_style_is_judged_on_what_it_was_not_learned_from(tmp_path: Pat
     assert {task.reference for task in (job.lessons[0].task, job.samples[0].task)} == {
         str((WEIGHTS / "styles/mosaic.png").absolute())
     }
+
+
+def test_table_3_is_swept_over_its_five_classes() -> None:
+    """The paper's indices 242, 430, 779, 859 and 895; pictures of a class, audited by the classifier's own label of it."""
+    params = composition.settings(["experiment=adjoint/audit_imagenet"]).sweeper.params
+    (item,) = composition.parse([f"table.class={params['table.class']}"])
+    swept = [overlay("audit_imagenet", f"table.class={value}") for value in item.sweep_string_iterator()]
+    assert [cfg.dataset.prompt for cfg in swept] == ["boxer", "basketball", "school bus", "toaster", "warplane"]
+    for cfg in swept:
+        assert cfg.reward.filter.label == cfg.dataset.prompt and cfg.reward.filter._target_.endswith("ClassifierFilter")
+        assert (cfg.model.name, cfg.samples_per_prompt) == ("dit_xl_256", 100)
+        assert {key: OmegaConf.select(cfg, key) for key in FULL["audit"]} == FULL["audit"]
+
+
+def test_table_3_makes_a_job(tmp_path: Path) -> None:
+    """Of a tiny DiT, whose labels are others, with the lab's classifier for the filter."""
+    folder = tiny_pixel.save_dit(tmp_path / "dit")
+    lab = ["zoo=lab", "metrics=lab", "dtype=float32", "reward.filter.label='red circle'"]
+    cfg = overlay("audit_imagenet", "table.class='a cat'", f"model.path={folder}", f"outputs={tmp_path}", *lab)
+    job = preparation.prepare(cfg)
+    assert len(job.samples) == 100 and len(job.grid) == 31 and job.method.needs.gradient
+    assert job.samples[0].task.prompt == "a cat"

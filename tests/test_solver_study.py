@@ -6,8 +6,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import tiny_pixel
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from PIL import Image
 
 from guidedgen.basics.errors import UsageError
 from guidedgen.lab.networks import WEIGHTS
@@ -33,8 +35,8 @@ def test_it_sweeps_both_odes_by_both_solvers_at_the_paper_s_calls() -> None:
     params = {key: f"{key}={value}" for key, value in composed.hydra.sweeper.params.items()}
     swept = {item.key_or_group: list(item.sweep_string_iterator()) for item in composition.parse([*params.values()])}
     assert swept == {
-        "row": [*ROWS],
-        "method.gradients.solver": ["euler", "explicit_adams"],
+        "row": [*ROWS, "adjoint/dpm_solver"],
+        "table.solver": ["euler", "explicit_adams"],
         "table.calls": ["'10'", "'20'", "'50'"],
     }
 
@@ -44,7 +46,7 @@ def test_it_sweeps_both_odes_by_both_solvers_at_the_paper_s_calls() -> None:
 @pytest.mark.parametrize("calls", [10, 20, 50])
 def test_every_row_takes_the_calls_it_says(row: str, solver: str, calls: int, tmp_path: Path) -> None:
     """Adams' method takes six more than it has steps, for Runge and Kutta's first two."""
-    job = preparation.prepare(overlay(row, f"method.gradients.solver={solver}", f"table.calls='{calls}'", f"outputs={tmp_path}"))
+    job = preparation.prepare(overlay(row, f"table.solver={solver}", f"table.calls='{calls}'", f"outputs={tmp_path}"))
     chain = FlowChain(denoise=lambda x_t, t: x_t, grid=job.grid, schedule=job.model.schedule)
     assert len(chain) + (6 if solver == "explicit_adams" else 0) == calls
     times = [point.t for point in job.grid]
@@ -74,9 +76,48 @@ def test_it_runs_and_errors_are_of_the_same_pictures(tmp_path: Path) -> None:
     (fine,) = tmp_path.glob("fine/*")
     errors = {}
     for row in ROWS:
-        run = overlay(row, "method.gradients.solver=explicit_adams", "table.calls='10'", f"reference={fine}", *brief)
+        run = overlay(row, "table.solver=explicit_adams", "table.calls='10'", f"reference={fine}", *brief)
         metrics = experiment.run(preparation.prepare(run))
         errors[row] = metrics["distances"]["rmse"]["value"]
         assert (metrics["cost"]["nfe"], metrics["cost"]["nfe_backward"], metrics["base_cost"]["nfe"]) == (10, 0, 24)
     assert 0.001 < errors["adjoint/eq_10"] < errors["adjoint/eq_4"] < 0.05  # other pictures are 0.1 and more away
     assert json.loads((fine / "metrics.json").read_text())["label"] == "fine, w 1"
+
+
+# On the paper's data
+
+
+def composed(*overrides: str) -> DictConfig:
+    return compose("config", overrides=["device=cpu", "tracker=none", *overrides])
+
+
+def test_table_1_takes_the_calls_it_says(tmp_path: Path) -> None:
+    """On a tiny model of CIFAR-10's kind, against a folder of pictures."""
+    folder, photos = tiny_pixel.save_ddpm(tmp_path / "ddpm"), tmp_path / "photos"
+    photos.mkdir()
+    for i in range(3):
+        Image.new("RGB", (32, 32), (40 * i, 90, 200 - 60 * i)).save(photos / f"{i}.png")
+    few = ["samples_per_prompt=2", "zoo=lab", f"model.path={folder}", f"reference={photos}", f"outputs={tmp_path}"]
+    for row in (*ROWS, "adjoint/dpm_solver"):
+        cfg = composed("experiment=adjoint/solvers", f"row={row}", "table.calls='10'", *few)
+        assert cfg.model.clip_sample is False
+        metrics = experiment.run(preparation.prepare(cfg))
+        assert (metrics["cost"]["nfe"], metrics["cost"]["nfe_backward"]) == (10, 0)
+        assert metrics["compared"] == [2, 3] and {*metrics["distances"]} == {"fid", "kid"}
+
+
+def test_table_1_is_of_as_many_pictures_as_the_training_set(tmp_path: Path) -> None:
+    cfg = composed("experiment=adjoint/solvers", "reference=photos")
+    assert (cfg.samples_per_prompt, cfg.model.name, cfg.method.gradients.solver) == (50_000, "ddpm_cifar10", "explicit_adams")
+    assert [composed("experiment=adjoint/solvers", "reference=x", f"table.calls='{n}'").scheduler.num_steps for n in (10, 20, 50)] == [
+        5, 15, 45,
+    ]  # fmt: skip
+    with pytest.raises(UsageError, match="^reference: "):
+        preparation.prepare(composed("experiment=adjoint/solvers", f"model.path={tiny_pixel.save_ddpm(tmp_path)}"))
+
+
+@pytest.mark.parametrize("row", [*ROWS, "adjoint/dpm_solver", "adjoint/fine"])
+def test_its_twin_on_stable_diffusion_has_the_same_rows(row: str) -> None:
+    full, lab = (composed(f"experiment=adjoint/{name}", f"row={row}") for name in ("solvers_sd15", "lab/solvers"))
+    assert full.model.name == "sd15" and full.method == lab.method and full.scheduler == lab.scheduler
+    assert full.table.label == lab.table.label

@@ -90,7 +90,7 @@ class AdjointDpm:
     @property
     def needs(self) -> Needs:
         return Needs(
-            gradient=self.num_updates > 0, sampler="deterministic", noisy_end=not self.reparameterise,
+            reward=self.num_updates > 0, gradient=self.num_updates > 0, sampler="deterministic", noisy_end=not self.reparameterise,
             signal_at_start=not self.reparameterise, chains=self.num_updates + 1, prompted=self.what == "embedding", flow=True,
         )  # fmt: skip
 

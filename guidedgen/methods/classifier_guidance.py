@@ -73,7 +73,7 @@ class ClassifierGuidance:
         return x_t[:, 0]
 
     def _inverted(self, problem: Problem) -> Tensor:
-        """x at the first point, b 1 c h w: the tasks' pictures by DDIM's steps backwards, each with what is predicted at its end."""
+        """x at the first point, b 1 c h w: the pictures by DDIM's steps backwards, each with what is predicted at its end."""
         assert problem.reference is not None
         x_s = problem.reference.unsqueeze(1)
         for t, s in reversed(list(pairwise(problem.grid))):

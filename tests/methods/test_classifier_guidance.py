@@ -222,7 +222,7 @@ def test_a_picture_that_is_inverted_is_drawn_again_as_it_was(make_problem: Make)
         clean, made, _ = _edited(make_problem, steps)
         errors.append((made - clean).abs().max().item())
     assert errors[0] < 0.3
-    assert all(0.4 < fine / coarse < 0.6 for coarse, fine in pairwise(errors))
+    assert all(0.3 < fine / coarse < 0.6 for coarse, fine in pairwise(errors))
 
 
 def test_an_inverted_picture_is_guided_from_there(make_problem: Make) -> None:
