@@ -112,8 +112,8 @@ def test_table_1_is_of_as_many_pictures_as_the_training_set(tmp_path: Path) -> N
     assert [composed("experiment=adjoint/solvers", "reference=x", f"table.calls='{n}'").scheduler.num_steps for n in (10, 20, 50)] == [
         5, 15, 45,
     ]  # fmt: skip
-    with pytest.raises(UsageError, match="^reference: "):
-        preparation.prepare(composed("experiment=adjoint/solvers", f"model.path={tiny_pixel.save_ddpm(tmp_path)}"))
+    with pytest.raises(UsageError, match="^reference=cifar10_train: no such folder"):
+        preparation.prepare(composed("experiment=adjoint/solvers", "zoo=lab", f"model.path={tiny_pixel.save_ddpm(tmp_path)}"))
 
 
 @pytest.mark.parametrize("row", [*ROWS, "adjoint/dpm_solver", "adjoint/fine"])
