@@ -139,14 +139,25 @@ def plots_panel(study: Study, styles: Mapping[str, Style]) -> Iterator[Markup]:
         measured = [name for name in _DISTANCES if any(name in run.metrics.get("distances", {}) for run in guided)]
         plotted = [_scatter(runs, reward, name, name, styles) for name in measured[:2]]
         plotted += [_scatter(runs, reward, name, label, styles) for name, label in _COSTS.items()]
+        parts = _parts(guided)
+        if len(parts) > 1:  # Figure 5 of the CoDeX thesis
+            plotted.append(_scatter(runs, parts[0], parts[1], parts[1], styles))
         if any(plotted):
             yield tag("div", *plotted, class_="plots")
-            caption = f"The line is the Pareto front: no run has more {reward} for less. Whiskers: 95 % interval. Grey: unguided."
+            caption = "The line is the Pareto front: no run has more along one axis at what it has along the other."
+            caption += " Whiskers: 95 % interval. Grey: unguided."
             yield tag("p", caption, class_="remark")
 
 
+def _parts(runs: Sequence[Run]) -> list[str]:
+    """The rewards of a weighted sum that have a weight in some run, and a score in all of them."""
+    weights = [(run.config.get("reward") or {}).get("weights") or {} for run in runs]
+    names = dict.fromkeys(name for own in weights for name in own)
+    return [name for name in names if any(own.get(name) for own in weights) and all(name in run.metrics["scores"] for run in runs)]
+
+
 def _scatter(runs: Sequence[Run], reward: str, name: str, label: str, styles: Mapping[str, Style]) -> Markup | None:
-    """The guided reward against a distance or a cost; nothing for fewer than two points."""
+    """A reward against a distance, a cost or another score; nothing for fewer than two points."""
     points = []
     for run in runs:
         entry, x = run.metrics["scores"].get(reward, {}), _abscissa(run, name)
@@ -155,14 +166,16 @@ def _scatter(runs: Sequence[Run], reward: str, name: str, label: str, styles: Ma
             points.append(Point(name=run.name, style=styles[run.name], x=x, y=entry["value"], low=low, high=high))
     if len(points) < 2:
         return None
-    plot = plots.scatter(points, label, reward, log_x=name in _COSTS)
+    plot = plots.scatter(points, label, reward, log_x=name in _COSTS, more_x=name not in (*_COSTS, *_DISTANCES))
     return tag("figure", tag("figcaption", f"{reward} against {label}"), plot)
 
 
 def _abscissa(run: Run, name: str) -> float | None:
-    """A run's cost, or its distance to the unguided run, which the unguided run itself does not have."""
+    """A run's cost, another score of it, or its distance to the unguided run, which the unguided run itself does not have."""
     if name in _COSTS:
         return run.metrics["cost"].get(name)
+    if name in run.metrics["scores"]:
+        return run.metrics["scores"][name]["value"]
     measured = run.metrics.get("distances", {}).get(name)
     return measured["value"] if measured else 0.0 if run.unguided and run.config.get("reference") == "base" else None
 

@@ -167,11 +167,13 @@ def mark(style: Style, x: float, y: float, size: float = 5) -> Markup:
     return tag("path", d=paths[style.shape], class_=f"mark {style.colour}{' open' if style.shape == 4 else ''}")
 
 
-def scatter(points: Sequence[Point], x_label: str, y_label: str, *, log_x: bool = False) -> Markup:
-    """Runs in a plane with the Pareto front of low x and high y as a line, and their intervals along y."""
+def scatter(points: Sequence[Point], x_label: str, y_label: str, *, log_x: bool = False, more_x: bool = False) -> Markup:
+    """Runs in a plane with the Pareto front of low x and high y as a line, of high x where `more_x` of it is better, and their
+    intervals along y.
+    """
     ends = [end for point in points for end in (point.y, point.low, point.high) if end is not None]
     x, y = _axes([point.x for point in points], ends, log_x=log_x, log_y=False)
-    best = front([(point.x, point.y) for point in points])
+    best = front([(-point.x if more_x else point.x, point.y) for point in points])
     on_front = set(best)
     line = tag("polyline", points=" ".join(f"{x(points[i].x)},{y(points[i].y)}" for i in best), class_="front")
     parts = []

@@ -303,3 +303,28 @@ def test_the_script_says_in_one_line_what_is_no_study(tmp_path: Path) -> None:
     done = script(str(tmp_path / "none"))
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert "no such folder" in done.stderr
+
+
+def test_a_weighted_sum_has_a_plot_of_its_parts(make_run: MakeRun, tmp_path: Path) -> None:
+    """Figure 5 of the CoDeX thesis: one reward against the other at several weights, end points and the unguided run included."""
+    points = {"1:0": (6.0, 0.20), "0:1": (5.0, 0.25), "1:9": (5.8, 0.24), "1:2": (5.5, 0.21)}
+    for name, (aesthetic, pick) in points.items():
+        first, second = map(int, name.split(":"))
+        scores = {"multi": 1.0, "aesthetic": aesthetic, "pickscore": pick}
+        make_run(
+            name, label=name, guide={"weights": {"aesthetic": first, "pickscore": second, "hps": 0}},
+            reward=aesthetic, scores={key: {"value": value, "prompts": 3, "shares_guide": True} for key, value in scores.items()},
+        )  # fmt: skip
+    text = page.page(read_study(tmp_path / "study"))
+    figure = text.split("aesthetic against pickscore</figcaption>")[1].split("</figure>")[0]
+    on_front = {
+        name
+        for name in points
+        if f"{name}: aesthetic {points[name][0]:.4g}, pickscore {points[name][1]:.4g}, on the front" in figure
+    }
+    assert on_front == {"1:0", "0:1", "1:9"}  # more of one is less of the other; 1:2 has less of both than 1:9
+    assert "hps" not in text.split('id="plots"')[1].split("</section>")[0]
+
+
+def test_a_single_reward_has_no_such_plot(study: Path) -> None:
+    assert "aesthetic against clip_score" not in page.page(read_study(study))
