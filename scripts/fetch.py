@@ -7,7 +7,7 @@ python scripts/fetch.py --all                                model=sd15 with the
 python scripts/fetch.py --check experiment=codex/aesthetic   what of it is there and what is missing (then the exit code is 1)
 python scripts/fetch.py pickscore t2i_compbench sd14         what a reward, metrics or a model reads of the hub
 python scripts/fetch.py org/name org/name/folder@revision    a model of the hub
-python scripts/fetch.py aesthetic inception vgg16            single files that live elsewhere, checked by SHA-256
+python scripts/fetch.py aesthetic inception vgg19            single files that live elsewhere, checked by SHA-256
 python scripts/fetch.py data t2i_compbench hpdv2             prompts of benchmarks, checked by SHA-256
 """
 

@@ -29,6 +29,16 @@ class FeatureMap(Protocol):
         """b 3 H W in [0, 1] -> b p d: p positions, d features; differentiable."""
 
 
+class FeatureMaps(Protocol):
+    """Features of several layers. `content` is the number of the one, from 0, that says what is in the image."""
+
+    name: str
+    content: int
+
+    def maps(self, images: Tensor) -> Sequence[Tensor]:
+        """b 3 H W in [0, 1] -> b p d of each layer; differentiable."""
+
+
 def gram(features: Tensor) -> Tensor:
     """b p d -> b d d: sums over positions of products of features, so that positions do not matter."""
     return features.mT @ features

@@ -1,13 +1,14 @@
-"""Feature maps whose Gram matrices say what style is: early tokens of a CLIP, VGG-16, and the lab's versions of both.
+"""Feature maps whose Gram matrices say what style is: early tokens of a CLIP, VGG-16, layers of VGG-19, and the lab's versions.
 
-Each takes images in [0, 1] of any size (b 3 H W) and gives b p d: p positions, d features, differentiable.
+Each takes images in [0, 1] of any size (b 3 H W) and gives b p d: p positions, d features, differentiable; or several such.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,12 @@ from guidedgen.zoo.files import locate_file, locate_lab, read_config, read_state
 from guidedgen.zoo.inception import load_lab_classifier
 from guidedgen.zoo.needed import DOWNLOADS, CachedFile, Needed
 
-FILE = DOWNLOADS["vgg16"][0]  # torchvision's VGG16_Weights.IMAGENET1K_V1
-_VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)  # channels; 0: 2 x 2 maximum
+FILE = DOWNLOADS["vgg16"].file  # torchvision's VGG16_Weights.IMAGENET1K_V1
+# Channels of convolutions; 0: 2 x 2 maximum.
+_CHANNELS = {
+    "vgg16": (64, 64, 0, 128, 128, 0, *(256,) * 3, 0, *(512,) * 3, 0, *(512,) * 3, 0),
+    "vgg19": (64, 64, 0, 128, 128, 0, *(256,) * 4, 0, *(512,) * 4, 0, *(512,) * 4, 0),
+}
 
 _STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 
@@ -52,38 +57,97 @@ class ClipTokens:
         return tokens[:, 1:]  # the first is the class token
 
 
-class Vgg16:
-    """VGG-16 after its last pooling, 49 positions of 512 features: torchvision's IMAGENET1K_V1, its classifier left out.
-
-    Images are prepared as torchvision does for these weights: shorter side to 256 px (bilinear, antialiased), the middle 224 px,
-    ImageNet's mean and deviation. `path` is the file, a folder or hub repository that holds it, or None for what
-    `scripts/fetch.py vgg16` downloads. Raises UsageError where it is missing.
+class _Vgg:
+    """The convolutions of one of torchvision's VGGs, IMAGENET1K_V1. `path` is the file, a folder or hub repository that holds it,
+    or None for what `scripts/fetch.py` downloads by the network's name. Raises UsageError where it is missing.
     """
 
-    name = "vgg16"
+    name: ClassVar[str]
 
     def __init__(self, *, path: str | Path | None = None, device: torch.device | str = "cpu", key: str = "features.path") -> None:
         if path is None:
-            path = CachedFile("vgg16").locate(key=key)
+            path = CachedFile(self.name).locate(key=key)
         self.device = torch.device(device)
-        self.file = locate_file(path, FILE, key=key)
+        self.file = locate_file(path, DOWNLOADS[self.name].file, key=key)
         self._key = key
 
-    @staticmethod
-    def reads(*, path: str | Path | None = None, key: str = "features.path", **_: object) -> tuple[CachedFile | Needed, ...]:
+    @classmethod
+    def reads(cls, *, path: str | Path | None = None, key: str = "features.path", **_: object) -> tuple[CachedFile | Needed, ...]:
         """What is read: the file."""
-        return (CachedFile("vgg16") if path is None else Needed(name=str(path), key=key, weights=((FILE,),)),)
+        if path is None:
+            return (CachedFile(cls.name),)
+        return (Needed(name=str(path), key=key, weights=((DOWNLOADS[cls.name].file,),)),)
 
     @property
     def network(self) -> nn.Sequential:
         """The frozen convolutions, loaded at first use."""
-        return _load_vgg16(self.file, self.device, self._key)
+        return _load_vgg(self.name, self.file, self.device, self._key)
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        return pictures.check(images, self.name).to(self.device, next(self.network.parameters()).dtype)
+
+
+class Vgg16(_Vgg):
+    """VGG-16 after its last pooling, 49 positions of 512 features.
+
+    Images are prepared as torchvision does for these weights: shorter side to 256 px (bilinear, antialiased), the middle 224 px,
+    ImageNet's mean and deviation.
+    """
+
+    name = "vgg16"
 
     def __call__(self, images: Tensor) -> Tensor:
         """b 3 H W in [0, 1] -> b 49 512, not negative."""
-        pixels = pictures.check(images, self.name).to(self.device, next(self.network.parameters()).dtype)
-        pixels = pictures.resize(pixels, 256, mode="bilinear")[..., 16:240, 16:240]
+        pixels = pictures.resize(self._pixels(images), 256, mode="bilinear")[..., 16:240, 16:240]
         return _by_position(self.network(pictures.normalise(pixels, pictures.IMAGENET_MEAN, pictures.IMAGENET_STD)))
+
+
+class Vgg19(_Vgg):
+    """VGG-19 after its first convolutions, before their activations: those of the tutorial that AdjointDPM refers to (PyTorch,
+    "Neural Transfer Using PyTorch"), which takes its first five for style and the fourth for content.
+
+    Images are brought to `side` px, the shorter side fits and the middle is kept, with ImageNet's mean and deviation. Later layers
+    are not computed. Raises UsageError for numbers of convolutions that it has not.
+    """
+
+    name = "vgg19"
+
+    def __init__(
+        self,
+        *,
+        layers: Sequence[int] = (1, 2, 3, 4, 5),
+        content_layer: int = 4,
+        side: int = 512,
+        path: str | Path | None = None,
+        device: torch.device | str = "cpu",
+        key: str = "features.path",
+    ) -> None:
+        owner, count = key.removesuffix(".path"), sum(map(bool, _CHANNELS[self.name]))
+        for name, value in {"layers": list(layers), "content_layer": [content_layer]}.items():
+            if not value or sorted(set(value)) != value or not 1 <= value[0] <= value[-1] <= count:
+                raise UsageError(f"{owner}.{name}={value}: must be numbers of convolutions, 1 to {count}, in order")
+        if content_layer not in layers:
+            raise UsageError(f"{owner}.content_layer={content_layer}: must be one of {owner}.layers")
+        if side < 32:
+            raise UsageError(f"{owner}.side={side}: must be at least 32")
+        super().__init__(path=path, device=device, key=key)
+        self.layers, self.side = list(layers), side
+        self.content = self.layers.index(content_layer)
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """b 3 H W in [0, 1] -> the features of each layer, b p d, in order; number `content` of them is for content."""
+        x = pictures.resize(self._pixels(images), self.side, mode="bilinear")
+        x = pictures.normalise(x, pictures.IMAGENET_MEAN, pictures.IMAGENET_STD)
+        found, number = [], 0
+        for layer in self.network:
+            x = layer(x)
+            if isinstance(layer, nn.Conv2d):
+                number += 1
+                if number in self.layers:
+                    found.append(_by_position(x))
+                if number == self.layers[-1]:
+                    break
+        return found
 
 
 class LabClipMap:
@@ -104,6 +168,19 @@ class LabClipMap:
         for stage in _STAGES[: _STAGES.index(self.layer) + 1]:
             x = getattr(visual, stage)(x)
         return _by_position(x)
+
+
+class LabClipMaps:
+    """The first stages of a lab CLIP's ResNet together, for style, and the second of them for content."""
+
+    def __init__(self, *, clip: LabClip, layers: Sequence[str] = _STAGES[:3], content_layer: str = "layer1") -> None:
+        self.name = clip.name
+        self._each = [LabClipMap(clip=clip, layer=cast(Any, layer)) for layer in layers]
+        self.content = list(layers).index(content_layer)
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """b 3 H W in [0, 1] -> b p d of each stage."""
+        return [each(images) for each in self._each]
 
 
 class LabTrunk:
@@ -131,24 +208,24 @@ def _by_position(features: Tensor) -> Tensor:
 
 @functools.cache
 @torch.inference_mode(False)
-def _load_vgg16(file: Path, device: torch.device, key: str) -> nn.Sequential:
+def _load_vgg(name: str, file: Path, device: torch.device, key: str) -> nn.Sequential:
     state = read_state(file, key=key)  # its classifier, whose layers are not used here, is left out
-    state = {name.removeprefix("features."): value for name, value in state.items() if not name.startswith("classifier.")}
+    state = {layer.removeprefix("features."): value for layer, value in state.items() if not layer.startswith("classifier.")}
     with torch.device("meta"):  # no numbers: they come with the state
-        network = _vgg16()
-    if {name: value.shape for name, value in network.state_dict().items()} != {n: value.shape for n, value in state.items()}:
-        raise UsageError(f"{key}={file}: not the weights of torchvision's vgg16; {FILE} is needed")
+        network = _convolutions(_CHANNELS[name])
+    if {layer: value.shape for layer, value in network.state_dict().items()} != {n: value.shape for n, value in state.items()}:
+        raise UsageError(f"{key}={file}: not the weights of torchvision's {name}; {DOWNLOADS[name].file} is needed")
     network.load_state_dict(state, assign=True)
     return network.float().eval().requires_grad_(False).to(device)
 
 
-def _vgg16() -> nn.Sequential:
+def _convolutions(channels: Sequence[int]) -> nn.Sequential:
     layers: list[nn.Module] = []
-    channels = 3
-    for out in _VGG16:
+    inside = 3
+    for out in channels:
         if out:
-            layers += [nn.Conv2d(channels, out, 3, padding=1), nn.ReLU()]
-            channels = out
+            layers += [nn.Conv2d(inside, out, 3, padding=1), nn.ReLU()]
+            inside = out
         else:
             layers.append(nn.MaxPool2d(2))
     return nn.Sequential(*layers)

@@ -367,7 +367,7 @@ def save_vqa(folder: Path) -> Path:
 def folder(tmp_path: Path) -> Iterator[Path]:
     """Where checkpoints go. They and the networks that were read from them are gone when the test is over."""
     yield tmp_path
-    for cached in (clip._load_hub, openclip._load, classifier._load, feature_maps._load_vgg16, blip2._load_hub, vqa._load_blip):
+    for cached in (clip._load_hub, openclip._load, classifier._load, feature_maps._load_vgg, blip2._load_hub, vqa._load_blip):
         cached.cache_clear()
     gc.collect()
     shutil.rmtree(tmp_path)

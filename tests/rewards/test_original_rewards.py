@@ -69,6 +69,35 @@ def test_stylisation_is_equation_13(having, noise, reference: str, original: str
     torch.testing.assert_close(reports["content"], -content, rtol=1e-6, atol=1e-12)
 
 
+class TwoMaps:
+    """The features, and their squares at every other position, for style; the first for content."""
+
+    name, content = "two", 0
+
+    def __init__(self, one) -> None:
+        self.one = one
+
+    def maps(self, pictures: torch.Tensor) -> list[torch.Tensor]:
+        features = self.one(pictures)
+        return [features, features[:, ::2].square()]
+
+
+@pytest.mark.parametrize("scale", ["mean", "raw"])
+def test_styles_of_several_layers_add_up(having, noise, reference: str, original: str, tiny_map, scale: str) -> None:
+    x, tasks = noise(2), having("a", "b", reference=reference)
+    maps = TwoMaps(tiny_map)
+    reward = Stylisation(features=maps, style_weight=2.0, content_weight=0.5, gram_scale=scale)
+    both = [maps.maps(picture.double()) for picture in (x, images.read(Path(reference)), images.read(Path(original)))]
+    style = torch.zeros(2, dtype=torch.float64)
+    for own, wanted in zip(both[0], both[1], strict=True):
+        divisor = own[0].numel() if scale == "mean" else 1
+        for i, row in enumerate(own):
+            style[i] += ((row.T @ row - wanted[0].T @ wanted[0]) / divisor).square().mean()
+    content = (both[0][0] - both[2][0]).square().mean((1, 2))
+    torch.testing.assert_close(reward(x, tasks), -(2.0 * style + 0.5 * content), rtol=1e-6, atol=1e-12)
+    assert reward.networks == ("two",)
+
+
 def test_without_an_original_stylisation_is_style_alone(having, tasks, noise, reference: str, tiny_map) -> None:
     x = noise(1).requires_grad_()
     both = Stylisation(features=tiny_map)(x, having("none", reference=reference))

@@ -1,5 +1,6 @@
 """Feature maps against the networks they are taken from, through the preparations of the code that published them."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from guidedgen.rewards.style_gram_clip import StyleGramClip
 from guidedgen.rewards.style_gram_vgg16 import StyleGramVgg16
 from guidedgen.zoo import feature_maps
 from guidedgen.zoo.clip import HubClip, LabClip
-from guidedgen.zoo.feature_maps import FILE, ClipTokens, LabClipMap, LabTrunk, Vgg16
+from guidedgen.zoo.feature_maps import FILE, ClipTokens, LabClipMap, LabClipMaps, LabTrunk, Vgg16, Vgg19
+from guidedgen.zoo.needed import DOWNLOADS, CachedFile
 
 
 def picture(height: int, width: int) -> torch.Tensor:
@@ -96,6 +98,65 @@ def test_vgg16_is_torchvisions_features_after_its_own_preparation(vgg, size: tup
     assert not any(p.requires_grad for p in Vgg16(path=folder).network.parameters())
 
 
+@pytest.fixture(scope="module")
+def vgg19(tmp_path_factory: pytest.TempPathFactory):
+    """The same of VGG-19."""
+    from torchvision.models.vgg import cfgs, make_layers
+
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        network = make_layers(cfgs["E"]).eval()
+    folder = tmp_path_factory.mktemp("vgg19")
+    torch.save({f"features.{name}": value for name, value in network.state_dict().items()}, folder / DOWNLOADS["vgg19"].file)
+    return folder, network
+
+
+def test_vgg19_has_torchvisions_features_before_their_activations(vgg19):
+    """At layers 0, 2, 5, 7 and 10 of its sequence, which are the first five convolutions."""
+    folder, network = vgg19
+    maps = Vgg19(path=folder, side=64)
+    found = maps.maps(picture(64, 64))
+    x = images.normalise(picture(64, 64), images.IMAGENET_MEAN, images.IMAGENET_STD)
+    with torch.no_grad():
+        expected = {}
+        for i, layer in enumerate(network[:11]):
+            x = expected[i] = torch.nn.functional.relu(x) if isinstance(layer, torch.nn.ReLU) else layer(x)
+    assert [value.shape for value in found] == [(1, 4096, 64), (1, 4096, 64), (1, 1024, 128), (1, 1024, 128), (1, 256, 256)]
+    for value, i in zip(found, (0, 2, 5, 7, 10), strict=True):
+        torch.testing.assert_close(value, expected[i].flatten(2).mT)
+    assert maps.content == 3 and (found[3] < 0).any()
+    some = Vgg19(path=folder, side=64, layers=[2, 16], content_layer=16)
+    assert [value.shape[2] for value in some.maps(picture(64, 64))] == [64, 512] and some.content == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"layers": [0, 4]}, r"zoo\.vgg19\.layers=\[0, 4\]: must be numbers of convolutions, 1 to 16"),
+        ({"layers": [4, 1]}, "in order"),
+        ({"layers": []}, "in order"),
+        ({"layers": [1, 2]}, r"zoo\.vgg19\.content_layer=4: must be one of zoo\.vgg19\.layers"),
+        ({"side": 8}, "must be at least 32"),
+    ],
+)
+def test_layers_that_vgg19_has_not_are_refused(vgg19, options: dict, why: str):
+    with pytest.raises(UsageError, match=why):
+        Vgg19(path=vgg19[0], key="zoo.vgg19.path", **options)
+
+
+def test_a_file_that_is_known_by_its_beginning_is_checked_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As torch checks its own, by the digits in the file's name."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    part = CachedFile("vgg19")
+    part.path.parent.mkdir(parents=True)
+    part.path.write_bytes(b"other")
+    assert part.survey().missing
+    known = hashlib.sha256(b"other").hexdigest()[:8]
+    monkeypatch.setitem(DOWNLOADS, "vgg19", DOWNLOADS["vgg19"]._replace(sha256=known))
+    assert not part.survey().missing
+
+
 def test_vgg16_is_found_where_fetch_puts_it_or_refused(vgg, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
@@ -120,6 +181,10 @@ def test_the_labs_maps_are_those_of_its_networks(random_lab: Path):
         found = LabClipMap(clip=LabClip(name="lab-guide"), layer=layer)
         assert found.name == "lab-guide"
         torch.testing.assert_close(found(x), expected.flatten(2).mT)
+    together = LabClipMaps(clip=LabClip(name="lab-guide"))
+    for found, expected in zip(together.maps(x), layers.values(), strict=True):
+        torch.testing.assert_close(found, expected.flatten(2).mT)
+    assert together.content == 1
     trunk = LabTrunk()
     torch.testing.assert_close(trunk(x), networks.load_classifier().trunk(x)[0].flatten(2).mT)
     assert trunk(x).shape == (2, 256, 96) and (trunk(x) >= 0).all() and trunk.name == "lab-classifier"
@@ -152,7 +217,7 @@ def test_gradient_reaches_the_pixels(
         "lab-classifier": LabTrunk,
     }
     small = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 16, 16), torch.nn.Softplus()).double().requires_grad_(False)
-    monkeypatch.setattr(feature_maps, "_load_vgg16", lambda *_: small)
+    monkeypatch.setattr(feature_maps, "_load_vgg", lambda *_: small)
     features = double(build[kind]())
     (tmp_path / "reference.png").write_bytes(images.png(picture(70, 66)[0]))
     generator = torch.Generator().manual_seed(1)
