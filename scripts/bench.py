@@ -7,7 +7,7 @@ python scripts/bench.py sampling method=base model=sdxl device=cuda         a ru
 
 gradients: one value and gradient of a whole chain of T steps, guided, by its first latent. Memory is the most that is held at
 once, weights aside: on a CPU the bytes of all tensors, on a GPU what torch has allocated for them. Latents are float64, whatever
-the network is.
+the network is. The cosine is to the gradient of the numbers that were computed: the adjoint's is of the continuous flow.
 
 sampling: what a run with these options does between prompts and pictures, which are not stored or judged. Seconds are the
 process's own on a CPU, all threads together, and the clock's on a GPU. With method=base the pipeline that diffusers loads from the
@@ -35,6 +35,8 @@ from guidedgen.cli import terminal
 from guidedgen.gradients import GradientEngine
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from guidedgen.models.stable_diffusion import StableDiffusion
     from guidedgen.process.chains import Chain
     from guidedgen.runs.job import Job
@@ -103,39 +105,44 @@ def gradients(arguments: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from guidedgen.gradients.checkpoint import Checkpoint
     from guidedgen.models.stable_diffusion import StableDiffusion
 
     model = StableDiffusion(
-        path=arguments.model, name="bench", device=arguments.device, dtype=arguments.dtype, guidance_scale=7.5,
-        batch_size=arguments.samples,
+        path=arguments.model, name="bench", device=arguments.device, dtype=arguments.dtype,
+        guidance_scale=arguments.guidance_scale, batch_size=arguments.samples,
     )  # fmt: skip
     x = torch.randn(arguments.samples, 1, *model.latent_shape, dtype=torch.float64, device=arguments.device)
 
-    def value_and_gradient(engine: GradientEngine, chain: "Chain") -> None:
+    def gradient(engine: GradientEngine, chain: "Chain") -> "Tensor":
         model.ledger.nfe = model.ledger.nfe_backward = 0
         x_t = x.clone().requires_grad_()
         state = engine(chain, chain.start(x_t))
-        torch.autograd.grad(sum(latent.square().mean() for latent in state), x_t)
+        (found,) = torch.autograd.grad(sum(latent.square().mean() for latent in state), x_t)
+        return found
 
     table = Table("process", "engine", box=box.MARKDOWN, title=f"{arguments.model}, {arguments.dtype} on {arguments.device}")
-    for column in ("T", "peak MiB", "seconds", "rows", "backward"):
+    for column in ("T", "peak MiB", "seconds", "rows", "backward", "cosine"):
         table.add_column(column, justify="right")
+    exact = Checkpoint()
     watched = Console(stderr=True)
     for process in arguments.processes:
         for name, engine in engines(arguments.engines, process, arguments.memory_gb):
-            value_and_gradient(engine, make_chain(process, model, 1, arguments.samples))  # the first time is slower
+            gradient(engine, make_chain(process, model, 1, arguments.samples))  # the first time is slower
             for steps in arguments.steps:
                 chain = make_chain(process, model, steps, arguments.samples)
                 row = [process, name, str(steps)]
                 with watched.status(" ".join(row)):
                     try:
-                        seconds, peak = measure(functools.partial(value_and_gradient, engine, chain), arguments.device)
+                        seconds, peak = measure(functools.partial(gradient, engine, chain), arguments.device)
                     except torch.OutOfMemoryError:
-                        table.add_row(*row, "more", "", "", "")
+                        table.add_row(*row, "more", "", "", "", "")
                         torch.cuda.empty_cache()
                         continue
                 rows = (str(model.ledger.nfe), str(model.ledger.nfe_backward))
-                table.add_row(*row, f"{peak / MIB:.2f}", f"{seconds:.2f}", *rows)
+                pair = [gradient(each, chain).flatten(1) for each in (engine, exact)]
+                likeness = torch.nn.functional.cosine_similarity(*pair).mean().item()
+                table.add_row(*row, f"{peak / MIB:.2f}", f"{seconds:.2f}", *rows, f"{likeness:.3f}")
     Console().print(table)
 
 
@@ -244,7 +251,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_subparsers(required=True, metavar="gradients|sampling")
 
-    engine = what.add_parser("gradients", help="every engine: memory and seconds by number of steps")
+    engine = what.add_parser("gradients", help="every engine: memory, seconds and cosine to the exact gradient by number of steps")
     engine.set_defaults(measure=gradients)
     engine.add_argument("--model", default="lab", help="a Stable Diffusion folder, or lab (default)")
     engine.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
@@ -253,6 +260,7 @@ def main() -> None:
     engine.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     engine.add_argument("--processes", nargs="+", choices=PROCESSES, default=list(PROCESSES))
     engine.add_argument("--samples", type=int, default=1, help="pictures at once (default: 1)")
+    engine.add_argument("--guidance-scale", type=float, default=7.5, help="of classifier-free guidance (default: 7.5)")
     engine.add_argument("--memory-gb", type=float, default=0.0, help="adds checkpointing that may keep so many gigabytes")
     engine.add_argument("--threads", type=int, help="CPU threads (default: all)")
 
