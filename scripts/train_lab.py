@@ -5,7 +5,7 @@
     python scripts/train_lab.py --parts clip-guide aesthetic clip-judge classifier --threads 1          and in another: 1 h 25 min
     python scripts/train_lab.py --parts clip-preference --threads 1                                     after both: 12 min
     python scripts/train_lab.py --parts blip2 vqa --threads 1                after the autoencoder, also on a third core: 2 h 30 min
-    python scripts/train_lab.py --parts flow --threads 1                     after the generator and clip-guide: some hours
+    python scripts/train_lab.py --parts flow-coarse flow --threads 1         after the generator and clip-guide: 10 hours
     python scripts/train_lab.py --parts turbo --threads 1                    after the generator: 1 h
     python scripts/train_lab.py --evaluate              the figures of the model card, from the shipped weights
 
@@ -42,7 +42,7 @@ def main() -> None:
         "--parts",
         nargs="+",
         metavar="PART",
-        help="vae generator classifier clip-guide clip-preference clip-judge aesthetic blip2 vqa flow turbo; default: all",
+        help="vae generator classifier clip-guide clip-preference clip-judge aesthetic blip2 vqa flow-coarse flow turbo; or all",
     )
     parser.add_argument("--folder", type=Path, default=Path("outputs/lab"), help="checkpoints (default: outputs/lab)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")

@@ -37,10 +37,11 @@ weights with each other or with any other network, so that each may judge what a
 pictures are optimised directly, is at the end trained against adversarial pictures ("hardened", `guidedgen.lab.hardening`):
 before, it accepted noise. `vqa` is not.
 
-`flow` is a rectified flow in Stable Diffusion 3's classes (`guidedgen.lab.flow`): the transformer is trained, between the lab's
-autoencoder and two frozen text encoders, the generator's and `clip-guide`'s text tower, without T5. At noise levels from 0.05 to
-0.9 it learns the velocity that the generator's noise prediction implies, at the others the data's. The text tower has read
-captions of the whole world, as SD3's CLIPs have; pictures the transformer has seen of the generator's split alone.
+`flow` is a rectified flow in Stable Diffusion 3's classes (`guidedgen.lab.flow`): the transformer is trained, between the
+lab's autoencoder and two frozen text encoders, the generator's and `clip-guide`'s text tower, without T5: first with a
+token for each patch of 2 x 2 latent pixels (`flow-coarse`, not shipped), then with one for each pixel. At noise levels from
+0.05 to 0.9 it learns the velocity that the generator's noise prediction implies, at the others the data's. The text tower
+has read captions of the whole world, as SD3's CLIPs have; pictures the transformer has seen of the generator's split alone.
 
 `turbo` is the generator's UNet, trained to predict in one call where the generator's guided chain ends (`guidedgen.lab.turbo`):
 from pure noise, from points on the way, and from its own predictions noised anew, as the sampler of latent consistency models
@@ -55,7 +56,8 @@ a new training gives: it was stopped and continued with more steps, and the gene
 Its losses were taken from the log and its seconds from the clock, except the classifier's and the preference CLIP's, which the
 loop measured. `blip2` and `vqa` were stopped and continued too; up to step 4200 without the loss of positions, and with fewer
 false relations and backgrounds among the statements. `flow` and `turbo` were stopped and continued with other numbers of steps,
-and so with other learning rates: `flow` was trained for 24,000 steps to the end of the decay, and four times continued. The
+and so with other learning rates: `flow-coarse` was trained for 24,000 steps to the end of the decay, and four times continued.
+`flow` began at its weights in fp16. The
 learning rate of `blip2` had decayed to zero at step 6000; from then on it was hardened. The preference CLIP's loss is that of
 one batch of noisy choices; its floor, the noise's, is about 0.4.
 

@@ -113,6 +113,24 @@ def _resume(checkpoint: Path, state: Mapping[str, _Stateful], kind: str) -> tupl
     return step, seconds
 
 
+def trained(network: Any, name: str, settings: Settings) -> Any:
+    """The network with the averaged weights of a part's checkpoint. Raises UsageError where there is none, or it is of another
+    network.
+    """
+    checkpoint = settings.folder / f"{name}.pt"
+    if not checkpoint.exists():
+        raise UsageError(f"{checkpoint}: is missing; train it first: python scripts/train_lab.py --parts {name}")
+    try:
+        average = torch.load(checkpoint, map_location="cpu", weights_only=True)["average"]
+        prefix = "module."
+        network.load_state_dict({key.removeprefix(prefix): value for key, value in average.items() if key.startswith(prefix)})
+    except Exception as error:  # whatever torch makes of a file that is none of its own, or of another network
+        raise UsageError(
+            f"{checkpoint}: no checkpoint of {name} ({type(error).__name__}); move it away and train it again"
+        ) from error
+    return network
+
+
 def _save(checkpoint: Path, note: Mapping[str, int | float | str], state: Mapping[str, _Stateful]) -> None:
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     partial = checkpoint.with_suffix(".partial")

@@ -1,7 +1,9 @@
 """The lab's rectified flow: a small Stable Diffusion 3 in its own classes, taught by data and by the lab's generator.
 
-At noise level s in [0, 1] a latent is x = (1 - s) x_0 + s n, and the network predicts the velocity n - x_0. It sees 64 image
-tokens, one per patch of 2 x 2, the tokens of the caption, and the zeros which stand for T5's where there is no T5.
+At noise level s in [0, 1] a latent is x = (1 - s) x_0 + s n, and the network predicts the velocity n - x_0. It sees 256 image
+tokens, one per latent pixel, the tokens of the caption, and the zeros which stand for T5's where there is no T5. It is trained with
+64 image tokens first, one per patch of 2 x 2 ("coarse"), at a third of the cost: places, colours and counts are learned there,
+edges are not.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 Encoders = tuple[Any, Any]  # two CLIPTextModelWithProjection
 
-SIDE, PATCH = 16, 2  # latent pixels per side of a picture and of a patch
+SIDE, PATCH = 16, 2  # latent pixels per side of a picture and of a coarse patch
 ZEROS = 256  # tokens of T5 that StableDiffusion3Pipeline fills with zeros where it has none
 _SHARPNESS = 3.0  # of the attention that starts out local
 # Where the local heads look at first, in layers of even and of odd number: (x, y) in patches.
@@ -30,7 +32,7 @@ _OFFSETS = (((-1, 0), (1, 0), (0, -1), (0, 1)), ((-1, -1), (1, 1), (1, -1), (-1,
 
 
 def build_transformer(width: int = 128, layers: int = 4, heads: int = 4) -> SD3Transformer2DModel:
-    """An untrained SD3Transformer2DModel on 4 x 16 x 16 latents in patches of 2 x 2, 2.8 M parameters.
+    """An untrained coarse SD3Transformer2DModel on 4 x 16 x 16 latents in patches of 2 x 2, 2.8 M parameters.
 
     It predicts nothing at first. The layers have the second attention of SD3.5, over the image alone, whose heads start out
     looking at one neighbour each, as a convolution does: it takes a transformer long to find out where the neighbours are.
@@ -61,6 +63,29 @@ def build_transformer(width: int = 128, layers: int = 4, heads: int = 4) -> SD3T
         for layer in (network.norm_out.linear, network.proj_out):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+    return network
+
+
+@torch.no_grad()
+def refined(coarse: SD3Transformer2DModel) -> SD3Transformer2DModel:
+    """The coarse network with a token for every latent pixel, which at first sees and draws what its patch did on average.
+
+    Places are counted in coarse patches still, in halves and quarters of them, so that the blocks know where their tokens are. The
+    table of places is a buffer that is saved with the weights, as SD3's is.
+    """
+    from diffusers import SD3Transformer2DModel
+    from diffusers.models.embeddings import get_2d_sincos_pos_embed_from_grid
+
+    config = {key: value for key, value in coarse.config.items() if not key.startswith("_")}
+    network = SD3Transformer2DModel(**config | {"patch_size": 1, "pos_embed_max_size": SIDE})
+    state, parts = coarse.state_dict(), (PATCH, PATCH, config["out_channels"])
+    places = (torch.arange(SIDE, dtype=torch.float64) + 0.5) / PATCH - 0.5
+    grid = torch.stack(torch.meshgrid(places, places, indexing="xy")).reshape(2, 1, SIDE, SIDE)
+    state["pos_embed.pos_embed"] = get_2d_sincos_pos_embed_from_grid(coarse.inner_dim, grid, output_type="pt").float()[None]
+    state["pos_embed.proj.weight"] = state["pos_embed.proj.weight"].sum((2, 3), keepdim=True)
+    state["proj_out.weight"] = state["proj_out.weight"].unflatten(0, parts).mean((0, 1))
+    state["proj_out.bias"] = state["proj_out.bias"].unflatten(0, parts).mean((0, 1))
+    network.load_state_dict(state)
     return network
 
 

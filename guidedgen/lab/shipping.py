@@ -45,6 +45,8 @@ def train(names: Sequence[str], settings: Settings) -> None:
                 ship_pipeline()
             elif name == "flow":
                 ship_flow(network)
+            elif name == "flow-coarse":
+                pass  # a stage of the flow's training, in its checkpoint
             elif name == "turbo":
                 ship_turbo(network)
             elif name in ("blip2", "vqa"):

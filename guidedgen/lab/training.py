@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from guidedgen.basics.attention import JointAttention
 from guidedgen.basics.noise import generator as stream
-from guidedgen.lab import captions, flow, networks, preference, referee_training, taste, turbo
+from guidedgen.lab import captions, fitting, flow, networks, preference, referee_training, taste, turbo
 from guidedgen.lab.fitting import Part, Settings
 from guidedgen.lab.levels import Levels
 from guidedgen.lab.render import render
 from guidedgen.lab.world import SIZE, Scenes, Split, draw_scenes, unseen_pair
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel
     from tokenizers import Tokenizer
     from transformers import CLIPTextModel
 
@@ -32,7 +32,8 @@ _STORED_SCENES = 60_000  # encoded once for the generator and the flow; captions
 
 # In an order in which they can be trained.
 PARTS = (
-    "vae", "generator", "classifier", "clip-guide", "clip-preference", "clip-judge", "aesthetic", "blip2", "vqa", "flow", "turbo",
+    "vae", "generator", "classifier", "clip-guide", "clip-preference", "clip-judge", "aesthetic", "blip2", "vqa",
+    "flow-coarse", "flow", "turbo",
 )  # fmt: skip
 
 
@@ -40,7 +41,8 @@ def build(name: str, settings: Settings) -> Part:
     """An untrained part, its initial weights a function of the seed.
 
     The generator, the classifier, "blip2" and "vqa" need the shipped autoencoder, the aesthetic head the shipped guide CLIP, the
-    preference CLIP both, the flow the shipped generator and guide CLIP, and "turbo" the generator.
+    preference CLIP both, the flows the shipped generator and guide CLIP, and "turbo" the generator. The flow starts from the
+    checkpoint of the coarse one.
     """
     torch.manual_seed(int.from_bytes(f"{settings.seed}{name}".encode()[:7], "big"))
     if name == "vae":
@@ -53,10 +55,15 @@ def build(name: str, settings: Settings) -> Part:
         return aesthetic(settings, networks.load_clip("guide"))
     if name == "clip-preference":
         return preference_clip(settings, networks.load_clip("guide"), networks.load_vae(), networks.train_tokenizer())
-    if name == "flow":
+    if name in ("flow-coarse", "flow"):
         unet, text = networks.load_generator()
         encoders = flow.first_text_encoder(text), flow.second_text_encoder(networks.load_clip("guide"))
-        return rectified_flow(settings, networks.load_vae(), unet, encoders, networks.train_tokenizer())
+        coarse = flow.build_transformer()
+        if name == "flow":
+            coarse = fitting.trained(coarse, "flow-coarse", settings)
+        return rectified_flow(
+            settings, networks.load_vae(), unet, encoders, networks.train_tokenizer(), coarse, fine=name == "flow"
+        )
     if name == "turbo":
         return few_steps(settings, *networks.load_generator(), networks.train_tokenizer())
     if name in ("blip2", "vqa"):
@@ -221,9 +228,11 @@ def _stored_latents(settings: Settings, vae: AutoencoderKL) -> tuple[list[captio
 
 
 def rectified_flow(
-    settings: Settings, vae: AutoencoderKL, unet: UNet2DConditionModel, encoders: flow.Encoders, tokenizer: Tokenizer
-) -> Part:
-    """A transformer of SD3's kind on the generator's scenes, between frozen text encoders.
+    settings: Settings, vae: AutoencoderKL, unet: UNet2DConditionModel, encoders: flow.Encoders, tokenizer: Tokenizer,
+    coarse: SD3Transformer2DModel, *, fine: bool,
+) -> Part:  # fmt: skip
+    """A transformer of SD3's kind on the generator's scenes, between frozen text encoders: an untrained coarse one, or the `fine`
+    one that a trained coarse one becomes.
 
     The squared error of the velocity is taken against the generator's where the generator knows better than a single picture
     does, and against the data's near either end. The generator's is the mean over all pictures that x may have come from, so it
@@ -232,11 +241,12 @@ def rectified_flow(
     from diffusers.models.attention_processor import AttnProcessor
 
     stored = functools.cache(lambda: _stored_latents(settings, vae))
-    transformer: Any = flow.build_transformer()
-    draw = stream(settings.seed, "flow", "inputs")
-    known = captions.describe(draw_scenes(512, draw, split=Split.GENERATOR))
-    ids = networks.tokenize(tokenizer, [captions.caption(said, _rng(draw)) for said in known])
-    flow.standardise_inputs(transformer, *flow.encode(encoders, ids)[:2])
+    transformer: Any = flow.refined(coarse) if fine else coarse
+    if not fine:
+        draw = stream(settings.seed, "flow", "inputs")
+        known = captions.describe(draw_scenes(512, draw, split=Split.GENERATOR))
+        ids = networks.tokenize(tokenizer, [captions.caption(said, _rng(draw)) for said in known])
+        flow.standardise_inputs(transformer, *flow.encode(encoders, ids)[:2])
     transformer.set_attn_processor(JointAttention())
     unet.set_attn_processor(AttnProcessor())
     unet, encoders = unet.to(settings.device), (encoders[0].to(settings.device), encoders[1].to(settings.device))
@@ -260,7 +270,9 @@ def rectified_flow(
         velocity = transformer(x_s, sequence, pooled, 1000 * s, joint_attention_kwargs=copies).sample.float()
         return {"loss": F.mse_loss(velocity, target), "data": F.mse_loss(velocity.detach(), noise - x_0)}
 
-    return Part(name="flow", network=transformer, loss=loss, steps=63_000, lr=1e-3, warm_up=200)
+    if fine:
+        return Part(name="flow", network=transformer, loss=loss, steps=10_500, lr=8e-4, warm_up=200)
+    return Part(name="flow-coarse", network=transformer, loss=loss, steps=63_000, lr=1e-3, warm_up=200)
 
 
 def few_steps(settings: Settings, unet: UNet2DConditionModel, text: CLIPTextModel, tokenizer: Tokenizer) -> Part:

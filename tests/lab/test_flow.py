@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from rich.progress import Progress
 from torch import Tensor
 
+from guidedgen.basics.errors import UsageError
 from guidedgen.lab import captions, exam, fitting, flow, networks, shipping, training
 from guidedgen.lab.captions import Description
 from guidedgen.lab.fitting import Part, Settings, fit
@@ -112,6 +113,56 @@ def test_levels_and_copies_cover_what_sampling_needs() -> None:
     assert 0.4 < copies.count(flow.ZEROS) / 1000 < 0.6
 
 
+def test_a_refined_network_sees_and_draws_what_the_coarse_one_does() -> None:
+    """Where all pixels of a patch are alike, before the blocks and behind them; with the places of its pixels around the patch's."""
+    torch.manual_seed(0)
+    coarse = _mixed(flow.build_transformer(32, 2, 2))
+    fine = flow.refined(coarse)
+    assert (fine.config.patch_size, fine.config.pos_embed_max_size) == (1, 16)
+    x = torch.randn(1, 4, 8, 8).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    few, many = coarse.pos_embed.proj(x), fine.pos_embed.proj(x)
+    torch.testing.assert_close(many, few.repeat_interleave(2, 2).repeat_interleave(2, 3), rtol=1e-5, atol=1e-5)
+    hidden = torch.randn(1, 7, 32)
+    drawn = coarse.proj_out(hidden).unflatten(2, (2, 2, 4)).mean((2, 3))
+    torch.testing.assert_close(fine.proj_out(hidden), drawn, rtol=1e-5, atol=1e-5)
+    wide, narrow = (network.pos_embed.pos_embed.unflatten(1, (side, side)) for network, side in ((fine, 16), (coarse, 8)))
+    for frequency in (0, 3):  # of y and of x, sines: at 4 and 5 of 16 are 1.75 and 2.25 of 8, and so for all others
+        rate = 10_000 ** (-frequency / 8)
+        for axis, table in ((0, wide[0, 5, :, frequency]), (1, wide[0, :, 5, 16 + frequency])):
+            del axis
+            torch.testing.assert_close(table, torch.sin(rate * ((torch.arange(16) + 0.5) / 2 - 0.5)), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(narrow[0, 5, :, frequency], torch.sin(rate * torch.arange(8.0)), rtol=1e-4, atol=1e-4)
+    blocks = [dict(network.transformer_blocks.named_parameters()) for network in (coarse, fine)]
+    assert all(torch.equal(value, blocks[1][name]) for name, value in blocks[0].items())
+
+
+def test_a_refined_network_keeps_its_places_in_its_file(tmp_path: Path) -> None:
+    from diffusers import SD3Transformer2DModel
+
+    torch.manual_seed(0)
+    fine = flow.refined(_mixed(flow.build_transformer(32, 2, 2)))
+    fine.save_pretrained(tmp_path)
+    loaded = SD3Transformer2DModel.from_pretrained(tmp_path)
+    assert torch.equal(loaded.pos_embed.pos_embed, fine.pos_embed.pos_embed)
+    own = SD3Transformer2DModel(**{key: value for key, value in fine.config.items() if not key.startswith("_")})
+    assert not torch.allclose(own.pos_embed.pos_embed, fine.pos_embed.pos_embed, atol=0.1)  # what it would be without
+
+
+def test_the_flow_starts_from_the_coarse_checkpoint(tmp_path: Path) -> None:
+    settings = _settings(tmp_path)
+    network = flow.build_transformer(32, 2, 2)
+    with pytest.raises(UsageError, match=r"flow-coarse\.pt: is missing; train it first: .* --parts flow-coarse"):
+        fitting.trained(network, "flow-coarse", settings)
+    torch.manual_seed(5)
+    other = _mixed(flow.build_transformer(32, 2, 2))
+    average = {"n_averaged": torch.tensor(3), **{f"module.{key}": value for key, value in other.state_dict().items()}}
+    torch.save({"average": average}, tmp_path / "flow-coarse.pt")
+    for key, value in fitting.trained(network, "flow-coarse", settings).state_dict().items():
+        assert torch.equal(value, other.state_dict()[key])
+    with pytest.raises(UsageError, match="no checkpoint of flow-coarse"):
+        fitting.trained(flow.build_transformer(64, 2, 2), "flow-coarse", settings)
+
+
 @pytest.fixture
 def make(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes a small flow to be trained in a folder, always from the same weights, by the shipped generator."""
@@ -122,9 +173,10 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Any:
     unet, text = networks.load_generator()
     encoders, vae = (flow.first_text_encoder(text), flow.second_text_encoder(networks.load_clip("guide"))), networks.load_vae()
 
-    def make(folder: Path, steps: int) -> Part:
+    def make(folder: Path, steps: int, *, fine: bool = False) -> Part:
         torch.manual_seed(3)
-        part = training.rectified_flow(_settings(folder), vae, unet, encoders, networks.train_tokenizer())
+        coarse = flow.build_transformer()
+        part = training.rectified_flow(_settings(folder), vae, unet, encoders, networks.train_tokenizer(), coarse, fine=fine)
         part.steps, part.warm_up = steps, 5
         return part
 
@@ -158,8 +210,9 @@ def _watched(part: Part, stop: int | None = None) -> list[float]:
     return losses
 
 
-def test_a_short_training_lowers_the_loss(make: Any, tmp_path: Path) -> None:
-    part = make(tmp_path, 60)
+@pytest.mark.parametrize("fine", [False, True])
+def test_a_short_training_lowers_the_loss(make: Any, tmp_path: Path, fine: bool) -> None:
+    part = make(tmp_path, 60, fine=fine)
     losses = _watched(part)
     _fit(part, tmp_path, 60)
     assert len(losses) == 60
