@@ -138,7 +138,11 @@ def test_ablations_start_from_the_common_baseline() -> None:
     """67.43: Tables 5 and 6 have it at w2 from 1000 to 500, scale 30 and w1 = 2, Table 4 without an average."""
     baseline = overlay("ablation")
     assert PAPER["5"]["1000 500 30"] == PAPER["6"]["2 1"] == PAPER["4"]["None 60"]
-    same = [("average", "table.ema=[null,60]"), ("distillation", "table.distill=[1000,500,30]"), ("balance", "table.balance=[2,1]")]
+    same = [
+        ("average", "table.ema=[null,60]"),
+        ("distillation", "table.distill={weight:[1000,500],scale:30}"),
+        ("balance", "table.balance=[2,1]"),
+    ]
     assert {config.identity(overlay(*point)) for point in same} == {config.identity(baseline)}
     assert baseline.method.ema_start is None and list(baseline.method.distill_weight) == [1000, 500]
 

@@ -8,11 +8,10 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import yaml
 from omegaconf import DictConfig
 
 from guidedgen.basics.errors import UsageError
-from guidedgen.runs import composition, config
+from guidedgen.runs import composition, config, plain_yaml
 
 _FILE = Path(__file__).with_suffix(".yaml")
 INTRODUCTION = """\
@@ -91,7 +90,7 @@ def items() -> list[Item]:
             lab=[shlex.split(line) for line in values.get("lab", ())],
             **{key: str(value) for key, value in values.items() if key not in ("run", "lab")},
         )
-        for paper, entry in yaml.safe_load(_FILE.read_text(encoding="utf-8")).items()
+        for paper, entry in plain_yaml.read(_FILE)[0].items()
         for name, values in entry["items"].items()
     ]
 
