@@ -48,7 +48,7 @@ _LATER: dict[str, Any] = {
     "model.size": None, "model.embedded_guidance": None, "model.offload": False, "model.vae_tiling": False,
     "model.vae_slicing": False, "model.quantization": None, "model.clip_sample": None, "scheduler.variance": "small",
     "method.referee_steps": 1, "method.distill_seed": 0, "method.noise_twice": False,
-    "method.invert": False,
+    "method.invert": False, "method.guide": "all",
 }  # fmt: skip
 # Runs whose samples have changed: where a config has these values, what is new about them goes into the run's name.
 _CHANGED: tuple[tuple[Mapping[str, tuple[str, ...]], str], ...] = (

@@ -89,17 +89,20 @@ def plain_codex(problem: Problem, b: int, o: Codex) -> Tensor:
             streams = [streams[k % len(streams)] for k in range(n)]
         draws, last = noise.draw(n, shape), i == steps - 1
         streams = [ddpm_step(x, predicted(problem, x, t)[0], t, s, noise=draws[:, k : k + 1]) for k, x in enumerate(streams)]
-        if o.strength and (i + 1) % o.gradient_block_size == 0 and 1000 * o.window[1] <= t.t <= 1000 * o.window[0] and not last:
+        due = o.strength and (i + 1) % o.gradient_block_size == 0 and 1000 * o.window[1] <= t.t <= 1000 * o.window[0] and not last
+
+        def moved(z: Tensor, drawn: Sequence[Tensor]) -> Tensor:
+            gradient, correction = plain_gradient(problem, z, s, o, drawn)  # noqa: B023
+            scale = o.strength
+            if o.rescale:
+                scale *= float((correction**2).mean() ** 0.5 / ((gradient**2).mean() ** 0.5 + 1e-8))  # Eq. A.1, and the code
+                scale = scale if o.max_scale is None else min(scale, o.max_scale)
+            return scale * gradient
+
+        if due and (o.guide == "all" or n == 1):
             points, owner = clusters(streams, grouping) if o.cluster and n >= 4 else (streams, range(n))
             drawn = [directions.draw(len(points), shape) for _ in range(o.zero_order_samples)]
-            moves = []
-            for k, z in enumerate(points):
-                gradient, correction = plain_gradient(problem, z, s, o, [e[:, k : k + 1] for e in drawn])
-                scale = o.strength
-                if o.rescale:
-                    scale *= float((correction**2).mean() ** 0.5 / ((gradient**2).mean() ** 0.5 + 1e-8))  # Eq. A.1, and the code
-                    scale = scale if o.max_scale is None else min(scale, o.max_scale)
-                moves.append(scale * gradient)
+            moves = [moved(z, [e[:, k : k + 1] for e in drawn]) for k, z in enumerate(points)]
             streams = [x + moves[k] for x, k in zip(streams, owner, strict=True)]
         if n > 1 and ((i + 1) % o.block_size == 0 or last):
             looks = [x if last else (x - s.sigma * predicted(problem, x, s)[0]) / s.alpha for x in streams]
@@ -107,6 +110,9 @@ def plain_codex(problem: Problem, b: int, o: Codex) -> Tensor:
             tau = None if o.selection == "greedy" or last else o.temperature * (final / o.temperature) ** (i / (steps - 1))
             uniforms = [choosing[k].random() for k in range(n)] if tau is not None else []
             streams = [streams[k] for k in sampled([float(value(problem, x)) for x in looks], tau, uniforms)]
+            if due and o.guide == "selected":
+                drawn = [directions.draw(1, shape) for _ in range(o.zero_order_samples)]
+                streams = [streams[0] + moved(streams[0], drawn)] * n
     return streams[0][0, 0]
 
 
@@ -116,6 +122,15 @@ BOXES = {
     "unet, shared": {"shared_start": True, "block_size": 3, "gradient_block_size": 2},
     "decoder, independent": {"through": "decoder", "block_size": 4, "gradient_block_size": 1, "window": (0.8, 0.3)},
     "gradient oftener": {"block_size": 7, "gradient_block_size": 2, "num_particles": 3},
+    "the selected alone": {"guide": "selected", "block_size": 2, "gradient_block_size": 2},
+    "the selected, seldom": {
+        "guide": "selected",
+        "block_size": 2,
+        "gradient_block_size": 4,
+        "through": "decoder",
+        "shared_start": True,
+    },
+    "one stream, selected": {"guide": "selected", "num_particles": 1, "block_size": 2, "gradient_block_size": 2},
     "one gradient": {"gradient_block_size": 1, "window": (0.5, 0.45)},
     "no rescaling": {"rescale": False, "strength": 0.05, "gradient_block_size": 2},
     "cap": {"max_scale": 0.3, "strength": 0.5, "gradient_block_size": 2},
@@ -297,8 +312,10 @@ def stated(o: Codex, steps: int) -> tuple[int, int, int]:
         (i + 1) % o.gradient_block_size == 0 and 1000 * o.window[1] <= 1000 - 1000 * i / steps - 1 <= 1000 * o.window[0]
         for i in range(steps - 1)
     )
-    g = events * (n // 2 if o.cluster and n >= 4 else n) if o.strength else 0
+    each = 1 if o.guide == "selected" else n // 2 if o.cluster and n >= 4 else n
+    g = events * each if o.strength else 0
     rows = (2 * n * (steps - 1) + 2 if o.shared_start else 2 * n * steps) + 2 * g
+    rows += 2 * g if o.guide == "selected" and n > 1 else 0  # the moved stream is looked at again
     calls = (n * math.ceil(steps / o.block_size) if n > 1 else 0) + (2 * m * g if m else g)
     return rows, 2 * g if o.through == "unet" and not m else 0, calls
 
@@ -315,6 +332,11 @@ COSTS = [
         strict=True,
     )
 ]  # fmt: skip
+COSTS += [
+    {"guide": "selected", "num_particles": 4, "block_size": 2, "gradient_block_size": 4, "through": through, "shared_start": shared}
+    for through in ("unet", "decoder")
+    for shared in (True, False)
+]
 
 
 @pytest.mark.parametrize("options", COSTS, ids=str)
@@ -449,7 +471,8 @@ def test_what_it_needs() -> None:
         ({"zero_order_samples": -1}, "zero_order_samples"), ({"zero_order_sigma": 0}, "zero_order_sigma"), ({"temperature": 0}, "temperature"),
         ({"final_temperature": -1}, "final_temperature"), ({"max_scale": 0}, "max_scale"), ({"window": (0.2, 0.4)}, "window"),
         ({"min_particles": 5}, "min_particles"), ({"min_particles": 0}, "min_particles"), ({"num_particles": [4, 2], "min_particles": 3}, "min_particles"),
-        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"), ({"guide": "selected", "selection": "multinomial"}, "guide"),
+        ({"guide": "selected", "block_size": 3, "gradient_block_size": 4}, "gradient_block_size"),
     ],
 )  # fmt: skip
 def test_wrong_options_are_named(options: dict, name: str) -> None:
