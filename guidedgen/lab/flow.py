@@ -4,6 +4,7 @@ At noise level s in [0, 1] a latent is x = (1 - s) x_0 + s n, and the network pr
 tokens, one per latent pixel, the tokens of the caption, and the zeros which stand for T5's where there is no T5. It is trained with
 64 image tokens first, one per patch of 2 x 2 ("coarse"), at a third of the cost: places, colours and counts are learned there,
 edges are not.
+The shipped weights are the coarse network's.
 """
 
 from __future__ import annotations
