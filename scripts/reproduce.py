@@ -11,15 +11,21 @@ The same command again resumes. The runs' table is printed at the end, and their
 """
 
 import argparse
+import itertools
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from guidedgen.basics.errors import UsageError
 from guidedgen.cli import terminal
+
+if TYPE_CHECKING:
+    from guidedgen.studies.papers import Item
 
 RUN = Path(__file__).resolve().parent.parent / "run.py"
 
@@ -36,16 +42,14 @@ def main(arguments: list[str]) -> None:
     if asked.what in ("list", "page"):
         if asked.overrides or asked.lab or asked.show:
             raise UsageError(f"{asked.what}: takes nothing else")
-        print(
-            papers.page() if asked.what == "page" else "\n".join(_listed(papers.items())), end="" if asked.what == "page" else "\n"
-        )
+        print(papers.page() if asked.what == "page" else "".join(_listed(papers.items())), end="")
         return
     item = papers.item(asked.what)
     if asked.show:
         lines = item.lab if asked.lab else item.run
         if not lines:
             next(item.commands(lab=asked.lab))  # says why
-        print(*(f"python run.py {shlex.join([*line, *asked.overrides])}" for line in lines), sep="\n")
+        print(*(papers.shown([*line, *asked.overrides]) for line in lines), sep="\n")
         return
     for command in item.commands(lab=asked.lab, overrides=asked.overrides):
         print(f"guidedgen: python run.py {shlex.join(command)}", file=sys.stderr, flush=True)
@@ -57,14 +61,11 @@ def main(arguments: list[str]) -> None:
     print(*page.write(folder), sep="\n")
 
 
-def _listed(items: list) -> list[str]:
-    lines, paper = [], ""
-    for item in items:
-        if item.paper != paper:
-            paper = item.paper
-            lines += [*([""] if lines else []), paper]
-        lines.append(f"  {item.id:<28} {item.what}\n{'':<31}{item.state}")
-    return lines
+def _listed(items: "Sequence[Item]") -> Iterator[str]:
+    for paper, group in itertools.groupby(items, lambda item: item.paper):
+        yield f"{paper}\n"
+        for item in group:
+            yield f"  {item.id:<28} {item.what}\n{'':<31}{item.state}\n"
 
 
 if __name__ == "__main__":

@@ -146,9 +146,8 @@ def _apart(cfg: DictConfig, shard: Shard, model: LatentModel, tasks: Sequence[Ta
         return None
     given = f"reference_seed={seed}"
     if cfg.reference != "base":
-        raise UsageError(
-            f"{given}: is of the unguided run, and reference={cfg.reference} is another; leave out one: {given[:14]}=null"
-        )
+        other = f"reference={cfg.reference} is another"
+        raise UsageError(f"{given}: is of the unguided run, and {other}; leave out one: reference_seed=null")
     if abs(seed - cfg.seed) < cfg.samples_per_prompt:
         after = cfg.seed + cfg.samples_per_prompt
         raise UsageError(f"{given}: shares seeds with the run, which has {cfg.seed} to {after - 1}; {after} is the next one")

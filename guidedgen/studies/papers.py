@@ -119,31 +119,31 @@ def page() -> str:
             text.append(f"No command: {entry.why}.")
         parts.append(" ".join(text))
         if entry.run:
-            lab = ["# on the lab", *_shown(entry.lab)] if entry.lab else []
-            parts.append("\n".join(["```bash", f"# {entry.id}", *_shown(entry.run), *lab, "```"]))
+            lab = ["# on the lab", *map(shown, entry.lab)] if entry.lab else []
+            parts.append("\n".join(["```bash", f"# {entry.id}", *map(shown, entry.run), *lab, "```"]))
     return "\n\n".join(parts) + "\n"
 
 
-def _shown(lines: Sequence[Sequence[str]]) -> list[str]:
-    return [f"python run.py {' '.join(_quoted(argument) for argument in line)}" for line in lines]
+def shown(line: Sequence[str]) -> str:
+    """A command line as a shell takes it, which has to replace a folder's pattern."""
+    words = [f"reference=$(echo {pattern})" if (pattern := _pattern(word)) else shlex.quote(word) for word in line]
+    return f"python run.py {' '.join(words)}"
 
 
-def _quoted(argument: str) -> str:
-    """An argument as a shell takes it. A pattern of a folder is one that the shell has to replace."""
-    if argument.startswith("reference=") and "*" in argument:
-        return f"reference=$(echo {argument.partition('=')[2]})"
-    return shlex.quote(argument)
+def _pattern(argument: str) -> str | None:
+    """The pattern that an argument names a folder by, if it does."""
+    key, _, value = argument.partition("=")
+    return value if key == "reference" and "*" in value else None
 
 
 def _found(argument: str) -> str:
     """An argument with the one folder that its pattern names."""
-    key, _, pattern = argument.partition("=")
-    if key != "reference" or "*" not in pattern:
+    if (pattern := _pattern(argument)) is None:
         return argument
     folders = [path for path in glob.glob(pattern) if not Path(path).name.startswith("base-")]
     if len(folders) != 1:
         raise UsageError(f"{argument}: {len(folders)} folders have this name; exactly one is needed")
-    return f"{key}={folders[0]}"
+    return f"reference={folders[0]}"
 
 
 def _composed(line: Sequence[str]) -> DictConfig:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,6 @@ from guidedgen.zoo.files import locate_file, locate_lab, read_config, read_state
 from guidedgen.zoo.inception import load_lab_classifier
 from guidedgen.zoo.needed import DOWNLOADS, CachedFile, Needed
 
-FILE = DOWNLOADS["vgg16"].file  # torchvision's VGG16_Weights.IMAGENET1K_V1
 # Channels of convolutions; 0: 2 x 2 maximum.
 _CHANNELS = {
     "vgg16": (64, 64, 0, 128, 128, 0, *(256,) * 3, 0, *(512,) * 3, 0, *(512,) * 3, 0),
@@ -160,27 +159,34 @@ class LabClipMap:
 
     def __call__(self, images: Tensor) -> Tensor:
         """b 3 H W in [0, 1] -> b p d."""
-        from guidedgen.lab.world import SIZE
-
-        visual = self._clip.network.visual
-        pixels = pictures.check(images, self.name).to(self._clip.device, visual.conv1.weight.dtype)
-        x = pictures.to_model(pictures.resize(pixels, SIZE, crop=False))
-        for stage in _STAGES[: _STAGES.index(self.layer) + 1]:
-            x = getattr(visual, stage)(x)
-        return _by_position(x)
+        return _lab_stages(self._clip, images, _STAGES.index(self.layer) + 1)[-1]
 
 
 class LabClipMaps:
-    """The first stages of a lab CLIP's ResNet together, for style, and the second of them for content."""
+    """The first three stages of a lab CLIP's ResNet together, for style, and the second of them for content."""
 
-    def __init__(self, *, clip: LabClip, layers: Sequence[str] = _STAGES[:3], content_layer: str = "layer1") -> None:
+    content = 1
+
+    def __init__(self, *, clip: LabClip) -> None:
         self.name = clip.name
-        self._each = [LabClipMap(clip=clip, layer=cast(Any, layer)) for layer in layers]
-        self.content = list(layers).index(content_layer)
+        self._clip = clip
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """b 3 H W in [0, 1] -> b p d of each stage."""
-        return [each(images) for each in self._each]
+        return _lab_stages(self._clip, images, 3)
+
+
+def _lab_stages(clip: LabClip, images: Tensor, count: int) -> list[Tensor]:
+    """b 3 H W in [0, 1] -> b p d of each of the first stages of a lab CLIP's ResNet."""
+    from guidedgen.lab.world import SIZE
+
+    visual = clip.network.visual
+    pixels = pictures.check(images, clip.name).to(clip.device, visual.conv1.weight.dtype)
+    x, found = pictures.to_model(pictures.resize(pixels, SIZE, crop=False)), []
+    for stage in _STAGES[:count]:
+        x = getattr(visual, stage)(x)
+        found.append(_by_position(x))
+    return found
 
 
 class LabTrunk:

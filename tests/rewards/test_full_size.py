@@ -545,7 +545,10 @@ def test_style_gram_clip(folder: Path, reference: str):
 def test_style_gram_vgg16(folder: Path, reference: str):
     shapes = vgg16_shapes()
     classifier = sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("classifier"))
-    options = {"zoo.vgg16.path": save(randomly(shapes), folder / "vgg" / feature_maps.FILE), "reward.image": reference}
+    options = {
+        "zoo.vgg16.path": save(randomly(shapes), folder / "vgg" / feature_maps.DOWNLOADS["vgg16"].file),
+        "reward.image": reference,
+    }
     reward = build("style_gram_vgg16", options)
     assert parameters(reward.features.network) + classifier == 138_357_544  # torchvision's VGG16_Weights
     assert reward.features(pictures()).shape == (2, 49, 512)

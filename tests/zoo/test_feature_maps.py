@@ -16,8 +16,10 @@ from guidedgen.rewards.style_gram_clip import StyleGramClip
 from guidedgen.rewards.style_gram_vgg16 import StyleGramVgg16
 from guidedgen.zoo import feature_maps
 from guidedgen.zoo.clip import HubClip, LabClip
-from guidedgen.zoo.feature_maps import FILE, ClipTokens, LabClipMap, LabClipMaps, LabTrunk, Vgg16, Vgg19
+from guidedgen.zoo.feature_maps import ClipTokens, LabClipMap, LabClipMaps, LabTrunk, Vgg16, Vgg19
 from guidedgen.zoo.needed import DOWNLOADS, CachedFile
+
+FILE = DOWNLOADS["vgg16"].file
 
 
 def picture(height: int, width: int) -> torch.Tensor:
