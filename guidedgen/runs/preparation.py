@@ -84,8 +84,9 @@ def _prepare(cfg: DictConfig, shard: Shard, model: LatentModel | None = None, ta
     blurs = blurring.applies(cfg, method, reward, scorers)
     parts = identity.digests(identity.plain_values(cfg), tasks=own, method=method, model=model, scheduler=scheduler, reward=reward)
     run_id = identity.run_id_of(identity.plain_values(cfg), parts, guided=method.needs.reward, blurs=blurs)
-    base, reference = _reference(cfg, shard, model, own)
     distances = building.each(cfg.metrics.distances, "metrics.distances", allow)
+    apart = _apart(cfg, shard, model, own, distances)  # before a folder is read that it may contradict
+    base, reference = _reference(cfg, shard, model, own)
     return Job(
         cfg=cfg,
         run_id=run_id,
@@ -102,7 +103,7 @@ def _prepare(cfg: DictConfig, shard: Shard, model: LatentModel | None = None, ta
         per_class=building.per_class(cfg, tasks, allow),
         tracker=config.build(cfg.tracker, "tracker", allow) if cfg.tracker else None,
         base=base,
-        apart=_apart(cfg, shard, model, own, distances),
+        apart=apart,
         reference=reference,
         blurs=blurs,
         lessons=lessons,
