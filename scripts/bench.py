@@ -35,6 +35,7 @@ from guidedgen.cli import terminal
 from guidedgen.gradients import GradientEngine
 
 if TYPE_CHECKING:
+    from rich.table import Table
     from torch import Tensor
 
     from guidedgen.models.stable_diffusion import StableDiffusion
@@ -143,7 +144,16 @@ def gradients(arguments: argparse.Namespace) -> None:
                 pair = [gradient(each, chain).flatten(1) for each in (engine, exact)]
                 likeness = torch.nn.functional.cosine_similarity(*pair).mean().item()
                 table.add_row(*row, f"{peak / MIB:.2f}", f"{seconds:.2f}", *rows, f"{likeness:.3f}")
-    Console().print(table)
+    show(table)
+
+
+def show(table: "Table") -> None:
+    """Prints a table in Markdown, where no cell may be broken into lines: as wide as it has to be, whatever the terminal."""
+    from rich.console import Console
+
+    console = Console()
+    wanted = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+    Console(width=max(console.width, wanted)).print(table)
 
 
 def make_pictures(job: "Job") -> None:
@@ -188,7 +198,6 @@ def sampling(arguments: argparse.Namespace) -> None:
     """Prints images per second and, on a GPU, the peak of memory, in Markdown."""
     import torch
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     from guidedgen.basics import cost
@@ -228,7 +237,7 @@ def sampling(arguments: argparse.Namespace) -> None:
         peak = f"{max(turn[name][1] for turn in turns):.0f}" if device.type == "cuda" else ""
         ratio = f"{fastest['diffusers'] / fastest[name]:.3f}" if "diffusers" in compared else ""
         table.add_row(name, f"{speed:.4g}", peak, ratio)
-    Console().print(table)
+    show(table)
 
 
 def check(arguments: argparse.Namespace) -> None:

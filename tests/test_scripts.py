@@ -118,7 +118,7 @@ def test_bench_measures_every_engine() -> None:
     assert done.returncode == 0, done.stderr
     lines = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in done.stdout.splitlines() if "|" in line]
     table = {(process, engine, int(steps)): [float(cell) for cell in rest] for process, engine, steps, *rest in lines[2:]}
-    assert lines[0] == ["process", "engine", "T", "peak MiB", "seconds", "rows", "backward"]
+    assert lines[0] == ["process", "engine", "T", "peak MiB", "seconds", "rows", "backward", "cosine"]
     call = table["ddim", "backprop", 2][0] / 2  # MiB of a guided call's activations
     expected = {  # calls whose activations are held, and rows
         ("ddim", "backprop"): (4, 8), ("ddim", "checkpoint"): (1, 16), ("ddim", "checkpoint, 0.03 GB"): (2, 8 + 4 + 2),
@@ -126,10 +126,12 @@ def test_bench_measures_every_engine() -> None:
         ("edict", "reversible"): (1, 32),
     }  # fmt: skip
     for (process, engine), (held, rows) in expected.items():
-        peak, seconds, forward, backward = table[process, engine, 4]
+        peak, seconds, forward, backward, cosine = table[process, engine, 4]
+        assert cosine == pytest.approx(1, abs=1e-3)
         assert peak == pytest.approx(held * call, rel=0.1)
         assert seconds > 0
         assert (forward, backward) == (rows, 8 if process == "ddim" else 16)
+    assert all(table["ddim", "adjoint", steps][4] < 0.5 for steps in (2, 4))  # of far too few steps
     assert table["edict", "reversible", 4][0] == pytest.approx(table["edict", "reversible", 2][0], rel=1e-3)
     assert table["ddim", "adjoint", 4][0] < 1.05 * table["ddim", "adjoint", 2][0]
     assert len(table) == 2 * 8

@@ -35,7 +35,7 @@ def test_text_and_lists_are_not_taken_apart() -> None:
 
 def test_an_experiment_s_own_rows_are_swept_unless_the_command_names_some() -> None:
     rows = OmegaConf.load(config.CONF / "experiment/codex/lab/aesthetic.yaml").hydra.sweeper.params.row.split(",")
-    assert len(rows) == 15
+    assert len(rows) == 16
     found = overrides("experiment=codex/lab/aesthetic", "seed=1,2")
     assert found == [[f"row={row}", "experiment=codex/lab/aesthetic", f"seed={seed}"] for row in rows for seed in (1, 2)]
     assert overrides("experiment=codex/lab/aesthetic", "row=codex/base") == [["row=codex/base", "experiment=codex/lab/aesthetic"]]

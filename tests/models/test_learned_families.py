@@ -202,11 +202,11 @@ def start(model: LatentModel, count: int) -> Tensor:
 
 
 def assert_same(mine: list[Tensor], other: list[Tensor]) -> None:
-    """Texts to 1e-6, latents to 1e-5, as diffusers' schedulers round to float32."""
+    """Texts to 1e-6, latents to 1e-5 (of 1 and of 10), as diffusers' schedulers round to float32."""
     assert len(mine) == len(other) >= 2
     for one, two in zip(mine[:-1], other[:-1], strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
-    torch.testing.assert_close(mine[-1], other[-1], rtol=0, atol=1e-5, check_dtype=False)
+    torch.testing.assert_close(mine[-1], other[-1], rtol=1e-6, atol=1e-5, check_dtype=False)
 
 
 def changed(case: Case, outputs: list[Tensor], prompts: tuple[str, ...] = PROMPTS) -> list[bool]:

@@ -144,7 +144,7 @@ def test_other_models_of_pixels_are_diffusers(tmp_path: Path, unet: dict[str, An
     theirs, pictures = last_state(pipeline(folder, "DDIMPipeline"), batch_size=2, num_inference_steps=5)
     model = pixel(folder)
     ours = sample(model, Ddim(num_steps=5, **UNSHIFTED), ["", ""])
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5, check_dtype=False)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-5, check_dtype=False)
     torch.testing.assert_close(model.decode(ours), pictures, rtol=0, atol=1 / 255, check_dtype=False)
     assert pictures.shape[2:] == model.image_size and len(theirs.unique()) > 100
 
@@ -325,7 +325,7 @@ def test_a_negative_class_takes_the_place_of_none(made: dict[str, Path]) -> None
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("kind", ["dit", "ddpm"])
 def test_half_precision_rounds_as_diffusers_does(made: dict[str, Path], kind: str, dtype: str) -> None:
-    """The time is never rounded: in bfloat16 401 would be 400."""
+    """The time is never rounded: in bfloat16 401 would be 400. On some processors the same sums differ by a last digit."""
     own = torch.float16 if dtype == "float16" else torch.bfloat16
     x = torch.randn(2, *(4, 8, 8) if kind == "dit" else (3, 16, 16), generator=drawn()).to(own)
     time = torch.tensor([401, 401])
@@ -333,12 +333,15 @@ def test_half_precision_rounds_as_diffusers_does(made: dict[str, Path], kind: st
         if kind == "dit":
             model: LatentModel = dit(made[kind], dtype=dtype, guidance_scale=1.0)
             network = pipeline(made[kind], "DiTPipeline", own).transformer
-            theirs = network(x, time, torch.tensor([5, 999])).sample[:, :4]
+            theirs, rounded = (network(x, t, torch.tensor([5, 999])).sample[:, :4] for t in (time, time - 1))
         else:
             model = pixel(made[kind], dtype=dtype)
-            theirs = pipeline(made[kind], "DDPMPipeline", own).unet(x, time).sample
+            unet = pipeline(made[kind], "DDPMPipeline", own).unet
+            theirs, rounded = unet(x, time).sample, unet(x, time - 1).sample
         ours = model.predict(x, model.schedule.at(401.0), model.condition(tasks(*CLASSES))[0])
-    assert torch.equal(ours, theirs)
+    assert ours.dtype == theirs.dtype == own
+    digit = torch.finfo(own).eps * theirs.abs().max()
+    assert (ours - theirs).abs().max() <= digit < (ours - rounded).abs().max() / 3
 
 
 def test_classes_can_be_embeddings(made: dict[str, Path]) -> None:
