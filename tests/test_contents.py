@@ -377,7 +377,7 @@ def test_a_file_that_decides_a_sample_is_part_of_its_run(kind: str, tmp_path: Pa
 
 @trained
 def test_every_shipped_network_is_some_object_s_file() -> None:
-    nodes = OmegaConf.create({"device": "cpu", **OmegaConf.load(config.CONF / "zoo" / "lab.yaml")})
+    nodes = OmegaConf.create({"device": "cpu", "zoo_dtype": "float32", **OmegaConf.load(config.CONF / "zoo" / "lab.yaml")})
     built = {
         name: config.build(node, name)
         for name, node in nodes.items()
@@ -540,11 +540,13 @@ def test_a_run_that_has_recorded_no_contents_is_read_and_says_so(tmp_path: Path,
             "table",
             "shard",
             "gpu_dtype",
+            "zoo_dtype",
         ):
             plain.pop(key, None)
         for key in ("size", "offload", "vae_tiling", "vae_slicing", "quantization"):  # which came later
             del plain["model"][key]
         plain["scheduler"].pop("variance", None)
+        del plain["reward"]["clip"]["dtype"]
         plain["reward"] = plain["reward"] if folder == run else None
         name = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
         folder.rename(folder.with_name(f"{folder.name.rpartition('-')[0]}-{name}"))

@@ -87,7 +87,7 @@ def test_options_in_a_folder_of_one_s_own(run: Path, tmp_path: Path) -> None:
 
 
 def test_an_option_is_what_a_run_with_it_has(run: Path) -> None:
-    fresh = composition.composed([*OPTIONS, "metrics=lab", "reward=multi", "dtype=float32"])
+    fresh = composition.composed([*OPTIONS, "metrics=lab", "reward=multi", "dtype=float32", "zoo_dtype=float32"])
     OmegaConf.resolve(fresh)
     cfg = rejudging.changed(config.read_whole(run / "config.yaml"), ["reward=multi", "metrics=lab"])
     OmegaConf.resolve(cfg)
@@ -116,7 +116,14 @@ def test_stored_networks_follow_the_device(run: Path) -> None:
     assert cfg.metrics.scorers.scene.device == cfg.reward.clip.device == cfg.model.device == "cuda:1"
 
 
-CHOICES = "metrics, reward, zoo, reference, reference_seed, batch_size, device, allow_targets"
+def test_stored_networks_follow_their_dtype(run: Path) -> None:
+    cfg = config.read_whole(run / "config.yaml")
+    assert cfg.zoo_dtype == cfg.reward.clip.dtype == cfg.zoo.vqa.dtype == cfg.dtype == "float32"
+    cfg = rejudging.changed(cfg, ["zoo_dtype=bfloat16"])
+    assert cfg.reward.clip.dtype == cfg.zoo.vqa.dtype == "bfloat16" and cfg.model.dtype == "float32"
+
+
+CHOICES = "metrics, reward, zoo, reference, reference_seed, batch_size, device, zoo_dtype, allow_targets"
 
 
 @pytest.mark.parametrize(

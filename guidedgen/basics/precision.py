@@ -3,9 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+DType = Literal["auto", "float32", "float16", "bfloat16"]
+
+
+def settled(dtype: DType, device: torch.device | str) -> DType:
+    """The dtype, "auto" being float32 on a CPU, where half precision is slow, and float16 elsewhere."""
+    if dtype != "auto":
+        return dtype
+    return "float32" if torch.device(device).type == "cpu" else "float16"
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in float32 where it has fewer bits: for exponentials, sums and lengths."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def dtype_of(network: Any) -> torch.dtype:
+    """The dtype of a network's matrices."""
+    return next(weight for weight in network.parameters() if weight.ndim > 1).dtype
+
+
+def full_dtype_of(network: Any) -> torch.dtype:
+    """The dtype in which its inputs are prepared: its own, but float32 at least."""
+    return torch.promote_types(dtype_of(network), torch.float32)
+
+
+def rounded(network: Any, dtype: DType) -> Any:
+    """The network with its weights in `dtype`, but for a CLIP's `logit_scale`: it is one number, and multiplies all scores."""
+    scale = network.logit_scale.data if hasattr(network, "logit_scale") else None
+    network = network.to(getattr(torch, dtype))
+    if scale is not None:
+        network.logit_scale.data = scale
+    return network
 
 
 def run_in(dtype: torch.dtype, network: Callable[..., Tensor], x: Tensor, *others: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from guidedgen.basics.precision import wide
+
 _SMOOTHING = 0.1  # of captions' targets: salesforce/LAVIS, lavis/models/blip2_models/Qformer.py, BertLMHeadModel.forward
 
 
@@ -66,8 +68,7 @@ class QFormer(nn.Module):
         hidden = self._run(seen, ids, caption_mask(queries, mask, seen.dtype))[:, queries:-1]
         logits = self.head(hidden, self.network.embeddings.word_embeddings.weight)
         targets = ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
-        losses = F.cross_entropy(logits.mT.float() if logits.dtype.itemsize < 4 else logits.mT, targets, reduction="none",
-                                 label_smoothing=_SMOOTHING)  # fmt: skip
+        losses = F.cross_entropy(wide(logits.mT), targets, reduction="none", label_smoothing=_SMOOTHING)
         return losses.sum(1) / mask[:, 1:].sum(1)
 
     def _run(self, seen: Tensor, ids: Tensor, mask: Tensor) -> Tensor:

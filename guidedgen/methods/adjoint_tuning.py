@@ -1,6 +1,7 @@
 """AdjointDPM on parameters that all pictures share (Pan et al. 2024, arXiv:2307.10711, section 4.2 and appendix A): the network's
 weights, or a word's embedding, are tuned by the reward of finished pictures, with gradients through the whole probability flow.
-Then every sample is drawn with them, unguided.
+Then every sample is drawn with them, unguided, by the solver that they were learned with: DDIM's steps, which are Euler's method,
+unless the adjoint has another.
 
     min_theta  1/N sum_i -r(D(x_0(x_T^i, c_i; theta)))        over N pairs of noise and prompt
 
@@ -11,7 +12,7 @@ Then every sample is drawn with them, unguided.
                 padding instead, which no other program can take over).
 
 Cost of learning, with S steps (those of the grid that go somewhere) and m updates of k pairs by checkpoint or by the adjoint with
-euler: 4Skm rows forward, 2Skm backward, km decodes and reward calls. Of a sample: 2S rows and one decode. Null setting:
+euler: 4Skm rows forward, 2Skm backward, km decodes and reward calls. Of a sample: 2S rows by DDIM, and one decode. Null setting:
 num_updates = 0, the model as it is.
 """
 
@@ -29,6 +30,7 @@ from guidedgen.basics.errors import BadValue, UsageError
 from guidedgen.basics.noise import stream
 from guidedgen.basics.tasks import Dataset
 from guidedgen.gradients import GradientEngine
+from guidedgen.gradients.adjoint import Adjoint
 from guidedgen.gradients.reversible import Reversible
 from guidedgen.methods import Lessons, MakeProblems, Needs, Observer, ignore
 from guidedgen.methods.guidance import check_counts
@@ -94,8 +96,13 @@ class AdjointTuning:
         )  # fmt: skip
 
     def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
-        chain = DdimChain(denoise=problem.denoise, grid=problem.grid)
-        (x_0,) = walk(chain, chain.start(problem.start()))
+        if isinstance(self.gradients, Adjoint) and self.gradients.solver != "euler":
+            flow = flow_of(problem.denoise, problem.grid, problem.schedule)
+            with torch.no_grad():
+                (x_0,) = self.gradients(flow, flow.start(problem.start()))
+        else:
+            chain = DdimChain(denoise=problem.denoise, grid=problem.grid)
+            (x_0,) = walk(chain, chain.start(problem.start()))
         walked(problem, observe)
         return x_0[:, 0]
 

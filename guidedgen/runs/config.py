@@ -37,7 +37,7 @@ _VALUES = ("seed", "samples_per_prompt", "batch_size", "device", "dtype", "refer
            "run.fresh", "run.profile", "model.name", "reward", "tracker")  # fmt: skip
 # What does not change a sample: where it is stored, how it is shown and judged.
 _NOT_IDENTITY = ("outputs", "study", "run", "tracker", "metrics", "zoo", "reference", "reference_seed", "allow_targets", "table",
-                 "shard", "gpu_dtype")  # fmt: skip
+                 "shard", "gpu_dtype", "zoo_dtype")  # fmt: skip
 
 
 def groups(folders: Sequence[Path]) -> dict[str, list[str]]:

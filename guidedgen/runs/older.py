@@ -41,6 +41,7 @@ _MISSING = {
     "run.objective": None,
     "run.objective_limit": None,
     "gpu_dtype": "float16",
+    "zoo_dtype": "float32",
     "reference_seed": None,
 }
 # Keys that configs did not have at first, with what that meant: a run with this value is named as one without the key.
@@ -50,6 +51,11 @@ _LATER: dict[str, Any] = {
     "method.referee_steps": 1, "method.distill_seed": 0, "method.noise_twice": False,
     "method.invert": False, "method.guide": "all",
 }  # fmt: skip
+# Networks that were always in float32: a run that has them in it is named as one without their `dtype`.
+_IN_FLOAT32 = (
+    "guidedgen.zoo.clip.HubClip", "guidedgen.zoo.clip.LabClip", "guidedgen.zoo.openclip.OpenClip", "guidedgen.zoo.blip2.HubBlip2",
+    "guidedgen.zoo.blip2.LabBlip2", "guidedgen.zoo.vqa.BlipVqa", "guidedgen.zoo.vqa.LabVqa",
+)  # fmt: skip
 # Runs whose samples have changed: where a config has these values, what is new about them goes into the run's name.
 _CHANGED: tuple[tuple[Mapping[str, tuple[str, ...]], str], ...] = (
     (
@@ -58,6 +64,13 @@ _CHANGED: tuple[tuple[Mapping[str, tuple[str, ...]], str], ...] = (
             "model": ("guidedgen.models.stable_diffusion_3.StableDiffusion3", "guidedgen.models.families.any_model"),
         },
         "a flow's network reads whole times, as in diffusers",
+    ),
+    (
+        {
+            "method": ("guidedgen.methods.adjoint_tuning.AdjointTuning",),
+            "method.gradients": ("guidedgen.gradients.adjoint.Adjoint",),
+        },
+        "drawn by the solver that it was learned with",
     ),
 )
 
@@ -86,13 +99,28 @@ def first(config: Mapping[str, Any]) -> dict[str, Any]:
     """The plain values of a config with the names that classes had at first, without keys that say what was always so, and with
     what has changed about the samples since.
     """
-    kept: dict[str, Any] = _renamed(dict(config), _FIRST)
+    kept: dict[str, Any] = _renamed(_without_float32(dict(config)), _FIRST)
     for key, value in _LATER.items():
         above, _, name = key.rpartition(".")
         if isinstance(kept.get(above), dict) and name in kept[above] and kept[above][name] == value:
             kept[above] = {other: item for other, item in kept[above].items() if other != name}
-    changed = [what for classes, what in _CHANGED if all(_class_of(kept.get(part)) in names for part, names in classes.items())]
+    changed = [what for classes, what in _CHANGED if all(_class_of(_at(kept, part)) in names for part, names in classes.items())]
     return {**kept, "changed": changed} if changed else kept
+
+
+def _without_float32(value: Any) -> Any:
+    if isinstance(value, dict):
+        always = _class_of(value) in _IN_FLOAT32 and value.get("dtype") == "float32"
+        return {key: _without_float32(item) for key, item in value.items() if not (always and key == "dtype")}
+    return [_without_float32(item) for item in value] if isinstance(value, list) else value
+
+
+def _at(config: Mapping[str, Any], key: str) -> Any:
+    """The value at a dotted key, None where there is none."""
+    node: Any = config
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, Mapping) else None
+    return node
 
 
 def _class_of(node: Any) -> str | None:

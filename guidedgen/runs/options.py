@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
+from guidedgen.basics import precision
 from guidedgen.basics.errors import UsageError
 from guidedgen.runs import config, targets
 from guidedgen.runs.shards import Shard
@@ -44,6 +45,8 @@ def settled(cfg: DictConfig, shard: Shard, *, elsewhere: bool = False) -> DictCo
         cfg.device = real_device(device, shard.local)
     if value(cfg, "dtype") == "auto":
         cfg.dtype = "float32" if cfg.device == "cpu" else value(cfg, "gpu_dtype")
+    if value(cfg, "zoo_dtype") == "auto":
+        cfg.zoo_dtype = precision.settled("auto", cfg.device)
     cfg = _resolved(cfg)
     # Those of the zoo first, which other nodes refer to.
     for key, found in sorted(_devices(cfg), key=lambda pair: not pair[0].startswith("zoo.")):

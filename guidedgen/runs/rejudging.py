@@ -20,7 +20,7 @@ from guidedgen.runs.store import RunFolder
 
 # What of a stored run's config may change when it is judged again: groups, and keys. All else has made its pictures.
 _GROUPS = ("metrics", "reward", "zoo")
-_KEYS = ("reference", "reference_seed", "batch_size", "device", "allow_targets")
+_KEYS = ("reference", "reference_seed", "batch_size", "device", "zoo_dtype", "allow_targets")
 
 
 def judge_again(folder: Path, overrides: Sequence[str] = (), config_dir: Path | None = None) -> Mapping[str, Any]:
@@ -151,7 +151,10 @@ def changed(cfg: DictConfig, overrides: Sequence[str], config_dir: Path | None =
     for item in items:
         _check_concern(item, cfg)
         if item.key_or_group == "device":
-            _unpin(cfg, cfg.device)
+            _unpin(cfg, "device", cfg.device, "device")
+        elif item.key_or_group == "zoo_dtype":
+            for part in (cfg.zoo, cfg.metrics, cfg.reward):
+                _unpin(part, "dtype", cfg.zoo_dtype, "zoo_dtype")
     choices = {item.key_or_group: config.shown(item.value()) for item in items if item.key_or_group in _GROUPS}
     of_zoo = [item.input_line for item in items if item.key_or_group.split(".")[0] == "zoo"]
     if of_zoo and not choices.keys() & {"metrics", "reward"}:
@@ -209,11 +212,11 @@ def _change(cfg: DictConfig, item: Any) -> None:
         OmegaConf.update(cfg, key, item.value(), merge=False, force_add=True)
 
 
-def _unpin(node: Any, device: str) -> None:
-    """Replaces the run's device everywhere in its config by the one it is judged on."""
+def _unpin(node: Any, name: str, stored: str, option: str) -> None:
+    """Lets all keys of this name that hold the run's value, below the top of its config, follow an option."""
     for key in node if isinstance(node, DictConfig) else range(len(node)):
         child = node[key]
-        if key == "device" and child == device and node._get_parent() is not None:
-            node[key] = "${device}"
+        if key == name and child == stored and node._get_parent() is not None:
+            node[key] = f"${{{option}}}"
         elif OmegaConf.is_config(child):
-            _unpin(child, device)
+            _unpin(child, name, stored, option)

@@ -11,6 +11,7 @@ normalised on tensors, so that gradients reach the pixels. The vision tower runs
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from guidedgen.basics import images as pictures
 from guidedgen.basics.errors import UsageError
+from guidedgen.basics.precision import DType, dtype_of, full_dtype_of, rounded, run_in, settled, wide
 from guidedgen.basics.vision_language import QFormer
 from guidedgen.zoo import web
 from guidedgen.zoo.files import locate_lab, read_config, read_state
@@ -48,7 +50,7 @@ class HubBlip2:
     """A Blip2ForImageTextRetrieval in transformers' format, with its captioning head: zoo.Matcher.
 
     `path` is a folder or a hub name; `head` the file of the captioning head, or None for the one that `scripts/fetch.py blip2`
-    makes. `name`, `weights` and `key` as for `zoo.clip.HubClip`. Texts are cut to 32 tokens. Raises UsageError where
+    makes. `name`, `weights`, `dtype` and `key` as for `zoo.clip.HubClip`. Texts are cut to 32 tokens. Raises UsageError where
     something is missing, or the folder holds another kind of model.
     """
 
@@ -59,11 +61,12 @@ class HubBlip2:
         path: str | Path,
         head: str | Path | None = None,
         device: torch.device | str = "cpu",
+        dtype: DType = "float32",
         weights: str | None = None,
         key: str = "blip2.path",
     ) -> None:
         self.name = name
-        self.device = torch.device(device)
+        self.device, self.dtype = torch.device(device), settled(dtype, device)
         needed, *_ = self.reads(path=path, weights=weights, head=head, key=key)
         assert isinstance(needed, Needed)
         self.folder = needed.locate()
@@ -86,7 +89,7 @@ class HubBlip2:
     @property
     def network(self) -> QFormer:
         """The frozen network, loaded at first use."""
-        return _load_hub(self.folder, self.head, self._safetensors, self.device, self._key)
+        return _load_hub(self.folder, self.head, self._safetensors, self.device, self.dtype, self._key)
 
     @functools.cached_property
     def _tokenizer(self) -> Any:
@@ -100,8 +103,7 @@ class HubBlip2:
     def __call__(self, images: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """b 3 H W in [0, 1], one text each -> losses of matching and of captioning, b each, differentiable."""
         network, tokenizer = self.network, self._tokenizer
-        dtype = network.head.bias.dtype
-        pixels = pictures.check(images, self.name).to(self.device, dtype)
+        pixels = pictures.check(images, self.name).to(self.device, full_dtype_of(network))
         pixels = pictures.resize(pixels, network.network.config.vision_config.image_size, crop=False)
         pixels = pictures.normalise(pixels, pictures.CLIP_MEAN, pictures.CLIP_STD)
         # Padded to one length, so that a text's losses do not depend on the other texts.
@@ -114,13 +116,13 @@ class HubBlip2:
 class LabBlip2:
     """The lab's BLIP-2, the same computation at small size: zoo.Matcher. Images are resized to 64 px.
 
-    Raises UsageError where its weights are missing.
+    `dtype` as for `zoo.clip.HubClip`. Raises UsageError where its weights are missing.
     """
 
     name = "lab-blip2"
 
-    def __init__(self, *, device: torch.device | str = "cpu", key: str = "blip2") -> None:
-        self.device = torch.device(device)
+    def __init__(self, *, device: torch.device | str = "cpu", dtype: DType = "float32", key: str = "blip2") -> None:
+        self.device, self.dtype = torch.device(device), settled(dtype, device)
         self.files = (
             locate_lab("blip2.safetensors", key=f"{key}={self.name}", part="blip2"),
             locate_lab("generator/tokenizer/tokenizer.json", key=f"{key}={self.name}", part="generator"),
@@ -129,7 +131,7 @@ class LabBlip2:
     @property
     def network(self) -> QFormer:
         """The frozen network, loaded at first use."""
-        return _load_lab(self.device)
+        return _load_lab(self.device, self.dtype)
 
     def __call__(self, images: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """b 3 H W in [0, 1], one text each -> losses of matching and of captioning, b each, differentiable."""
@@ -185,8 +187,13 @@ def as_captions_are(text: str) -> str:
 
 
 def _losses(network: QFormer, pixels: Tensor, ids: Tensor, mask: Tensor, start: int) -> tuple[Tensor, Tensor]:
-    seen = network.see(pixels)
-    return -F.log_softmax(network.match(seen, ids, mask), -1)[:, 1], network.caption(seen, ids, mask, start)
+    def outputs(pixels: Tensor) -> Tensor:
+        seen = network.see(pixels)
+        return torch.cat([wide(network.match(seen, ids, mask)), network.caption(seen, ids, mask, start)[:, None]], 1)
+
+    found = run_in(dtype_of(network), outputs, pixels)
+    # The softmax is outside: of a sure match its gradient is tiny, and would be 0 in float16 further back.
+    return -F.log_softmax(found[:, :2], -1)[:, 1], found[:, 2]
 
 
 def convert_head(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
@@ -206,7 +213,7 @@ def convert_head(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
 # Loading may first happen inside inference mode, whose tensors could never be differentiated through afterwards.
 @functools.cache
 @torch.inference_mode(False)
-def _load_hub(folder: Path, head: Path, safetensors: bool, device: torch.device, key: str) -> QFormer:
+def _load_hub(folder: Path, head: Path, safetensors: bool, device: torch.device, dtype: DType, key: str) -> QFormer:
     from transformers import Blip2ForImageTextRetrieval
 
     kind, what = Blip2ForImageTextRetrieval, "a BLIP-2"
@@ -220,12 +227,12 @@ def _load_hub(folder: Path, head: Path, safetensors: bool, device: torch.device,
         raise UsageError(f"{key}: {head} is no captioning head of {folder}; make it with: python scripts/fetch.py blip2") from error
     if not 0 < words <= len(embeddings):
         raise UsageError(f"{key}: {head} is a captioning head for {words} words, but {folder} has {len(embeddings)}")
-    return whole.eval().requires_grad_(False).to(device)
+    return rounded(whole.eval().requires_grad_(False), dtype).to(device)
 
 
 @functools.cache
 @torch.inference_mode(False)
-def _load_lab(device: torch.device) -> QFormer:
+def _load_lab(device: torch.device, dtype: DType) -> QFormer:
     from guidedgen.lab.referees import load_blip2
 
-    return load_blip2().to(device)
+    return rounded(copy.deepcopy(load_blip2()), dtype).to(device)

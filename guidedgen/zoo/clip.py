@@ -17,6 +17,7 @@ from torch import Tensor
 
 from guidedgen.basics import images as pictures
 from guidedgen.basics.errors import UsageError
+from guidedgen.basics.precision import DType, dtype_of, full_dtype_of, rounded, run_in, settled, wide
 from guidedgen.zoo.files import locate_lab, read_config
 from guidedgen.zoo.needed import CLIP_WORDS, TOKENIZER, Needed, network
 from guidedgen.zoo.pretrained import load_pretrained, load_processor
@@ -32,8 +33,9 @@ class HubClip:
     `name` labels the network in reports; `path` is a folder or a hub name (see `zoo.hub`); `key` is its config key, for
     messages. `weights` names the file that is read, its shards count as well; None: model.safetensors, or pytorch_model.bin where
     there is no other, by torch's `weights_only` unpickler. `tokenizer` is the folder or hub name that its tokenizer is from, where
-    that is not its own; nothing but the tokenizer's files is fetched from there. Raises UsageError where something is missing or
-    the folder holds another kind of model.
+    that is not its own; nothing but the tokenizer's files is fetched from there. `dtype` is the weights', and what they compute in:
+    images are prepared in float32, embeddings and gradients come out in it, and gradients too small for float16 are kept. Raises
+    UsageError where something is missing or the folder holds another kind of model.
     """
 
     def __init__(
@@ -42,12 +44,13 @@ class HubClip:
         name: str,
         path: str | Path,
         device: torch.device | str = "cpu",
+        dtype: DType = "float32",
         weights: str | None = None,
         tokenizer: str | Path | None = None,
         key: str = "clip.path",
     ) -> None:
         self.name = name
-        self.device = torch.device(device)
+        self.device, self.dtype = torch.device(device), settled(dtype, device)
         own, *others = self.reads(path=path, weights=weights, tokenizer=tokenizer, key=key)
         self.folder = own.locate()
         self._safetensors, self._key = own.found(self.folder).endswith(".safetensors"), key
@@ -73,7 +76,7 @@ class HubClip:
     @property
     def network(self) -> CLIPModel:
         """The frozen network, loaded at first use."""
-        return _load_hub(self.folder, self._safetensors, self.device)
+        return _load_hub(self.folder, self._safetensors, self.device, self.dtype)
 
     @property
     def logit_scale(self) -> float:
@@ -92,10 +95,11 @@ class HubClip:
 
     def encode_image(self, images: Tensor) -> Tensor:
         """b 3 H W in [0, 1] -> b d of unit length, differentiable."""
-        pixels = pictures.check(images, self.name).to(self.device, self.network.dtype)
+        network = self.network
+        pixels = pictures.check(images, self.name).to(self.device, full_dtype_of(network))
         pixels = pictures.resize(pixels, self._config.vision_config.image_size)
         pixels = pictures.normalise(pixels, pictures.CLIP_MEAN, pictures.CLIP_STD)
-        return _unit(self.network.get_image_features(pixel_values=pixels).pooler_output)
+        return run_in(dtype_of(network), lambda x: _unit(network.get_image_features(pixel_values=x).pooler_output), pixels)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """-> b d of unit length. Longer texts are cut to the model's length, the end token kept (clip.tokenize's truncate=True).
@@ -110,18 +114,18 @@ class HubClip:
 class LabClip:
     """A CLIP of the lab, "lab-guide", "lab-preference" or "lab-judge": zoo.Clip.
 
-    Images are resized to 64 px; texts are cut at 40 tokens. Raises UsageError where the name is another one, or the weights are
-    missing.
+    Images are resized to 64 px; texts are cut at 40 tokens; `dtype` as for `HubClip`. Raises UsageError where the name is
+    another one, or the weights are missing.
     """
 
-    def __init__(self, *, name: str, device: torch.device | str = "cpu", key: str = "clip.name") -> None:
+    def __init__(self, *, name: str, device: torch.device | str = "cpu", dtype: DType = "float32", key: str = "clip.name") -> None:
         from guidedgen.lab.networks import CLIP_DIM, CLIPS
 
         choices = [f"lab-{which}" for which in CLIPS]
         if name not in choices:
             raise UsageError(f"{key}={name}: no such CLIP; choices: {', '.join(choices)}")
         self.name = name
-        self.device = torch.device(device)
+        self.device, self.dtype = torch.device(device), settled(dtype, device)
         self.dim: int = CLIP_DIM
         self._which = name.removeprefix("lab-")
         self.files = (
@@ -132,7 +136,7 @@ class LabClip:
     @property
     def network(self) -> open_clip.model.CLIP:
         """The frozen network, loaded at first use."""
-        return _load_lab(self._which, self.device)
+        return _load_lab(self._which, self.device, self.dtype)
 
     @property
     def logit_scale(self) -> float:
@@ -144,29 +148,31 @@ class LabClip:
         from guidedgen.lab.world import SIZE
 
         pixels = pictures.resize(pictures.check(images, self.name).to(self.device, torch.float32), SIZE)
-        return self.network.encode_image(pictures.to_model(pixels), normalize=True)
+        network = self.network
+        return run_in(dtype_of(network), lambda x: _unit(network.encode_image(x)), pictures.to_model(pixels))
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """-> b d of unit length."""
         from guidedgen.lab.networks import load_tokenizer, tokenize
 
-        return self.network.encode_text(tokenize(load_tokenizer(), list(texts)).to(self.device), normalize=True)
+        return _unit(self.network.encode_text(tokenize(load_tokenizer(), list(texts)).to(self.device)))
 
 
 def _unit(embedding: Tensor) -> Tensor:
+    embedding = wide(embedding)
     return embedding / embedding.norm(dim=-1, keepdim=True)
 
 
 @functools.cache
-def _load_hub(folder: Path, safetensors: bool, device: torch.device) -> CLIPModel:
+def _load_hub(folder: Path, safetensors: bool, device: torch.device, dtype: DType) -> CLIPModel:
     from transformers import CLIPModel
 
-    return load_pretrained(CLIPModel, folder, what="a CLIP", safetensors=safetensors, device=device)
+    return rounded(load_pretrained(CLIPModel, folder, what="a CLIP", safetensors=safetensors, device=device), dtype)
 
 
 @functools.cache
 @torch.inference_mode(False)
-def _load_lab(which: str, device: torch.device) -> open_clip.model.CLIP:
+def _load_lab(which: str, device: torch.device, dtype: DType) -> open_clip.model.CLIP:
     from guidedgen.lab.networks import load_clip
 
-    return load_clip(which).to(device)
+    return rounded(load_clip(which).to(device), dtype)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from guidedgen.basics import images as pictures
-from guidedgen.basics.errors import UsageError
+from guidedgen.basics.errors import BadValue, UsageError
 from guidedgen.zoo.clip import HubClip, LabClip
 from guidedgen.zoo.files import locate_file, locate_lab, read_config, read_state
 from guidedgen.zoo.inception import load_lab_classifier
@@ -26,6 +26,7 @@ _CHANNELS = {
     "vgg19": (64, 64, 0, 128, 128, 0, *(256,) * 4, 0, *(512,) * 4, 0, *(512,) * 4, 0),
 }
 
+_C = TypeVar("_C", HubClip, LabClip)
 _STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 
 
@@ -42,7 +43,7 @@ class ClipTokens:
             raise UsageError(f"{key}.layer={layer}: {clip.name} has blocks 0 to {blocks - 1}")
         self.name = clip.name
         self.layer = layer
-        self._clip = clip
+        self._clip = _whole(clip)
 
     def __call__(self, images: Tensor) -> Tensor:
         """b 3 H W in [0, 1] -> b p d, one position per patch."""
@@ -155,7 +156,7 @@ class LabClipMap:
     def __init__(self, *, clip: LabClip, layer: Literal["stem", "layer1", "layer2", "layer3", "layer4"] = "layer1") -> None:
         self.name = clip.name
         self.layer = layer
-        self._clip = clip
+        self._clip = _whole(clip)
 
     def __call__(self, images: Tensor) -> Tensor:
         """b 3 H W in [0, 1] -> b p d."""
@@ -169,11 +170,18 @@ class LabClipMaps:
 
     def __init__(self, *, clip: LabClip) -> None:
         self.name = clip.name
-        self._clip = clip
+        self._clip = _whole(clip)
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """b 3 H W in [0, 1] -> b p d of each stage."""
         return _lab_stages(self._clip, images, 3)
+
+
+def _whole(clip: _C) -> _C:
+    """The CLIP, of which features are read, and products of them summed, in float32. Raises BadValue for one of another dtype."""
+    if clip.dtype != "float32":
+        raise BadValue("clip.dtype", clip.dtype, "must be float32: features of a layer are not computed in another")
+    return clip
 
 
 def _lab_stages(clip: LabClip, images: Tensor, count: int) -> list[Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from guidedgen.basics import images as pictures
 from guidedgen.basics.errors import UsageError
+from guidedgen.basics.precision import DType, dtype_of, full_dtype_of, rounded, run_in, settled, wide
 from guidedgen.zoo.files import read_state
 from guidedgen.zoo.needed import OPEN_CLIP, Needed
 
@@ -37,7 +38,8 @@ class OpenClip:
         crop    the shorter side fits, the middle is kept (OpenAI, open_clip, whose middle may be a pixel off where the rest is odd)
         pad     the longer side fits, the rest is black, nothing is clamped (tgxs002/HPSv2, hpsv2/src/open_clip/transform.py)
 
-    Raises UsageError where the architecture is unknown or not a plain CLIP, or the file is missing.
+    `dtype` as for `zoo.clip.HubClip`. Raises UsageError where the architecture is unknown or not a plain CLIP, or the file is
+    missing.
     """
 
     def __init__(
@@ -49,11 +51,12 @@ class OpenClip:
         filename: str | None = None,
         fit: Literal["crop", "pad"] = "crop",
         device: torch.device | str = "cpu",
+        dtype: DType = "float32",
         key: str = "clip.path",
     ) -> None:
         self.name = name
         self.fit = fit
-        self.device = torch.device(device)
+        self.device, self.dtype = torch.device(device), settled(dtype, device)
         self.architecture = architecture
         description = _describe(architecture, key)
         self.dim: int = description["embed_dim"]
@@ -71,7 +74,7 @@ class OpenClip:
     @property
     def network(self) -> open_clip.model.CLIP:
         """The frozen network, loaded at first use."""
-        return _load(self.file, self.architecture, self.device, self._key)
+        return _load(self.file, self.architecture, self.device, self._key, self.dtype)
 
     @property
     def logit_scale(self) -> float:
@@ -86,17 +89,23 @@ class OpenClip:
 
     def encode_image(self, images: Tensor) -> Tensor:
         """b 3 H W in [0, 1] -> b d of unit length, differentiable."""
-        pixels = pictures.check(images, self.name).to(self.device, self.network.logit_scale.dtype)
+        pixels = pictures.check(images, self.name).to(self.device, full_dtype_of(self.network))
         pixels = pictures.resize(pixels, self.size) if self.fit == "crop" else pad(pixels, self.size)
         return self.encode_pixels(pictures.normalise(pixels, pictures.CLIP_MEAN, pictures.CLIP_STD))
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Pixels that are prepared already, b 3 size size and normalised -> b d of unit length, differentiable."""
-        return self.network.encode_image(pixels.to(self.device, self.network.logit_scale.dtype), normalize=True)
+        network = self.network
+        pixels = pixels.to(self.device, full_dtype_of(network))
+        return run_in(dtype_of(network), lambda x: _unit(network.encode_image(x)), pixels)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """-> b d of unit length. Longer texts are cut to the model's length, the end token kept."""
-        return self.network.encode_text(self._tokenizer(list(texts)).to(self.device), normalize=True)
+        return _unit(self.network.encode_text(self._tokenizer(list(texts)).to(self.device)))
+
+
+def _unit(embedding: Tensor) -> Tensor:
+    return F.normalize(wide(embedding), dim=-1)
 
 
 def pad(images: Tensor, side: int) -> Tensor:
@@ -140,7 +149,7 @@ def _describe(architecture: str, key: str) -> dict[str, Any]:
 # Loading may first happen inside inference mode, whose tensors could never be differentiated through afterwards.
 @functools.cache
 @torch.inference_mode(False)
-def _load(file: Path, architecture: str, device: torch.device, key: str) -> open_clip.model.CLIP:
+def _load(file: Path, architecture: str, device: torch.device, key: str, dtype: DType) -> open_clip.model.CLIP:
     from open_clip.model import CLIP
 
     state = {name: value for name, value in read_state(file, key=key).items() if name not in _NOT_WEIGHTS}
@@ -151,4 +160,4 @@ def _load(file: Path, architecture: str, device: torch.device, key: str) -> open
     if wrong:
         raise UsageError(f"{key}={file}: not the weights of {architecture}: {len(wrong)} tensors differ, {wrong[0]} first")
     network.load_state_dict(state)
-    return network.float().eval().requires_grad_(False).to(device)
+    return rounded(network.float().eval().requires_grad_(False).to(device), dtype)

@@ -6,11 +6,12 @@ transformers; the lab's small BLIP. A score is the log-odds of "yes" against "no
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch import Tensor
 from guidedgen.basics import images as pictures
 from guidedgen.basics import vision_language
 from guidedgen.basics.errors import BadValue, UsageError
-from guidedgen.basics.precision import run_in
+from guidedgen.basics.precision import DType, dtype_of, full_dtype_of, rounded, run_in, settled, wide
 from guidedgen.zoo.files import locate_lab, read_config, read_state
 from guidedgen.zoo.needed import BERT_WORDS, PROCESSOR, TOKENIZER, Needed, network
 from guidedgen.zoo.pretrained import load_pretrained, load_processor, readable
@@ -37,8 +38,8 @@ class BlipVqa:
     `checkpoint` names the authors' own file (model_base_vqa_capfilt_large.pth), of which the published ones were made: they are
     for 384 px, and their positions are interpolated to `size`, where the benchmark has 480. Images are squashed to a square,
     bicubic, on tensors, so that gradients reach the pixels. Questions are cut to 35 tokens, and begin with [ENC] as the authors'
-    do and transformers' do not (huggingface/transformers#22732). `name`, `weights` and `key` as for
-    `zoo.clip.HubClip`. Raises UsageError where something is missing, or the folder holds another kind of model.
+    do and transformers' do not (huggingface/transformers#22732). `name`, `weights`, `dtype` and
+    `key` as for `zoo.clip.HubClip`. Raises UsageError where something is missing, or the folder holds another kind of model.
     """
 
     differentiable = True
@@ -51,11 +52,12 @@ class BlipVqa:
         checkpoint: str | Path | None = None,
         size: int = 480,
         device: torch.device | str = "cpu",
+        dtype: DType = "float32",
         weights: str | None = None,
         key: str = "vqa.path",
     ) -> None:
         self.name = name
-        self.device = torch.device(device)
+        self.device, self.dtype = torch.device(device), settled(dtype, device)
         self.checkpoint = None if checkpoint is None else Path(checkpoint).expanduser()
         if self.checkpoint is not None and not self.checkpoint.is_file():
             raise UsageError(f"{key}: checkpoint={checkpoint}: no such file")
@@ -93,7 +95,7 @@ class BlipVqa:
     @property
     def network(self) -> BlipForQuestionAnswering:
         """The frozen network, loaded at first use."""
-        return _load_blip(self.folder, self.checkpoint, self._safetensors, self.device, self._key)
+        return _load_blip(self.folder, self.checkpoint, self._safetensors, self.device, self.dtype, self._key)
 
     @functools.cached_property
     def _tokenizer(self) -> Any:
@@ -112,7 +114,7 @@ class BlipVqa:
     def __call__(self, images: Tensor, questions: Sequence[str]) -> Tensor:
         """b 3 H W in [0, 1], one question each -> log-odds of yes against no, b, differentiable."""
         tokenizer, (yes, no), network = self._tokenizer, self._answers, self.network  # weights last: they take the longest
-        pixels = pictures.check(images, self.name).to(self.device, network.dtype)
+        pixels = pictures.check(images, self.name).to(self.device, full_dtype_of(network))
         pixels = pictures.resize(pixels, self.size, crop=False)
         pixels = pictures.normalise(pixels, pictures.CLIP_MEAN, pictures.CLIP_STD)
         # Padded to one length, so that an answer does not depend on the other questions.
@@ -120,8 +122,7 @@ class BlipVqa:
         ids, mask = tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
         words = network.config.text_config.vocab_size
         start, ids[:, 0] = words - 2, words - 1  # [DEC] and [ENC], which BLIP adds to BERT's words: 30522 and 30523
-        logits = vision_language.answer(network, pixels, ids, mask, start)
-        return logits[:, yes] - logits[:, no]
+        return _odds(network, pixels, ids, mask, start, yes, no)
 
 
 class ImageTextToText:
@@ -141,12 +142,12 @@ class ImageTextToText:
         path: str | Path,
         name: str | None = None,
         device: torch.device | str = "cpu",
-        dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+        dtype: DType = "float32",
         weights: str | None = None,
         key: str = "vqa.path",
     ) -> None:
         self.name = Path(path).name if name is None else name
-        self.device, self.dtype = torch.device(device), dtype
+        self.device, self.dtype = torch.device(device), settled(dtype, device)
         [needed] = self.reads(path=path, weights=weights, key=key)
         self.folder = needed.locate()
         read_config(self.folder, source=f"{key}={path}")
@@ -253,14 +254,14 @@ class ImageTextToText:
 class LabVqa:
     """The lab's small BLIP, for questions like "a red circle to the left of a blue square?": zoo.Vqa.
 
-    Images are resized to 64 px. Raises UsageError where its weights are missing.
+    Images are resized to 64 px; `dtype` as for `zoo.clip.HubClip`. Raises UsageError where its weights are missing.
     """
 
     name = "lab-vqa"
     differentiable = True
 
-    def __init__(self, *, device: torch.device | str = "cpu", key: str = "vqa") -> None:
-        self.device = torch.device(device)
+    def __init__(self, *, device: torch.device | str = "cpu", dtype: DType = "float32", key: str = "vqa") -> None:
+        self.device, self.dtype = torch.device(device), settled(dtype, device)
         self.files = (
             locate_lab("vqa.safetensors", key=f"{key}={self.name}", part="vqa"),
             locate_lab("generator/tokenizer/tokenizer.json", key=f"{key}={self.name}", part="generator"),
@@ -269,7 +270,7 @@ class LabVqa:
     @property
     def network(self) -> BlipForQuestionAnswering:
         """The frozen network, loaded at first use."""
-        return _load_lab(self.device)
+        return _load_lab(self.device, self.dtype)
 
     def __call__(self, images: Tensor, questions: Sequence[str]) -> Tensor:
         """b 3 H W in [0, 1], one question each -> log-odds of yes against no, b, differentiable."""
@@ -281,8 +282,16 @@ class LabVqa:
         special = referees.special(tokenizer)
         ids, mask = (tensor.to(self.device) for tensor in referees.tokenise(tokenizer, questions))
         ids[:, 0] = special["[ENC]"]
-        logits = vision_language.answer(self.network, pictures.to_model(pixels), ids, mask, special["[DEC]"])
-        return logits[:, special["yes"]] - logits[:, special["no"]]
+        words = special["[DEC]"], special["yes"], special["no"]
+        return _odds(self.network, pictures.to_model(pixels), ids, mask, *words)
+
+
+def _odds(network: Any, pixels: Tensor, ids: Tensor, mask: Tensor, start: int, yes: int, no: int) -> Tensor:
+    def odds(pixels: Tensor) -> Tensor:
+        logits = wide(vision_language.answer(network, pixels, ids, mask, start))
+        return logits[:, yes] - logits[:, no]
+
+    return run_in(dtype_of(network), odds, pixels)
 
 
 def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -312,14 +321,15 @@ def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 @functools.cache
 @torch.inference_mode(False)
 def _load_blip(
-    folder: Path, checkpoint: Path | None, safetensors: bool, device: torch.device, key: str
+    folder: Path, checkpoint: Path | None, safetensors: bool, device: torch.device, dtype: DType, key: str
 ) -> BlipForQuestionAnswering:
     from transformers import BlipForQuestionAnswering
 
     if checkpoint is not None:
         network = _from_authors(folder, checkpoint, key)
-        return network.eval().requires_grad_(False).to(device)
-    return load_pretrained(BlipForQuestionAnswering, folder, what="a BLIP that answers", safetensors=safetensors, device=device)
+        return rounded(network.eval().requires_grad_(False), dtype).to(device)
+    kind, what = BlipForQuestionAnswering, "a BLIP that answers"
+    return load_pretrained(kind, folder, what=what, safetensors=safetensors, device=device, dtype=getattr(torch, dtype))
 
 
 def _from_authors(folder: Path, checkpoint: Path, key: str) -> Any:
@@ -343,7 +353,7 @@ def _from_authors(folder: Path, checkpoint: Path, key: str) -> Any:
 
 
 @functools.cache
-def _load_any(folder: Path, safetensors: bool, device: torch.device, dtype: str) -> Any:
+def _load_any(folder: Path, safetensors: bool, device: torch.device, dtype: DType) -> Any:
     from transformers import AutoModelForImageTextToText
 
     kind, what = AutoModelForImageTextToText, "an image-text-to-text model"
@@ -352,7 +362,7 @@ def _load_any(folder: Path, safetensors: bool, device: torch.device, dtype: str)
 
 @functools.cache
 @torch.inference_mode(False)
-def _load_lab(device: torch.device) -> BlipForQuestionAnswering:
+def _load_lab(device: torch.device, dtype: DType) -> BlipForQuestionAnswering:
     from guidedgen.lab.referees import load_vqa
 
-    return load_vqa().to(device)
+    return rounded(copy.deepcopy(load_vqa()), dtype).to(device)

@@ -5,6 +5,7 @@ import math
 import re
 from pathlib import Path
 
+import half
 import pytest
 import torch
 import torch.nn.functional as F
@@ -292,3 +293,10 @@ def test_a_tokenizer_without_a_start_is_refused(folder: Path, tmp_path: Path):
     (copy / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises(UsageError, match=r"no start token of captions \(\[DEC\]\)"):
         HubBlip2(name="x", path=copy, head=folder / blip2.HEAD)(noise(1).float(), ["a"])
+
+
+@pytest.mark.parametrize("loss", [0, 1])
+def test_half_precision(folder: Path, loss: int) -> None:
+    full, rounded = (HubBlip2(name="tiny", path=folder, head=folder / blip2.HEAD, dtype=kind) for kind in ("float32", "float16"))
+    texts = [" ".join(WORDS[5:7]), WORDS[6]]
+    half.check(lambda x: full(x, texts)[loss], lambda x: rounded(x, texts)[loss], noise().float(), atol=0.05)

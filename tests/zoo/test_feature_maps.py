@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from guidedgen.basics import images
-from guidedgen.basics.errors import UsageError
+from guidedgen.basics.errors import BadValue, UsageError
 from guidedgen.basics.tasks import Task
 from guidedgen.lab import networks
 from guidedgen.rewards.style_gram_clip import StyleGramClip
@@ -239,3 +239,8 @@ def test_range_is_checked(tokens: ClipTokens, vgg, random_lab: Path):
     for feature_map in (tokens, Vgg16(path=vgg[0]), LabTrunk(), LabClipMap(clip=LabClip(name="lab-guide"))):
         with pytest.raises(ValueError, match=r"expected values in \[0, 1\]"):
             feature_map(2 * picture(64, 64) - 1)
+
+
+def test_features_are_not_computed_in_half_precision(clip_folder: Path):
+    with pytest.raises(BadValue, match=r"clip\.dtype='float16': must be float32"):
+        ClipTokens(clip=HubClip(name="tiny", path=clip_folder, dtype="float16"), layer=1)

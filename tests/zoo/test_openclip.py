@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import half
 import pytest
 import torch
 import torch.nn.functional as F
@@ -216,3 +217,12 @@ def test_square_pictures_need_no_padding():
     x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert torch.equal(openclip.pad(x, 32), x)
     assert Image.fromarray(images.to_bytes(openclip.pad(x[..., :16], 32))[0, 0].numpy()).getbbox() == (8, 0, 24, 32)
+
+
+def test_half_precision(tmp_path: Path):
+    options = save(tmp_path, "resnet", seed=1)
+    full, rounded = (OpenClip(name="tiny", dtype=kind, **options) for kind in ("float32", "float16"))
+    towards = torch.randn(full.dim, generator=torch.Generator().manual_seed(1))
+    half.check(lambda x: full.encode_image(x) @ towards, lambda x: rounded.encode_image(x) @ towards, picture(45, 40), atol=0.02)
+    torch.testing.assert_close(rounded.encode_text(["a cat"]), full.encode_text(["a cat"]), rtol=0, atol=0.01)
+    assert rounded.logit_scale == full.logit_scale

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import half
 import pytest
 import torch
 import torch.nn.functional as F
@@ -170,7 +171,7 @@ def test_the_authors_checkpoint_takes_the_place_of_the_weights(folder: Path, tmp
     assert asker.network.config.vision_config.image_size == 4 * PATCH
     torch.save({"model": {name: tensor for name, tensor in state.items() if "fc2" not in name}}, tmp_path / "short.pth")
     with pytest.raises(UsageError, match="4 tensors differ, vision_model.encoder.layers.0.mlp.fc2.weight first"):
-        vqa._load_blip(folder, tmp_path / "short.pth", True, torch.device("cpu"), "vqa.path")
+        vqa._load_blip(folder, tmp_path / "short.pth", True, torch.device("cpu"), "float32", "vqa.path")
 
 
 def without_words(folder: Path, target: Path) -> Path:
@@ -393,3 +394,9 @@ def test_what_is_wrong_is_one_line(folder: Path, clip_folder: Path, tmp_path: Pa
         with pytest.raises(UsageError, match=match) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+def test_half_precision(folder: Path) -> None:
+    full, rounded = (BlipVqa(name="tiny", path=folder, size=SIDE, dtype=kind) for kind in ("float32", "float16"))
+    asked = [f"{WORDS[6]}?", f"{WORDS[5]}?"]
+    half.check(lambda x: full(x, asked), lambda x: rounded(x, asked), noise().float(), atol=0.05)
