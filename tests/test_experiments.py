@@ -64,6 +64,12 @@ def test_every_row_of_every_table_makes_a_job(table: str, row: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("table", TABLES)
+def test_temperatures_can_be_annealed_in_every_table(table: str) -> None:
+    method = overlay(table, "row=codex/annealed", *stand_in(table)).method
+    assert method.temperature > method.final_temperature > 0
+
+
+@pytest.mark.parametrize("table", TABLES)
 def test_a_table_sweeps_rows_that_exist(table: str) -> None:
     rows = [override.removeprefix("row=") for override in swept(table)["row"]]
     assert rows == [case.values[1] for case in CASES if case.values[0] == table]

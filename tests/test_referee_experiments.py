@@ -1,17 +1,20 @@
 """ "Referee Can Play"'s table: every row makes a job, and what the overlay holds is what the paper says."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import DictConfig, OmegaConf
 
+from guidedgen.basics.errors import UsageError
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.methods.blip_inversion import BlipInversion
 from guidedgen.rewards.augmented import Augmented
 from guidedgen.rewards.blip2 import Blip2
-from guidedgen.runs import composition, config, preparation
+from guidedgen.runs import composition, config, preparation, sampling
 
 ROWS = ["base", "distill_only", "referee_only", "full", "codex", "doodl"]
 ABLATIONS = ["augmentations", "distillation", "balance", "average", "noise", "guidance", "several"]
@@ -164,3 +167,20 @@ def test_several_referees_are_blip2_and_another(tmp_path: Path) -> None:
     )
     assert alone is not None and alone.networks == ("lab-blip2",)
     assert both is not None and both.networks == ("lab-blip2", "lab-vqa")
+
+
+def test_the_model_may_read_more_than_the_referee(tmp_path: Path) -> None:
+    """As the released code does: the diffusion model reads "A photo exactly contains " and the prompt, the referee the prompt."""
+    options = ["method=blip_inversion", "model=lab", "dataset.limit=1", "device=cpu", "tracker=none", f"outputs={tmp_path}"]
+    template = "method.distill_prompt='a red {prompt}'"
+    job, plain = (preparation.prepare(composition.composed([*options, *more])) for more in ([template], []))
+    problem = sampling.problem(job, job.samples)
+    assert [task.prompt for task in problem.tasks] == [sample.task.prompt for sample in job.samples]
+    read = [dataclasses.replace(task, prompt=f"a red {task.prompt}") for task in problem.tasks]
+    x, point = torch.randn(1, 1, *job.model.latent_shape), job.model.schedule.at(500.0)
+    expected, bare = (job.model.denoiser(tasks)(x, point).eps for tasks in (read, problem.tasks))
+    assert torch.equal(problem.denoise(x, point).eps, expected)
+    assert torch.equal(sampling.problem(plain, plain.samples).denoise(x, point).eps, bare)
+    assert (expected - bare).abs().max() > 1e-3
+    with pytest.raises(UsageError, match=r"method\.distill_prompt=.*\{word\} is unknown"):
+        preparation.prepare(composition.composed([*options, "method.distill_prompt='a {word}'"]))

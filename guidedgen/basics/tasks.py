@@ -45,6 +45,10 @@ class Sample:
         """Path, in the run's folder, of an extra image of it that its method keeps under this name."""
         return f"images/{name}/{self.name}.png"
 
+    def sheet(self, name: str) -> str:
+        """Path, in the run's folder, of a sheet of pictures by this name that shows how its image was made."""
+        return f"sheets/{name}/{self.name}.png"
+
 
 class Dataset(Protocol):
     """What is to be drawn."""

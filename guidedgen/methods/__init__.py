@@ -39,6 +39,7 @@ class Needs:
     # Whether the chain starts from the tasks' references, noised; "inverted": from their inversion, through all of the chain.
     reference: Literal["ignored", "optional", "required", "inverted"] = "optional"
     one_sample: bool = False  # a batch of one sample, because samples differ in what they cost
+    prompt: str = "{prompt}"  # what the model reads; rewards and metrics read the prompt itself
     chains: int = 1  # how often the chain is walked through; for the progress bar
     steps: int | None = None  # where it walks through none: how many of its own it takes
 
@@ -54,7 +55,8 @@ class Method(Protocol):
         """-> x_0: b c h w, one latent per sample.
 
         `observe(event, step, values)` is called with progress (the event "step"), with values to trace, and by the event
-        "extra_images" with other latents, b c h w by name, whose pictures are stored in addition to those of x_0.
+        "extra_images" with other latents, b c h w by name, whose pictures are stored in addition to those of x_0, and judged; by
+        "sheets" with pictures, b 3 H W in [0, 1] by name, that show how it went: they are stored as they are.
         """
 
 

@@ -8,8 +8,8 @@ score distillation keeps it a picture. Algorithm 1, for i = 1 .. I:
 
 The referee is the reward, of any kind that has a gradient, seen through `augmentations`. The last `distill_iterations` are without
 it. How noisy z_t is at an iteration, t, is drawn once for all samples, whatever their seeds: a batch is one call of the network,
-and a sample does not depend on what it is made with. `distill_seed` draws other t. Both see the task's prompt; the code shows the
-diffusion model "A photo exactly contains " and the prompt.
+and a sample does not depend on what it is made with. `distill_seed` draws other t. The referee reads the task's prompt, and the
+diffusion model `distill_prompt`, which has {prompt} for it: in the released code "A photo exactly contains {prompt}".
 
 Cost, with I iterations, J steps of the referee and v copies: 2I rows forward (none for mode=referee_only, I where distill_scale
 is 1), none backward; J decodes and max(v, 1) J reward calls, and one decode of each picture that is kept: the last, and the best
@@ -30,9 +30,11 @@ from torch import Tensor
 from guidedgen.basics.augment import Augmentations
 from guidedgen.basics.errors import BadValue, check_amounts
 from guidedgen.basics.noise import Noise, stream
+from guidedgen.basics.templates import check_template
 from guidedgen.methods import Needs, Observer, ignore
 from guidedgen.methods.guidance import check_counts
 from guidedgen.methods.problem import Problem
+from guidedgen.methods.sheets import Sheets
 from guidedgen.methods.views import RandomCopies
 from guidedgen.methods.whole_chain import Best
 from guidedgen.process.formulas import add_noise
@@ -62,6 +64,11 @@ class BlipInversion:
     `distill_window` are the least and the greatest t, as shares of the trained steps. `keep` says which picture is the sample's:
     the last, or the best, whose copies the referee has given most; the other is kept as an extra image. After a restart the code's
     average shares its memory with z and moves with it; ours does not.
+
+    `show` are iterations, counted from 1, of which sheets are stored: `evolution`, the pictures after them (Figures 10 and 11);
+    `copies`, what the referee saw in each, the best first (Figure 7); `gradients`, the picture before it, and below that those of
+    the referee's loss and of the distillation, the first three of four channels around gray (Figure 12). An iteration that is shown
+    costs 3 decodes and a reward call of every copy more.
     """
 
     augmentations: Augmentations
@@ -78,6 +85,7 @@ class BlipInversion:
     distill_scale: float = 30.0
     distill_window: Sequence[float] = (0.05, 0.95)
     distill_seed: int = 0
+    distill_prompt: str = "{prompt}"
     noise: float = 0.2
     noise_twice: bool = False
     last_noise: float = 0.01
@@ -86,6 +94,7 @@ class BlipInversion:
     ema_start: int | None = 40
     ema_restart: int = 60
     keep: Literal["last", "best"] = "last"
+    show: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         check_counts(self, "num_iterations", "warmup", least=0)
@@ -100,6 +109,7 @@ class BlipInversion:
             ends = getattr(self, name)
             if len(ends) != 2 or not all(0 <= end < math.inf for end in ends):
                 raise BadValue(name, list(ends), "must be [first, last], at least 0 and finite")
+        check_template("distill_prompt", self.distill_prompt)
         check_amounts(self, "weight", "distill_scale", "noise", "last_noise")
         if self.mode == "referee_only" and not self.weight:
             raise BadValue("weight", self.weight, "must be above 0 in mode=referee_only, which has nothing else")
@@ -110,6 +120,8 @@ class BlipInversion:
             raise BadValue("distill_window", list(window), "must be [least, greatest] with 0 <= least < greatest <= 1")
         if not 0 <= self.ema_decay <= 1:
             raise BadValue("ema_decay", self.ema_decay, "must be from 0 to 1")
+        if wrong := [i for i in self.show if not 1 <= i <= self.num_iterations]:
+            raise BadValue("show", list(self.show), f"has {wrong[0]}, and iterations are 1 to {self.num_iterations}")
         if self.keep == "best" and not self._refereed:
             raise BadValue("keep", self.keep, "there is no referee in this mode; use keep=last")
 
@@ -117,7 +129,7 @@ class BlipInversion:
     def needs(self) -> Needs:
         return Needs(
             reward=self._refereed > 0, gradient=self._refereed > 0, reference="ignored", steps=self.num_iterations,
-            prompted=self.mode != "referee_only",
+            prompted=self.mode != "referee_only", prompt=self.distill_prompt,
         )  # fmt: skip
 
     @property
@@ -134,7 +146,7 @@ class BlipInversion:
 
     def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
         z = problem.noise.draw(1, problem.latent_shape)
-        average, best = z.clone(), Best()
+        average, best, sheets = z.clone(), Best(), Sheets(problem)
         names = ("distillation", "latent noise", "augmentations", "gradient noise")
         eps, added, drawn, twice = (problem.noise.fork(name) for name in names)
         key = [self.distill_seed] if self.distill_seed else []  # the first stream has no number in its name
@@ -143,8 +155,16 @@ class BlipInversion:
         for i in range(self.num_iterations):
             weight = cosine(self.distill_weight, i, self.num_iterations)
             distilled = weight * self._distillation(problem, z, int(times[i]), eps)
-            for _ in range(self.referee_steps if i < self._refereed else 0):
-                rewards, gradient = problem.score_and_gradient(z, self._copies(drawn))
+            shows, steps = i + 1 in self.show, self.referee_steps if i < self._refereed else 0
+            if shows and not steps:
+                sheets.gradients(z, torch.zeros_like(z), distilled)
+            for step in range(steps):
+                copies = self._copies(drawn)
+                rewards, gradient = problem.score_and_gradient(z, copies)
+                if shows and not step:
+                    sheets.gradients(z, -gradient, distilled)
+                    if copies is not None:
+                        sheets.copies(z, copies)
                 best.see(z.clone(), rewards[:, 0])
                 observe("update", i, {"rewards": rewards[:, 0], "distillation": _norm(distilled).flatten()})
                 size = _norm(distilled) if self.mode == "full" else weight * _unit(z)
@@ -159,7 +179,11 @@ class BlipInversion:
             average.lerp_(z, 1.0 if i == 0 and self.ema_initial == "first" else 1 - self.ema_decay)
             if first and self._restarts(i + 1):
                 z.copy_(average)
+            if shows:
+                sheets.picture(z)
             observe("step", i, {})
+        if self.show:
+            observe("sheets", self.num_iterations, sheets.finished())
         if not self._refereed:
             return z[:, 0]
         kept = {"last": z[:, 0], "best": best.x_0[:, 0]}

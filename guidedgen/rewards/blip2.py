@@ -11,9 +11,9 @@ from torch import Tensor
 
 from guidedgen.basics.errors import BadValue, check_amounts
 from guidedgen.basics.tasks import Task
+from guidedgen.basics.templates import check_template, fill
 from guidedgen.rewards import Reward
 from guidedgen.rewards.inputs import check_inputs
-from guidedgen.rewards.templates import check_template, fill
 from guidedgen.zoo import Matcher
 
 

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from guidedgen.basics.errors import BadValue, UsageError
 from guidedgen.basics.tasks import Sample, Task
+from guidedgen.basics.templates import fill
 from guidedgen.datasets.references import read_reference
 from guidedgen.methods import Learner, Method
 from guidedgen.metrics.classes import PerClass
@@ -48,6 +49,11 @@ def lesson_tasks(method: Learner) -> Sequence[Task]:
         return method.lessons.prompts.tasks()
     except BadValue as error:
         raise UsageError(f"method.prompts.{error.name}={error.value}: {error.rule}") from error
+
+
+def read_by_model(method: Method, tasks: Sequence[Task]) -> list[Task]:
+    """The tasks with the prompts that the model reads under a method."""
+    return [dataclasses.replace(task, prompt=fill(method.needs.prompt, task.prompt)) for task in tasks]
 
 
 def samples_of(tasks: Sequence[Task], seed: int, count: int, key: str) -> Sequence[Sample]:

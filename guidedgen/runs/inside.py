@@ -140,10 +140,11 @@ def ends_with(directory: int, entry: str, end: bytes) -> bool:
         return False
 
 
-def names(root: Path) -> list[str]:
-    """What is directly in a folder, in order; nothing where it is not there."""
+def names(root: Path, folder: str = "") -> list[str]:
+    """What is directly in a folder, `root` or one inside it, in order; nothing where it is not there."""
     try:
-        return sorted(os.listdir(root))
+        with entered(root, folder) as directory:
+            return sorted(os.listdir(directory))
     except OSError:
         return []
 

@@ -75,7 +75,8 @@ def _prepare(cfg: DictConfig, shard: Shard, model: LatentModel | None = None, ta
     checks.memory(method, model)
     lessons, originals = _lessons(cfg, shard, method, model)
     everything = [*tasks, *(lesson.task for lesson in lessons)]
-    model.check(everything, method.tuning.num_vectors if isinstance(method, Learner) and method.tuning.what == "token" else 0)
+    reserved = method.tuning.num_vectors if isinstance(method, Learner) and method.tuning.what == "token" else 0
+    model.check(building.read_by_model(method, everything), reserved)
     reward = building.reward_of(cfg, method, everything, allow)
     scorers = {
         **({config.module_of(cfg.reward): reward, **getattr(reward, "reports", {})} if cfg.reward else {}),

@@ -23,7 +23,7 @@ from guidedgen.basics.noise import Noise
 from guidedgen.basics.tasks import Sample, Task
 from guidedgen.methods.problem import Problem
 from guidedgen.process.grid import Grid, tail
-from guidedgen.runs import blurring, older, report
+from guidedgen.runs import blurring, building, older, report
 from guidedgen.runs.identity import check_unchanged
 from guidedgen.runs.job import Job
 from guidedgen.runs.store import Record, RunFailed
@@ -39,6 +39,7 @@ class Outcome:
     record: Record
     image: Tensor | None = None  # 3 H W
     extra_images: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)  # 3 H W by name
+    sheets: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)  # 3 H W by name
     trace: Sequence[Mapping[str, Any]] = ()
 
 
@@ -59,7 +60,7 @@ def _sample_batches(job: Job, label: str, batches: Sequence[Sequence[Sample]]) -
     finished = job.folder.records().keys()
     todo = [batch for batch in batches if any(sample.name not in finished for sample in batch)]
     if todo:
-        job.model.load([sample.task for batch in todo for sample in batch])
+        job.model.load(building.read_by_model(job.method, [sample.task for batch in todo for sample in batch]))
     needs, failed, came_out = job.method.needs, 0, bool(finished)
     steps = [needs.chains * (len(_grid(job, _share(job, batch[0]))) - 1) if needs.steps is None else needs.steps for batch in todo]
     with report.progress(label, total=sum(steps)) as advance:
@@ -69,8 +70,8 @@ def _sample_batches(job: Job, label: str, batches: Sequence[Sequence[Sample]]) -
             if sample.name in finished:
                 continue
             if made.image is not None:
-                extra_images = {name: images.png(image) for name, image in made.extra_images.items()}
-                job.folder.save(sample, images.png(made.image), record, made.trace, extra_images)
+                others = [{name: images.png(image) for name, image in each.items()} for each in (made.extra_images, made.sheets)]
+                job.folder.save(sample, images.png(made.image), record, made.trace, *others)
                 came_out = True
                 continue
             job.folder.fail(record)
@@ -222,6 +223,7 @@ def _sample(job: Job, batch: Sequence[Sample], flagged: Collection[str], advance
     """
     traces: list[list[dict[str, Any]]] = [[] for _ in batch]
     extra_images: dict[str, Tensor] = {}
+    sheets: dict[str, Tensor] = {}
 
     def observe(event: str, step: int, values: Mapping[str, Any]) -> None:
         if event == "step":
@@ -229,6 +231,9 @@ def _sample(job: Job, batch: Sequence[Sample], flagged: Collection[str], advance
             return
         if older.event_now(event) == "extra_images":
             extra_images.update(values)
+            return
+        if event == "sheets":
+            sheets.update(values)
             return
         for i, trace in enumerate(traces):  # values are per sample along their first axis
             trace.append({"event": event, "step": step, **{name: value[i].tolist() for name, value in values.items()}})
@@ -241,8 +246,9 @@ def _sample(job: Job, batch: Sequence[Sample], flagged: Collection[str], advance
         x_0 = job.method(guides.problem, observe)
         decoded = _decoded(job, x_0)
         pictures = _as_stored(decoded)
-        if job.blurs:  # the filter does not check extra images
+        if job.blurs:  # the filter does not check these
             extra_images.clear()
+            sheets.clear()
         others = {name: _as_stored(_decoded(job, latents)) for name, latents in extra_images.items()}
     spent = {name: (value - before[name]) // len(batch) for name, value in ledger.counts().items()}
     cost.wait_for(job.cfg.device)
@@ -265,6 +271,7 @@ def _sample(job: Job, batch: Sequence[Sample], flagged: Collection[str], advance
         yield Outcome(
             sample=sample, record=record, trace=traces[i], image=blurring.blurred(pictures[i]) if blurred else pictures[i],
             extra_images={name: other[i] for name, other in others.items()},
+            sheets={name: sheet[i] for name, sheet in sheets.items()},
         )  # fmt: skip
 
 
@@ -296,8 +303,9 @@ def problem(job: Job, batch: Sequence[Sample], unguided: Job | None = None) -> P
         with model.ledger.timed("reward"):
             return job.reward(pictures, owners)
 
+    denoise = model.denoiser(building.read_by_model(job.method, tasks))
     return Problem(
-        tasks=tasks, denoise=model.denoiser(tasks), scheduler=job.scheduler, latent_shape=model.latent_shape,
+        tasks=tasks, denoise=denoise, scheduler=job.scheduler, latent_shape=model.latent_shape,
         grid=_grid(job, share), num_steps=len(job.grid) - 1, schedule=model.schedule,
         noise=Noise(keys, device=job.cfg.device), decode=model.decode, reward=reward, batch_size=job.cfg.batch_size,
         reference=_encoded(job, tasks) if share or job.method.needs.reference == "inverted" else None,

@@ -4,6 +4,7 @@ config.yaml        resolved config            records.jsonl  one line per finish
 environment.json   versions, device, command  trace.jsonl    what methods logged on the way
 images/NAME.png    one per sample             metrics.json   scores and distances of the set
 images/KIND/       extra images that a method keeps
+sheets/KIND/       pictures of how an image was made
 learned/           where the method learns    run.log        when it started, and why it ended
 .lock              while a process is at work DONE           written last
 
@@ -78,7 +79,7 @@ class Recorded:
 
 # What is written into a run's folder, and checked before it is: users may keep other things there.
 _FILES = re.compile(r"(config\.yaml|(environment|metrics)\.json|(records|trace)(\..+)?\.jsonl|run\.log|DONE|(\..+)?\.lock)")
-_FOLDERS = ("images", "learned")
+_FOLDERS = ("images", "sheets", "learned")
 
 
 class RunFolder:
@@ -307,13 +308,15 @@ class RunFolder:
         record: Record,
         trace: Sequence[Mapping[str, Any]],
         extra_images: Mapping[str, bytes] = MappingProxyType({}),
+        sheets: Mapping[str, bytes] = MappingProxyType({}),
     ) -> None:
-        """Stores a finished sample: its image, its extra images, its trace, then its record, which makes it count."""
+        """Stores a finished sample: its image, what else there is of it, its trace, then its record, which makes it count."""
         self._check_held()
         self.write(record.image, png)
-        for name, other in extra_images.items():
-            file = sample.extra_image(name)
-            self.make_folder(str(Path(file).parent))
+        others = {sample.extra_image(name): other for name, other in extra_images.items()}
+        for file, other in (others | {sample.sheet(name): sheet for name, sheet in sheets.items()}).items():
+            for above in reversed(Path(file).parents[:-1]):
+                self.make_folder(str(above))
             self.write(file, other)
         if trace:
             key = {"task": sample.task.id, "seed": sample.seed}

@@ -16,7 +16,16 @@ from pathlib import Path
 from guidedgen.runs.store import write_atomic
 from guidedgen.studies.cautions import cautions
 from guidedgen.studies.html import Markup, address, join, tag
-from guidedgen.studies.panels import anchor, cost_panel, curves_panel, downloads, figures_panel, pictures_panel, plots_panel
+from guidedgen.studies.panels import (
+    anchor,
+    cost_panel,
+    curves_panel,
+    downloads,
+    figures_panel,
+    pictures_panel,
+    plots_panel,
+    sheets_panel,
+)
 from guidedgen.studies.plots import Style, swatch
 from guidedgen.studies.study import Run, Study, read_study
 
@@ -46,6 +55,7 @@ def page(study: Study, budget: int = _BUDGET) -> str:
         "Figures": join(*figures_panel(study, styles)),
         "Plots": join(*plots_panel(study, styles)),
         "Pictures": join(*pictures_panel(study, styles, budget)),
+        "Evolution": join(*sheets_panel(study)),
         "Curves": join(*curves_panel(study, styles)),
         "Cost": join(*cost_panel(study, styles)),
         "Commands": join(*(_command(run, styles[run.name]) for run in study.runs)),

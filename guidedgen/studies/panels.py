@@ -12,6 +12,7 @@ from guidedgen.studies.plots import Curve, Point, Style
 from guidedgen.studies.study import Run, Study
 from guidedgen.studies.tables import Cell, Table
 
+_SHEETS = 2  # samples of a run whose sheets are shown
 _LINKED = 500  # further pairs that are listed with links
 _DISTANCES = ("cmmd", "fid", "rmse")  # what stands for divergence, the first two there are
 _COSTS = {"nfe": "network rows per image", "seconds": "seconds per image"}
@@ -199,6 +200,19 @@ def curves_panel(study: Study, styles: Mapping[str, Style]) -> Iterator[Markup]:
         yield tag(
             "p", "Means over a run's samples; bands, where few runs share a plot, hold the middle 80 % of them.", class_="remark"
         )
+
+
+# Sheets
+
+
+def sheets_panel(study: Study) -> Iterator[Markup]:
+    """How the pictures of each run's first samples came about, where its method shows it."""
+    for run in study.drawn:
+        for kind, shown in pictures.sheets(run, _SHEETS).items():
+            yield tag("h3", f"{run.name}: {kind}")
+            for record, embedded in shown:
+                image = tag("img", src=embedded, alt=f"{kind} of {record.prompt}, seed {record.seed}")
+                yield tag("figure", image, tag("figcaption", f"{record.prompt}, seed {record.seed}"), class_="sheet")
 
 
 # Pictures

@@ -19,6 +19,7 @@ from guidedgen.studies.study import Run, Study
 _SMALL = 24_000  # bytes up to which a stored file is embedded as it is
 _MOST = 2**26  # bytes of a picture's file: no run stores larger ones
 _SIDE = 320  # px that others are scaled to
+_SHEET = 1600  # px that sheets are
 _QUALITY = 85  # of a scaled picture's JPEG
 
 
@@ -98,7 +99,17 @@ def _turns(everything: Sequence[Pair]) -> list[tuple[int, int]]:
     return turns
 
 
-def _address(folder: Path, image: str) -> str:
+def sheets(run: Run, most: int) -> dict[str, list[tuple[Record, str]]]:
+    """The sheets of a run's first samples, `most` of each kind, as data: addresses that can be read."""
+    found: dict[str, list[tuple[Record, str]]] = {}
+    for kind in inside.names(run.folder, "sheets"):
+        for record in run.records[:most]:
+            if embedded := _address(run.folder, f"sheets/{kind}/{record.name}.png", _SHEET):
+                found.setdefault(kind, []).append((record, embedded))
+    return found
+
+
+def _address(folder: Path, image: str, side: int = _SIDE) -> str:
     """A picture as a data: address: the stored file while it is small, else scaled; empty where it cannot be read."""
     try:
         content = inside.read(folder, image, _MOST)
@@ -107,7 +118,7 @@ def _address(folder: Path, image: str) -> str:
         kind = "png"
         if len(content) > _SMALL:
             small = picture.convert("RGB")
-            small.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+            small.thumbnail((side, side), Image.Resampling.LANCZOS)
             buffer = io.BytesIO()
             small.save(buffer, format="JPEG", quality=_QUALITY)
             kind, content = "jpeg", buffer.getvalue()

@@ -240,6 +240,13 @@ class Shifted(Augmentations):
         return pictures + 0.1 * (samples + 10 * copies).to(pictures)[:, None, None, None]
 
 
+class Darker(Shifted):
+    """The same within [0, 1]."""
+
+    def __call__(self, pictures: Tensor, samples: Tensor, copies: Tensor) -> Tensor:
+        return super().__call__(0.5 * pictures, samples / 10, copies / 10)
+
+
 @pytest.mark.parametrize("size", [1, 2, 5, 1000])
 def test_copies_are_scored_in_chunks_and_decoded_once(make_problem: Make, size: int) -> None:
     problem, decoded = by_task(nonlinear(make_problem, 3, batch_size=size), (1.0, -2.0, 3.0)), []
@@ -291,10 +298,42 @@ def test_the_picture_that_is_not_chosen_is_kept_as_an_extra_image(make_problem: 
     assert both(mode="distill_only")[1] == both(weight=0.0)[1] == both(num_iterations=0, distill_iterations=0)[1] == {}
 
 
+def test_sheets_show_how_it_went_and_change_nothing(make_problem: Make) -> None:
+    """Pictures of one pixel; in the last three of twelve iterations there is no referee."""
+    sheets: dict[str, Tensor] = {}
+    decoded: list[int] = []
+
+    def picture(x: Tensor) -> Tensor:
+        decoded.append(len(x))
+        return decode(x).sigmoid()[:, [0, 1, 0]]
+
+    def made(**options) -> Tensor:
+        problem = nonlinear(make_problem, 2, reward=lambda rows: rated(rows[:, :2]))
+        problem, method = dataclasses.replace(problem, decode=picture), inversion(augmentations=Darker(count=4), **options)
+        return method(problem, lambda event, _step, values: sheets.update(values) if event == "sheets" else None)
+
+    plain = made()
+    before = len(decoded)
+    assert not sheets
+    shown = made(show=[1, 5, I])
+    assert torch.equal(shown, plain)
+    assert len(decoded) - before == before + 3 + 3 + 2
+    assert {kind: tuple(sheet.shape) for kind, sheet in sheets.items()} == {
+        "evolution": (2, 3, 1, 3), "copies": (2, 3, 2, 4), "gradients": (2, 3, 3, 3),
+    }  # fmt: skip
+    assert torch.equal(sheets["evolution"][..., -1:], picture(shown))
+    for row in sheets["copies"].split(1, -2):
+        rewards = torch.stack([rated(copy[:, :2]) for copy in row.split(1, -1)])
+        assert (rewards.diff(dim=0) <= 0).all() and (rewards.diff(dim=0) < 0).any()
+    _, referee, distillation = sheets["gradients"].unbind(-2)
+    assert (referee[..., -1] == 0.5).all() and not (referee[..., :-1] == 0.5).any()
+    assert not (distillation == 0.5).any()
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        {"num_iterations": -1}, {"distill_iterations": I + 1}, {"lr": (1.0,)}, {"distill_window": (0.9, 0.1)}, {"ema_decay": 1.5},
+        {"num_iterations": -1}, {"show": [0]}, {"show": [I + 1]}, {"distill_prompt": "a {word}"}, {"distill_iterations": I + 1}, {"lr": (1.0,)}, {"distill_window": (0.9, 0.1)}, {"ema_decay": 1.5},
         {"ema_restart": 0}, {"ema_start": 0}, {"keep": "best", "mode": "distill_only"}, {"weight": 0.0, "mode": "referee_only"},
         {"weight": -1.0}, {"weight": math.nan}, {"noise": math.inf}, {"last_noise": -0.1}, {"distill_scale": math.nan},
         {"lr": (math.nan, 1.0)}, {"lr": (1.0, -1.0)}, {"distill_weight": (math.inf, 1.0)},
