@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from guidedgen.basics import images
 from guidedgen.basics.errors import Stopped, UsageError
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.methods.adjoint_tuning import AdjointTuning
@@ -214,6 +215,29 @@ def test_the_originals_are_of_the_target_prompts_at_the_lessons_noises(job: Job)
     prompts = {record.prompt for record in other.originals.folder.records().values()}
     assert prompts == {f"{lesson.task.prompt} and a green star" for lesson in other.lessons}
     assert {record.name for record in other.originals.folder.records().values()} == {lesson.name for lesson in other.lessons}
+
+
+def test_an_effect_may_be_edited_by_hand(job: Job, tmp_path: Path) -> None:
+    """Originals that are copied unchanged are the originals; an edited one is another run's."""
+    few = [*TUNING, "metrics=none", "dataset.limit=1", "reward=pixels", "method.lr=0", "method.num_updates=1"]
+    plain = job(*few)
+    experiment.run(plain)
+    folder = tmp_path / "edited"
+    folder.mkdir()
+    with pytest.raises(UsageError, match=r"reward\.edit=.*2 of 2 originals are not in it"):
+        job(*few, f"reward.edit={folder}")
+    for record in plain.originals.folder.records().values():
+        (folder / f"{record.name}.png").write_bytes((plain.originals.folder.path / record.image).read_bytes())
+    same = job(*few, f"reward.edit={folder}")
+    experiment.run(same)
+    losses = [learning_of(each.folder.path)["curve"][0]["reward"] for each in (plain, same)]
+    assert losses[0] == losses[1]
+    for file in folder.iterdir():
+        file.write_bytes(images.png(torch.zeros(3, 64, 64)))
+    other = job(*few, f"reward.edit={folder}")
+    assert other.folder.path != same.folder.path
+    experiment.run(other)
+    assert learning_of(other.folder.path)["curve"][0]["reward"] < losses[0] - 1e-2
 
 
 def test_a_reward_that_compares_with_the_unguided_picture_guides_a_sample_by_its_own(job: Job) -> None:

@@ -72,6 +72,15 @@ class Multi:
             if hasattr(part, "check"):
                 part.check(tasks)
 
+    def check_lessons(self, names: Sequence[str]) -> None:
+        """Raises BadValue where a part cannot score the lessons of these names."""
+        for name, part in self._parts.items():
+            if hasattr(part, "check_lessons"):
+                try:
+                    part.check_lessons(names)
+                except BadValue as error:
+                    raise BadValue(f"rewards.{name}.{error.name}", error.value, error.rule) from error
+
     def __call__(self, images: Tensor, tasks: Sequence[Task]) -> Tensor:
         """b 3 H W in [0, 1] and b tasks -> b."""
         first, *others = (self.weights[name] * part(images, tasks) for name, part in self._parts.items())

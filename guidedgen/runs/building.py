@@ -72,13 +72,20 @@ def each(nodes: DictConfig, key: str, allow: Sequence[str]) -> dict[str, Any]:
     return {name: config.build(nodes[name], f"{key}.{name}", allow) for name in names}
 
 
-def reward_of(cfg: DictConfig, method: Method, tasks: Sequence[Task], allow: Sequence[str]) -> Any:
-    """The reward, or None. Raises UsageError where it cannot score the tasks, or has no gradient and the method needs one."""
+def reward_of(cfg: DictConfig, method: Method, tasks: Sequence[Task], lessons: Sequence[Sample], allow: Sequence[str]) -> Any:
+    """The reward, or None. Raises UsageError where it cannot score the tasks, or the lessons that the method learns from, or has no
+    gradient and the method needs one.
+    """
     if not cfg.reward:
         return None
     reward = config.build(config.without_weightless(cfg.reward), "reward", allow)
     if hasattr(reward, "check"):
         reward.check(tasks)
+    if lessons and hasattr(reward, "check_lessons"):
+        try:
+            reward.check_lessons([lesson.name for lesson in lessons])
+        except BadValue as error:
+            raise UsageError(f"reward.{error.name}={error.value}: {error.rule}") from error
     if getattr(reward, "needs_original", False) and cfg.reference != "base" and method.needs.gradient:
         raise UsageError(f"reward={config.module_of(cfg.reward)} compares with the unguided pictures: it needs reference=base")
     if method.needs.gradient and not reward.differentiable:

@@ -50,6 +50,7 @@ _LATER: dict[str, Any] = {
     "model.vae_slicing": False, "model.quantization": None, "model.clip_sample": None, "scheduler.variance": "small",
     "method.referee_steps": 1, "method.distill_seed": 0, "method.noise_twice": False, "method.distill_prompt": "{prompt}",
     "method.show": [],
+    "reward.edit": None,
     "method.invert": False, "method.guide": "all",
 }  # fmt: skip
 # Networks that were always in float32: a run that has them in it is named as one without their `dtype`.

@@ -77,7 +77,7 @@ def _prepare(cfg: DictConfig, shard: Shard, model: LatentModel | None = None, ta
     everything = [*tasks, *(lesson.task for lesson in lessons)]
     reserved = method.tuning.num_vectors if isinstance(method, Learner) and method.tuning.what == "token" else 0
     model.check(building.read_by_model(method, everything), reserved)
-    reward = building.reward_of(cfg, method, everything, allow)
+    reward = building.reward_of(cfg, method, everything, lessons, allow)
     scorers = {
         **({config.module_of(cfg.reward): reward, **getattr(reward, "reports", {})} if cfg.reward else {}),
         **building.each(cfg.metrics.scorers, "metrics.scorers", allow),

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from guidedgen.basics import images
+from guidedgen.basics.errors import BadValue
 from guidedgen.rewards.multi import Multi
 from guidedgen.rewards.pixels import Pixels
 from guidedgen.rewards.stylisation import Stylisation
@@ -48,6 +50,33 @@ def test_a_picture_without_an_original_has_no_likeness_and_leaves_its_neighbours
     assert values.isnan().tolist() == [False, True, False]
     torch.testing.assert_close(values[[0, 2]], Pixels()(x[[0, 2]], having("a", "b")))
     assert Pixels()(x[:1], having("none")).isnan().all()
+
+
+def test_an_edited_original_takes_the_place_of_the_original(having, noise, tmp_path: Path, original: str) -> None:
+    """By hand, or in grayscale as Pillow makes it; where there is none, the original stays."""
+    edited, empty = tmp_path / "edited", tmp_path / "empty"
+    edited.mkdir()
+    empty.mkdir()
+    with Image.open(original) as picture:
+        picture.convert("L").save(edited / Path(original).name)
+    x, gray = noise(2), images.read(edited / Path(original).name).double()
+    expected = -(x - gray).square().mean((1, 2, 3))
+    torch.testing.assert_close(Pixels(edit=str(edited))(x, having("a", "b")), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(Pixels(edit="grayscale")(x, having("a", "b")), expected, rtol=0, atol=5e-3)  # it is of whole levels
+    assert (expected - Pixels()(x, having("a", "b"))).abs().min() > 1e-2
+    assert torch.equal(Pixels(edit=str(empty))(x, having("a", "b")), Pixels()(x, having("a", "b")))
+    assert Pixels(edit=str(edited)).files == (edited / Path(original).name,)
+
+
+def test_an_original_that_was_not_edited_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a-0.png").write_bytes(b"")
+    reward = Multi(rewards={"pixels": Pixels(edit=str(tmp_path))}, weights={"pixels": 1.0})
+    reward.check_lessons(["a-0"])
+    with pytest.raises(BadValue, match=r"1 of 2 originals are not in it, a-1\.png first") as refused:
+        reward.check_lessons(["a-0", "a-1"])
+    assert refused.value.name == "rewards.pixels.edit"
+    with pytest.raises(BadValue, match="no such folder"):
+        Pixels(edit=str(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0), (2.0, 0.5)])
