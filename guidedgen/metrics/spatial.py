@@ -79,7 +79,7 @@ class Spatial:
         height, width = check(images, "spatial").shape[-2:]
         if len(tasks) != len(images):
             raise ValueError(f"spatial: {len(images)} images for {len(tasks)} tasks")
-        scale = min(_SHORT / min(height, width), _LONG / max(height, width))
+        scale = scale_of(height, width)
         asked = {i: (relation, self._things(task)) for i, task in enumerate(tasks) if (relation := self._relation(task.prompt))}
         scores = images.new_full((len(images),), float("nan"), dtype=torch.float32)
         if asked:
@@ -88,7 +88,7 @@ class Spatial:
             for (i, (relation, things)), detections in zip(asked.items(), found, strict=True):
                 if detections is None:
                     continue
-                placed = [(label, confidence, _scaled(box, width * scale, height * scale)) for label, confidence, box in detections]
+                placed = [(label, confidence, scaled(box, width * scale, height * scale)) for label, confidence, box in detections]
                 scores[i] = score(relation, things, placed)
         return scores
 
@@ -142,11 +142,11 @@ def holds(relation: str, box_1: Box, box_2: Box) -> float:
     across = abs(dy if relation in ("on the left of", "on the right of") else dx)
     if along <= across:
         return 0.0
-    overlap = _iou(box_1, box_2)
+    overlap = iou(box_1, box_2)
     return 1.0 if overlap < _OVERLAP else _OVERLAP / overlap
 
 
-def _iou(box_1: Box, box_2: Box) -> float:
+def iou(box_1: Box, box_2: Box) -> float:
     """Intersection over union of two boxes."""
     sides = (max(0.0, min(box_1[i + 2], box_2[i + 2]) - max(box_1[i], box_2[i])) for i in (0, 1))
     shared = next(sides) * next(sides)
@@ -154,6 +154,12 @@ def _iou(box_1: Box, box_2: Box) -> float:
     return shared / union if union else 0.0
 
 
-def _scaled(box: Box, width: float, height: float) -> Box:
+def scale_of(height: float, width: float) -> float:
+    """By how much the detector enlarges a picture."""
+    return min(_SHORT / min(height, width), _LONG / max(height, width))
+
+
+def scaled(box: Box, width: float, height: float) -> Box:
+    """A box in shares of a picture's sides, in px."""
     left, top, right, bottom = box
     return left * width, top * height, right * width, bottom * height

@@ -66,3 +66,12 @@ class Detector(Protocol):
         """b 3 H W in [0, 1] and what is looked for in each -> what is found in each, the most confident first; None for a picture
         that it has no detections for.
         """
+
+
+class DepthEstimator(Protocol):
+    """Tells how near things are in pictures."""
+
+    name: str
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """b 3 H W in [0, 1] -> b H W, from 0 to 1 in each picture, larger where nearer."""

@@ -119,9 +119,9 @@ def pad(images: Tensor, side: int) -> Tensor:
     return F.pad(images, (right // 2, right - right // 2, down // 2, down - down // 2))
 
 
-def absent(*, name: str, instead: str) -> NoReturn:
-    """What a zoo names where it has no such network: always a UsageError."""
-    raise UsageError(f"zoo: the lab has no network for reward={name}; choose reward={instead}, or zoo=hub for the published one")
+def absent(*, name: str, instead: str, group: str = "reward") -> NoReturn:
+    """What a zoo names where it has no network for an option of a group: always a UsageError."""
+    raise UsageError(f"zoo: the lab has no network for {group}={name}; choose {group}={instead}, or zoo=hub for the published one")
 
 
 def _describe(architecture: str, key: str) -> dict[str, Any]:
