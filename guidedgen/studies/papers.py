@@ -41,6 +41,7 @@ class Item:
     differs: str = ""
     why: str = ""
     measured: str = ""
+    found: str = ""
 
     @property
     def name(self) -> str:
@@ -113,7 +114,7 @@ def page() -> str:
             paper = entry.paper
             parts.append(f"## {paper}")
         parts.append(f"### {entry.name}")
-        facts = {"Yours": entry.yours, "Hours": entry.hours, "What differs": entry.differs}
+        facts = {"Yours": entry.yours, "Hours": entry.hours, "What differs": entry.differs, "On the lab": entry.found}
         text = [f"{entry.what[0].upper()}{entry.what[1:]}.", *(f"{name}: {fact}." for name, fact in facts.items() if fact)]
         if entry.measured:
             text.append(f"Measured on the lab: [README](../README.md), {entry.measured}.")
