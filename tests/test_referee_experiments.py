@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 
 from guidedgen.basics.errors import UsageError
 from guidedgen.lab.networks import WEIGHTS
 from guidedgen.methods.blip_inversion import BlipInversion
 from guidedgen.rewards.augmented import Augmented
 from guidedgen.rewards.blip2 import Blip2
-from guidedgen.runs import composition, config, preparation, sampling
+from guidedgen.runs import composition, config, experiment, preparation, sampling
 
 ROWS = ["base", "distill_only", "referee_only", "full", "codex", "doodl"]
 ABLATIONS = ["augmentations", "distillation", "balance", "average", "noise", "guidance", "several"]
@@ -184,3 +185,22 @@ def test_the_model_may_read_more_than_the_referee(tmp_path: Path) -> None:
     assert (expected - bare).abs().max() > 1e-3
     with pytest.raises(UsageError, match=r"method\.distill_prompt=.*\{word\} is unknown"):
         preparation.prepare(composition.composed([*options, "method.distill_prompt='a {word}'"]))
+
+
+def test_sheets_are_stored_and_not_judged(tmp_path: Path) -> None:
+    job = preparation.prepare(
+        composition.composed([
+            "method=blip_inversion", "model=lab", "dataset.limit=1", "device=cpu", "tracker=none", f"outputs={tmp_path}", "metrics=none",
+            "reference=none", "method.num_iterations=3", "method.distill_iterations=1", "method.ema_start=1", "method.show=[1,3]",
+        ])
+    )  # fmt: skip
+    metrics = experiment.run(job)
+    (name,) = job.folder.records()
+    sizes = {}
+    for file in (job.folder.path / "sheets").glob("*/*.png"):
+        assert file.stem == name
+        with Image.open(file) as sheet:
+            sizes[file.parent.name] = sheet.size
+    copies = job.cfg.method.augmentations.count
+    assert sizes == {"evolution": (2 * 64, 64), "copies": (copies * 64, 64), "gradients": (2 * 64, 3 * 64)}
+    assert metrics["extra_images"].keys() == {"best"}

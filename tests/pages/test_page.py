@@ -328,3 +328,24 @@ def test_a_weighted_sum_has_a_plot_of_its_parts(make_run: MakeRun, tmp_path: Pat
 
 def test_a_single_reward_has_no_such_plot(study: Path) -> None:
     assert "aesthetic against clip_score" not in page.page(read_study(study))
+
+
+def test_sheets_of_the_first_samples_are_shown(study: Path) -> None:
+    """Of each kind; a link in their place leads nowhere, and runs without sheets have no part of the page."""
+    assert "Evolution" not in Parsed(page.page(read_study(study))).texts["h2"]
+    run = study / "code"
+    names = [path.stem for path in sorted((run / "images").glob("*.png"))]
+    for kind in ("copies", "gradients"):
+        (run / "sheets" / kind).mkdir(parents=True)
+        for name in names:
+            (run / "sheets" / kind / f"{name}.png").write_bytes(picture("orange"))
+    (run / "sheets" / "elsewhere").symlink_to(study / "codex" / "images")
+    parsed = Parsed(page.page(read_study(study)))
+    assert "Evolution" in parsed.texts["h2"]
+    assert [title for title in parsed.texts["h3"] if title.endswith((": copies", ": gradients", ": elsewhere"))] == [
+        "code: copies", "code: gradients",
+    ]  # fmt: skip
+    shown = [
+        image for image in parsed.found if image[0] == "img" and (image[1]["alt"] or "").startswith(("copies of", "gradients of"))
+    ]
+    assert len(shown) == 2 * min(2, len(names)) and all((image[1]["src"] or "").startswith("data:image/") for image in shown)
