@@ -163,7 +163,9 @@ def _unit(embedding: Tensor) -> Tensor:
     return embedding / embedding.norm(dim=-1, keepdim=True)
 
 
+# Loading may first happen inside inference mode, whose tensors could never be differentiated through afterwards.
 @functools.cache
+@torch.inference_mode(False)
 def _load_hub(folder: Path, safetensors: bool, device: torch.device, dtype: DType) -> CLIPModel:
     from transformers import CLIPModel
 

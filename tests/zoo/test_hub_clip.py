@@ -83,8 +83,9 @@ def test_gradient_reaches_the_pixels(another_clip_folder: Path):
     assert gradient.abs().amax((0, 1, 3)).count_nonzero() >= 40  # all rows that the centre crop keeps
 
 
-def test_loaded_inside_inference_mode_still_differentiable(another_clip_folder: Path):
-    clip = HubClip(name="tiny", path=another_clip_folder)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_loaded_inside_inference_mode_still_differentiable(another_clip_folder: Path, dtype: str):
+    clip = HubClip(name="tiny", path=another_clip_folder, dtype=dtype)
     x = picture(32, 32)
     with torch.inference_mode():
         clip.encode_image(x)
