@@ -194,6 +194,20 @@ def test_a_second_run_returns_at_once(there: Made, run: Run, monkeypatch: pytest
     assert lasting(folder) == before
 
 
+def test_locks_of_processes_that_were_killed_at_the_very_end_are_removed(there: Made, run: Run) -> None:
+    """In the unguided run after it was done, and in the guided one too."""
+    base = next(there.folder.parent.glob("base-*"))
+    before = lasting(there.folder), lasting(base)
+    (there.folder / "DONE").unlink()
+    (base / ".closing.lock").touch()
+    run()
+    assert (lasting(there.folder), lasting(base)) == before
+    assert not list(base.glob(".*.lock")) and not list(there.folder.glob(".*.lock"))
+    (there.folder / ".judging.lock").touch()
+    run()
+    assert not list(there.folder.glob(".*.lock"))
+
+
 def test_fresh_starts_anew_and_gives_the_same(there: Made, run: Run) -> None:
     folder = there.folder
     before = lasting(folder)

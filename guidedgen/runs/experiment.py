@@ -97,6 +97,7 @@ def run(job: Job) -> Mapping[str, Any]:
     job.model.ledger.device = job.cfg.device if job.cfg.run.profile else None
     metrics = {} if fresh else job.folder.read_json("metrics.json")
     if not fresh and job.folder.done and metrics.get("judged_by") == judging.judged_by(job):
+        job.folder.release("judging")
         print(f"{job.folder.path}: already done (run.fresh=true starts anew)")
         report.show(metrics)
         return metrics
@@ -123,6 +124,7 @@ def run(job: Job) -> Mapping[str, Any]:
             return {}
         sampling.close(job.base)
         sampling.close(job.apart)
+        sampling.close(job.originals)
         sampling.merge(job)
         metrics = judging.judge(job)
         _track(job, metrics)

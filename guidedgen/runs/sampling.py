@@ -369,4 +369,5 @@ def close(job: Job | None) -> None:
             if not left(job):
                 merge(job)
                 job.folder.finish()
+    job.folder.release("closing")
     job.folder.close()

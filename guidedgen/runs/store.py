@@ -276,6 +276,12 @@ class RunFolder:
         finally:
             lock.drop()
 
+    def release(self, what: str) -> None:
+        """Removes the lock that a process has left by dying in such a block."""
+        if inside.is_file(self.path, f".{what}.lock"):
+            with self.alone(what):
+                pass
+
     def merge(self, names: Sequence[str]) -> None:
         """One records.jsonl and one trace.jsonl of what parts have written, in the order of the samples' names, all tried.
 

@@ -87,7 +87,7 @@ def test_every_network_of_the_zoo_says_what_it_reads():
 # Repositories of which no public code names a commit.
 _UNPINNED = (
     "Salesforce/blip2-itm-vit-g", "Salesforce/blip-vqa-capfilt-large", "stabilityai/stable-diffusion-3-medium-diffusers",
-    "stabilityai/stable-diffusion-3.5-medium", "stabilityai/stable-diffusion-3.5-large",
+    "stabilityai/stable-diffusion-3.5-medium", "stabilityai/stable-diffusion-3.5-large", "Intel/dpt-hybrid-midas",
 )  # fmt: skip
 
 
