@@ -68,7 +68,7 @@ class BlipInversion:
     `show` are iterations, counted from 1, of which sheets are stored: `evolution`, the pictures after them (Figures 10 and 11);
     `copies`, what the referee saw in each, the best first (Figure 7); `gradients`, the picture before it, and below that those of
     the referee's loss and of the distillation, the first three of four channels around gray (Figure 12). An iteration that is shown
-    costs 3 decodes and a reward call of every copy more.
+    costs 2 decodes and a reward call of every copy more.
     """
 
     augmentations: Augmentations
@@ -157,14 +157,12 @@ class BlipInversion:
             distilled = weight * self._distillation(problem, z, int(times[i]), eps)
             shows, steps = i + 1 in self.show, self.referee_steps if i < self._refereed else 0
             if shows and not steps:
-                sheets.gradients(z, torch.zeros_like(z), distilled)
+                sheets.before(z, [torch.zeros_like(z), distilled], None)
             for step in range(steps):
                 copies = self._copies(drawn)
                 rewards, gradient = problem.score_and_gradient(z, copies)
                 if shows and not step:
-                    sheets.gradients(z, -gradient, distilled)
-                    if copies is not None:
-                        sheets.copies(z, copies)
+                    sheets.before(z, [-gradient, distilled], copies)
                 best.see(z.clone(), rewards[:, 0])
                 observe("update", i, {"rewards": rewards[:, 0], "distillation": _norm(distilled).flatten()})
                 size = _norm(distilled) if self.mode == "full" else weight * _unit(z)
@@ -180,7 +178,7 @@ class BlipInversion:
             if first and self._restarts(i + 1):
                 z.copy_(average)
             if shows:
-                sheets.picture(z)
+                sheets.after(z)
             observe("step", i, {})
         if self.show:
             observe("sheets", self.num_iterations, sheets.finished())

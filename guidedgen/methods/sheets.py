@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,15 +19,23 @@ class Sheets:
         self._problem = problem
         self._kept: dict[str, list[Tensor]] = {}
 
-    def picture(self, z: Tensor) -> None:
+    def after(self, z: Tensor) -> None:
         """Adds the pictures of latents b 1 c h w to `evolution`."""
         self._kept.setdefault("evolution", []).append(self._problem.decode(z[:, 0]).clamp(0, 1))
 
-    def copies(self, z: Tensor, views: Views) -> None:
-        """Adds a row to `copies`: the views of the pictures of z, those with the highest rewards first."""
-        problem, b, v = self._problem, len(z), views.count
+    def before(self, z: Tensor, gradients: Sequence[Tensor], views: Views | None) -> None:
+        """Adds a column to `gradients`, the pictures of z and below them each gradient b 1 c h w, its first three channels around
+        gray; and a row to `copies`, the views of the pictures, those with the highest rewards first.
+        """
+        pictures = self._problem.decode(z[:, 0])
+        self._gradients(pictures.clamp(0, 1), gradients)
+        if views is not None:
+            self._copies(pictures, views)
+
+    def _copies(self, pictures: Tensor, views: Views) -> None:
+        problem, b, v = self._problem, len(pictures), views.count
         assert problem.reward is not None
-        seen = views(problem.decode(z[:, 0]), torch.arange(b), torch.arange(v))
+        seen = views(pictures, torch.arange(b), torch.arange(v))
         tasks = [task for task in problem.tasks for _ in range(v)]
         size = problem.batch_size
         rewards = torch.cat([problem.reward(seen[i : i + size], tasks[i : i + size]) for i in range(0, len(seen), size)])
@@ -33,16 +43,12 @@ class Sheets:
         rows = [torch.cat([*seen.unflatten(0, (b, v))[i, order[i]]], -1) for i in range(b)]
         self._kept.setdefault("copies", []).append(torch.stack(rows).clamp(0, 1))
 
-    def gradients(self, z: Tensor, *gradients: Tensor) -> None:
-        """Adds a column to `gradients`: the picture of z, and below it each gradient b 1 c h w, its first three channels around
-        gray.
-        """
-        picture = self._problem.decode(z[:, 0]).clamp(0, 1)
-        shown = [picture]
+    def _gradients(self, pictures: Tensor, gradients: Sequence[Tensor]) -> None:
+        shown = [pictures]
         for gradient in gradients:
-            channels = gradient[:, 0, torch.arange(3) % gradient.shape[2]].to(picture.dtype)
+            channels = gradient[:, 0, torch.arange(3) % gradient.shape[2]].to(pictures.dtype)
             largest = channels.abs().flatten(1).amax(1).clamp(min=torch.finfo(channels.dtype).tiny)[:, None, None, None]
-            shown.append(F.interpolate((1 + channels / largest) / 2, picture.shape[-2:], mode="nearest"))
+            shown.append(F.interpolate((1 + channels / largest) / 2, pictures.shape[-2:], mode="nearest"))
         self._kept.setdefault("gradients", []).append(torch.cat(shown, -2))
 
     def finished(self) -> dict[str, Tensor]:

@@ -23,10 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from guidedgen.basics.images import Box, Detection, check
+from guidedgen.basics.images import Box, Detection
 from guidedgen.basics.tasks import Task
 from guidedgen.metrics.noun_phrases import Parser
-from guidedgen.metrics.spatial import PEOPLE, iou, scale_of, scaled
+from guidedgen.metrics.spatial import PEOPLE, check_tasks, detected, iou, size_of
 from guidedgen.zoo import DepthEstimator, Detector
 
 RELATIONS = {"in front of": 1, "behind": -1, "hidden": -1}  # looked for in this order; the sign of how much nearer the first is
@@ -57,22 +57,17 @@ class Spatial3d:
 
     def __call__(self, images: Tensor, tasks: Sequence[Task]) -> Tensor:
         """b 3 H W in [0, 1], one task per image -> scores b, from 0 to 1, or NaN."""
-        height, width = check(images, "spatial_3d").shape[-2:]
-        if len(tasks) != len(images):
-            raise ValueError(f"spatial_3d: {len(images)} images for {len(tasks)} tasks")
-        factor = scale_of(height, width)
-        size = round(height * factor), round(width * factor)
+        check_tasks(images, tasks, "spatial_3d")
         asked = {i: read for i, task in enumerate(tasks) if (read := self._read(task.prompt))}
         scores = images.new_full((len(images),), float("nan"), dtype=torch.float32)
         if asked:
-            rows = images[list(asked)]
+            size = [round(side) for side in size_of(images)]
             with torch.no_grad():
-                found = self.detector(rows, [list(dict.fromkeys(things)) for _, things in asked.values()])
-                near = F.interpolate(self.depth(rows)[:, None], size, mode="bilinear", antialias=True)[:, 0].cpu()
-            for (i, (sign, things)), detections, nearness in zip(asked.items(), found, near, strict=True):
-                if detections is not None:
-                    placed = [(label, sure, scaled(box, width * factor, height * factor)) for label, sure, box in detections]
-                    scores[i] = score(sign, things, placed, nearness)
+                depth = self.depth(images[list(asked)])[:, None]
+                near = F.interpolate(depth, size, mode="bilinear", antialias=True)[:, 0].cpu()
+            nearness = dict(zip(asked, near, strict=True))
+            for i, placed in detected(self.detector, images, {i: things for i, (_, things) in asked.items()}):
+                scores[i] = score(*asked[i], placed, nearness[i])
         return scores
 
     def _read(self, prompt: str) -> tuple[int, list[str]] | None:

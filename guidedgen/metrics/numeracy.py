@@ -19,9 +19,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from guidedgen.basics.images import Box, Detection, check
+from guidedgen.basics.images import Box, Detection
 from guidedgen.basics.tasks import Task
-from guidedgen.metrics.spatial import scale_of, scaled
+from guidedgen.metrics.spatial import check_tasks, detected
 from guidedgen.zoo import Detector
 
 NUMBERS = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8}
@@ -41,7 +41,7 @@ PLURALS = {
     "couch": "couches", "butterfly": "butterflies", "person": "people",
 }  # fmt: skip
 LABELS = {
-    "boy": "person", "girl": "person", "man": "person", "woman": "person", "ship": "boat", "telivision": "tv", "goldfish": "fish",
+    "boy": "person", "girl": "person", "man": "person", "woman": "person", "ship": "boat", "goldfish": "fish",
     "painting": "picture",
 }  # fmt: skip
 _SINGULAR = {word: thing for thing in THINGS for word in (thing, PLURALS.get(thing, f"{thing}s"))}
@@ -70,21 +70,11 @@ class Numeracy:
 
     def __call__(self, images: Tensor, tasks: Sequence[Task]) -> Tensor:
         """b 3 H W in [0, 1], one task per image -> scores b, from 0 to 1, or NaN."""
-        height, width = check(images, "numeracy").shape[-2:]
-        if len(tasks) != len(images):
-            raise ValueError(f"numeracy: {len(images)} images for {len(tasks)} tasks")
-        factor = scale_of(height, width)
+        check_tasks(images, tasks, "numeracy")
         asked = {i: things for i, task in enumerate(tasks) if (things := counted(task.prompt))}
         scores = images.new_full((len(images),), float("nan"), dtype=torch.float32)
-        if asked:
-            with torch.no_grad():
-                found = self.detector(
-                    images[list(asked)], [list(dict.fromkeys(name for name, _ in things)) for things in asked.values()]
-                )
-            for (i, things), detections in zip(asked.items(), found, strict=True):
-                if detections is not None:
-                    placed = [(label, sure, scaled(box, width * factor, height * factor)) for label, sure, box in detections]
-                    scores[i] = score(things, placed)
+        for i, placed in detected(self.detector, images, {i: [label for label, _ in things] for i, things in asked.items()}):
+            scores[i] = score(asked[i], placed)
         return scores
 
 

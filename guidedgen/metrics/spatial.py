@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -76,20 +76,11 @@ class Spatial:
 
     def __call__(self, images: Tensor, tasks: Sequence[Task]) -> Tensor:
         """b 3 H W in [0, 1], one task per image -> scores b, 0 or 0.5 to 1, or NaN."""
-        height, width = check(images, "spatial").shape[-2:]
-        if len(tasks) != len(images):
-            raise ValueError(f"spatial: {len(images)} images for {len(tasks)} tasks")
-        scale = scale_of(height, width)
+        check_tasks(images, tasks, "spatial")
         asked = {i: (relation, self._things(task)) for i, task in enumerate(tasks) if (relation := self._relation(task.prompt))}
         scores = images.new_full((len(images),), float("nan"), dtype=torch.float32)
-        if asked:
-            with torch.no_grad():
-                found = self.detector(images[list(asked)], [list(dict.fromkeys(things)) for _, things in asked.values()])
-            for (i, (relation, things)), detections in zip(asked.items(), found, strict=True):
-                if detections is None:
-                    continue
-                placed = [(label, confidence, scaled(box, width * scale, height * scale)) for label, confidence, box in detections]
-                scores[i] = score(relation, things, placed)
+        for i, placed in detected(self.detector, images, {i: things for i, (_, things) in asked.items()}):
+            scores[i] = score(*asked[i], placed)
         return scores
 
     def _relation(self, prompt: str) -> str | None:
@@ -154,12 +145,33 @@ def iou(box_1: Box, box_2: Box) -> float:
     return shared / union if union else 0.0
 
 
-def scale_of(height: float, width: float) -> float:
-    """By how much the detector enlarges a picture."""
-    return min(_SHORT / min(height, width), _LONG / max(height, width))
+def check_tasks(images: Tensor, tasks: Sequence[Task], name: str) -> None:
+    """Raises ValueError where these are no images, or not one per task, for the metric of this name."""
+    if len(tasks) != len(check(images, name)):
+        raise ValueError(f"{name}: {len(images)} images for {len(tasks)} tasks")
 
 
-def scaled(box: Box, width: float, height: float) -> Box:
-    """A box in shares of a picture's sides, in px."""
+def detected(detector: Detector, images: Tensor, things: Mapping[int, Sequence[str]]) -> Iterator[tuple[int, Sequence[Detection]]]:
+    """What is found of the things that are asked of some of the images, by their numbers, boxes in px of the size at which the
+    benchmark detects. Images that the detector knows nothing of are left out.
+    """
+    if not things:
+        return
+    height, width = size_of(images)
+    with torch.no_grad():
+        found = detector(images[list(things)], [list(dict.fromkeys(names)) for names in things.values()])
+    for i, detections in zip(things, found, strict=True):
+        if detections is not None:
+            yield i, [(label, confidence, _scaled(box, width, height)) for label, confidence, box in detections]
+
+
+def size_of(images: Tensor) -> tuple[float, float]:
+    """Height and width in px at which the benchmark detects."""
+    height, width = images.shape[-2:]
+    scale = min(_SHORT / min(height, width), _LONG / max(height, width))
+    return height * scale, width * scale
+
+
+def _scaled(box: Box, width: float, height: float) -> Box:
     left, top, right, bottom = box
     return left * width, top * height, right * width, bottom * height

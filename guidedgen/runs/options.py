@@ -45,8 +45,7 @@ def settled(cfg: DictConfig, shard: Shard, *, elsewhere: bool = False) -> DictCo
         cfg.device = real_device(device, shard.local)
     if value(cfg, "dtype") == "auto":
         cfg.dtype = "float32" if cfg.device == "cpu" else value(cfg, "gpu_dtype")
-    if value(cfg, "zoo_dtype") == "auto":
-        cfg.zoo_dtype = precision.settled("auto", cfg.device)
+    cfg.zoo_dtype = precision.settled(value(cfg, "zoo_dtype"), cfg.device)
     cfg = _resolved(cfg)
     # Those of the zoo first, which other nodes refer to.
     for key, found in sorted(_devices(cfg), key=lambda pair: not pair[0].startswith("zoo.")):

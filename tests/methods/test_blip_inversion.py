@@ -317,7 +317,7 @@ def test_sheets_show_how_it_went_and_change_nothing(make_problem: Make) -> None:
     assert not sheets
     shown = made(show=[1, 5, I])
     assert torch.equal(shown, plain)
-    assert len(decoded) - before == before + 3 + 3 + 2
+    assert len(decoded) - before == before + 2 + 2 + 2
     assert {kind: tuple(sheet.shape) for kind, sheet in sheets.items()} == {
         "evolution": (2, 3, 1, 3), "copies": (2, 3, 2, 4), "gradients": (2, 3, 3, 3),
     }  # fmt: skip

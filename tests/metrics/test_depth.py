@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from detections import Found
 
 from guidedgen.basics.errors import UsageError
 from guidedgen.basics.tasks import Task
@@ -15,18 +16,6 @@ from guidedgen.zoo.depth import HubDepth
 
 SIDE = 479  # px, of a square picture
 A, B = (100.0, 200.0, 200.0, 300.0), (150.0, 200.0, 250.0, 300.0)  # intersection over union 1 / 3
-
-
-class Found:
-    """A detector that finds the same in every picture."""
-
-    name = "found"
-
-    def __init__(self, *detections):
-        self.detections = list(detections)
-
-    def __call__(self, images, labels):
-        return [None if self.detections == [None] else self.detections for _ in labels]
 
 
 class Slope:
