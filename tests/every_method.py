@@ -60,7 +60,7 @@ def check_method(
 
     def made(method: Method) -> Tensor:
         problem = Problem(
-            tasks=tasks, denoise=model.denoiser(tasks), scheduler=scheduler, grid=grid, schedule=model.schedule,
+            tasks=tasks, denoise=model.guided_denoiser(tasks), scheduler=scheduler, grid=grid, schedule=model.schedule,
             num_steps=len(grid) - 1, noise=Noise([str(i) for i in range(len(tasks))]), latent_shape=model.latent_shape,
             decode=model.decode, reward=lambda pictures, _: pictures[:, 0].mean((1, 2)), batch_size=4,
         )  # fmt: skip

@@ -40,6 +40,7 @@ def any_model(
     vae_tiling: bool = False,
     vae_slicing: bool = False,
     quantization: str | None = None,
+    weaker: str | None = None,
     clip_sample: bool | None = None,
 ) -> LatentModel:
     """The model in a folder or a repository of the hub, of whichever supported family it is. A `guidance_scale` of None is that of
@@ -59,15 +60,15 @@ def any_model(
     return family(
         path=path, name=name, device=device, dtype=dtype, negative_prompt=negative_prompt, truncate_prompts=truncate_prompts,
         batch_size=batch_size, learned=learned, size=size, offload=offload, vae_tiling=vae_tiling, vae_slicing=vae_slicing,
-        quantization=quantization,
+        quantization=quantization, weaker=weaker,
         guidance_scale=family.guidance_of(path) if guidance_scale is None else guidance_scale, **options,
     )  # fmt: skip
 
 
-def reads(*, path: str, **_: object) -> tuple[Needed, ...]:
+def reads(*, path: str, weaker: str | None = None, **_: object) -> tuple[Needed, ...]:
     """What is read of such a folder or repository."""
     family, index = _family(path)
-    return family.reads(path=path, **family.options_of(index))
+    return family.reads(path=path, weaker=weaker, **family.options_of(index))
 
 
 any_model.reads = reads  # type: ignore[attr-defined]  # what scripts/fetch.py asks of every target

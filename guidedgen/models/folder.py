@@ -335,20 +335,20 @@ class Folder(abc.ABC):
     # Finding it
 
     @classmethod
-    def needed(cls, path: str, *, weights: bool = True) -> Needed:
+    def needed(cls, path: str, *, weights: bool = True, key: str = "model.path") -> Needed:
         """What is read of a folder or of a repository of the hub; without the weights, what tells whether it is supported."""
         names = [tuple(f"{part}/{file}" for file in files) for part, files in cls.WEIGHTS.items()]
         configs = tuple(cls.config_files().values())
         tokenizers = tuple(f"{part}/*" for part in cls.CLASSES if part.startswith("tokenizer"))
         return Needed(
-            name=path, key="model.path", files=(*configs, "scheduler/*.json", *tokenizers), required=configs,
+            name=path, key=key, files=(*configs, "scheduler/*.json", *tokenizers), required=configs,
             one_of=tuple(map(tuple, cls.VOCABULARIES)), weights=tuple(names) if weights else (),
         )  # fmt: skip
 
     @classmethod
-    def reads(cls, path: str) -> tuple[Needed, ...]:
-        """What is read of the hub or of a folder: nothing of what is bundled."""
-        return () if bundled(path) else (cls.needed(path),)
+    def reads(cls, path: str, key: str = "model.path") -> tuple[Needed, ...]:
+        """What is read of the hub or of a folder that an option names: nothing of what is bundled."""
+        return () if bundled(path) else (cls.needed(path, key=key),)
 
     @classmethod
     def open(cls, path: str, size: object = None) -> Self:

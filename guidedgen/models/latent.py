@@ -22,13 +22,13 @@ from guidedgen.basics.cost import Ledger
 from guidedgen.basics.errors import BadValue, UsageError
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
-from guidedgen.models import quantization
+from guidedgen.models import quantization, weaker
 from guidedgen.models.folder import Folder
 from guidedgen.models.learnable import Learnable
 from guidedgen.models.learned import Learned
 from guidedgen.models.prompts import Prompts
 from guidedgen.models.words import Words, replaced, words_in
-from guidedgen.process import Prediction
+from guidedgen.process import Denoiser, Prediction
 from guidedgen.process.formulas import classifier_free
 from guidedgen.process.grid import Point, Schedule
 from guidedgen.zoo.needed import Needed
@@ -88,6 +88,9 @@ class LatentModel(abc.ABC):
     host; with `vae_slicing` the autoencoder works on one picture at a time, with `vae_tiling` on overlapping tiles of pictures that
     are larger than its own, as diffusers' enable_slicing and enable_tiling have it; `quantization` is how the denoising network's
     weights are quantised when they are loaded (see guidedgen.models.quantization).
+
+    `weaker` is a folder or repository with a weaker model, whose prediction takes the place of that for the negative prompt (see
+    guidedgen.models.weaker).
     """
 
     path: str
@@ -104,7 +107,9 @@ class LatentModel(abc.ABC):
     vae_tiling: bool = False
     vae_slicing: bool = False
     quantization: str | None = None
+    weaker: str | None = None
     ledger: Ledger = dataclasses.field(default_factory=Ledger)
+    weak: LatentModel | None = dataclasses.field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, str) or not self.path:
@@ -122,6 +127,8 @@ class LatentModel(abc.ABC):
             self.additions.check(
                 self.opened.configs.__getitem__, lambda encoder: self.opened.load_tokenizer(tokenizers[encoder], encoder)
             )
+        if self.weaker is not None:
+            object.__setattr__(self, "weak", weaker.opened(self))
 
     def _check_memory(self) -> None:
         """Raises BadValue and UsageError where an option for less memory cannot be had here."""
@@ -160,10 +167,16 @@ class LatentModel(abc.ABC):
         return cls.GUIDANCE
 
     @classmethod
-    def reads(cls, *, path: str, **options: Any) -> tuple[Needed, ...]:
+    def reads(cls, *, path: str, weaker: str | None = None, **options: Any) -> tuple[Needed, ...]:
         """What is read of the hub or of a folder: nothing of what is bundled."""
+        folder = cls.folder_of(**options)
+        return (*folder.reads(path), *(() if weaker is None else folder.reads(weaker, "model.weaker")))
+
+    @classmethod
+    def folder_of(cls, **options: Any) -> type[Folder]:
+        """The kind of folder that a model with such options is in."""
         del options
-        return cls.FOLDER.reads(path)
+        return cls.FOLDER
 
     @classmethod
     def options_of(cls, index: Mapping[str, Any]) -> dict[str, Any]:
@@ -343,6 +356,8 @@ class LatentModel(abc.ABC):
                     getattr(self, name)
             for network in self.networks:
                 assert not network.training
+        if self.weak is not None:
+            self.weak.load(tasks)
 
     def keep_readers(self) -> None:
         """From now on prompts are read anew for every batch, as what they are read with is changed."""
@@ -430,6 +445,11 @@ class LatentModel(abc.ABC):
         read = functools.reduce(Conditioning.followed_by, [self.prompts[prompt] for prompt in prompts])
         cond, uncond = (each.map(lambda part: part.to(self.device, copy=True)) for each in (read, self.prompts.negative))
         return PromptedDenoiser(model=self, cond=cond, uncond=uncond)
+
+    def guided_denoiser(self, tasks: Sequence[Task]) -> Denoiser:
+        """The same, guided by the weaker model where there is one."""
+        own = self.denoiser(tasks)
+        return own if self.weak is None else weaker.Autoguided(own, self.weak.denoiser(tasks))
 
     def decode(self, x_0: Tensor) -> Tensor:
         """Latents (b c h w) to images (b 3 H W) in [0, 1]; differentiable."""

@@ -26,7 +26,8 @@ from guidedgen.process.grid import Point
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
-_PLAIN = {"guidance_scale": 1, "negative_prompt": "", "truncate_prompts": False}  # what does nothing here, and so may not be set
+# What does nothing here, and so may not be set.
+_PLAIN = {"guidance_scale": 1, "negative_prompt": "", "truncate_prompts": False, "weaker": None}
 _MEMORY = {"offload": False, "vae_tiling": False, "vae_slicing": False, "quantization": None}
 
 
@@ -50,7 +51,7 @@ class Pixel(TextlessModel):
     def __post_init__(self) -> None:
         for name, plain in _PLAIN.items():
             if getattr(self, name) != plain:
-                value = f'"{plain}"' if plain == "" else str(plain).lower()
+                value = "null" if plain is None else f'"{plain}"' if plain == "" else str(plain).lower()
                 raise BadValue(name, getattr(self, name), f"must be {value}: this model is not conditioned on prompts")
         if self.clip_sample is not None and not isinstance(self.clip_sample, bool):
             raise BadValue("clip_sample", self.clip_sample, "must be true, false or null")

@@ -65,12 +65,12 @@ class PixelFolder(TextlessFolder):
         return INDEX if part == "index" else (self.part_folder(part) / _PARTS[part]).relative_to(self.path).as_posix()
 
     @classmethod
-    def needed(cls, path: str, *, weights: bool = True) -> Needed:
+    def needed(cls, path: str, *, weights: bool = True, key: str = "model.path") -> Needed:
         """What is read, of folders of either kind."""
         groups = (tuple(f"{part}/{file}" for part, file in _PARTS.items()), tuple(_PARTS.values()))
         names = tuple(f"{place}{file}" for place in ("unet/", "") for file in cls.WEIGHTS["unet"])
         return Needed(
-            name=path, key="model.path", files=(INDEX, *groups[0], *groups[1]), required=(INDEX,), one_of=groups,
+            name=path, key=key, files=(INDEX, *groups[0], *groups[1]), required=(INDEX,), one_of=groups,
             weights=(names,) if weights else (),
         )  # fmt: skip
 

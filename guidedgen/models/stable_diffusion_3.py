@@ -22,7 +22,6 @@ from guidedgen.models.texts import by_clip, by_t5
 from guidedgen.process import Prediction
 from guidedgen.process.formulas import from_velocity
 from guidedgen.process.grid import Point
-from guidedgen.zoo.needed import Needed
 
 if TYPE_CHECKING:
     from diffusers import SD3Transformer2DModel
@@ -63,14 +62,14 @@ class StableDiffusion3(LatentModel):
 
     # What the folder says of itself
 
+    @classmethod
+    def folder_of(cls, *, t5: bool = True, **options: Any) -> type[StableDiffusion3Folder]:
+        del options
+        return WithT5 if t5 else StableDiffusion3Folder
+
     @functools.cached_property
     def opened(self) -> StableDiffusion3Folder:
-        return (WithT5 if self.t5 else StableDiffusion3Folder).open(self.path, self.size)
-
-    @classmethod
-    def reads(cls, *, path: str, t5: bool = True, **options: Any) -> tuple[Needed, ...]:
-        del options
-        return (WithT5 if t5 else StableDiffusion3Folder).reads(path)
+        return self.folder_of(t5=self.t5).open(self.path, self.size)
 
     @property
     def files(self) -> tuple[Path, ...]:

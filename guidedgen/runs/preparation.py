@@ -76,7 +76,9 @@ def _prepare(cfg: DictConfig, shard: Shard, model: LatentModel | None = None, ta
     lessons, originals = _lessons(cfg, shard, method, model)
     everything = [*tasks, *(lesson.task for lesson in lessons)]
     reserved = method.tuning.num_vectors if isinstance(method, Learner) and method.tuning.what == "token" else 0
-    model.check(building.read_by_model(method, everything), reserved)
+    for each in (model, model.weak):
+        if each is not None:
+            each.check(building.read_by_model(method, everything), reserved)
     reward = building.reward_of(cfg, method, everything, lessons, allow)
     scorers = {
         **({config.module_of(cfg.reward): reward, **getattr(reward, "reports", {})} if cfg.reward else {}),

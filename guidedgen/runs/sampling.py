@@ -303,7 +303,7 @@ def problem(job: Job, batch: Sequence[Sample], unguided: Job | None = None) -> P
         with model.ledger.timed("reward"):
             return job.reward(pictures, owners)
 
-    denoise = model.denoiser(building.read_by_model(job.method, tasks))
+    denoise = model.guided_denoiser(building.read_by_model(job.method, tasks))
     return Problem(
         tasks=tasks, denoise=denoise, scheduler=job.scheduler, latent_shape=model.latent_shape,
         grid=_grid(job, share), num_steps=len(job.grid) - 1, schedule=model.schedule,

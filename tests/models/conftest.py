@@ -1,5 +1,6 @@
 """Tiny Stable Diffusion folders of diffusers' and transformers' own classes, with random weights."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,26 @@ from tiny_sana import save_sana
 from tiny_sd3 import save_stable_diffusion_3
 from tiny_xl import save_stable_diffusion_xl
 
+from guidedgen.models.dit import Dit
+from guidedgen.models.flux import Flux
+from guidedgen.models.latent import LatentModel
+from guidedgen.models.pixart import PixArt
+from guidedgen.models.sana import Sana
+from guidedgen.models.stable_diffusion import StableDiffusion
+from guidedgen.models.stable_diffusion_3 import StableDiffusion3
+from guidedgen.models.stable_diffusion_xl import StableDiffusionXl
+
 LENGTH = 12
 PREDICTIONS = ("epsilon", "v_prediction")
+FAMILIES = {
+    "sd": StableDiffusion,
+    "xl": StableDiffusionXl,
+    "sd3": StableDiffusion3,
+    "flux": Flux,
+    "pixart": PixArt,
+    "sana": Sana,
+    "dit": Dit,
+}
 
 
 def save_stable_diffusion(folder: Path, prediction: str) -> Path:
@@ -122,3 +141,24 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
     logging.disable_progress_bar()
     return {prediction: save_stable_diffusion(tmp_path_factory.mktemp(prediction), prediction) for prediction in PREDICTIONS}
+
+
+@pytest.fixture(params=FAMILIES)
+def make(
+    request: pytest.FixtureRequest,
+    folders: dict[str, Path],
+    xl_folder: Path,
+    sd3_folder: Path,
+    flux_folder: Path,
+    pixart_folder: Path,
+    sana_folder: Path,
+    dit_folder: Path,
+) -> Callable[..., LatentModel]:
+    """Models of every family, each with negative prompts and guidance."""
+    made = {
+        "sd": folders["epsilon"], "xl": xl_folder, "sd3": sd3_folder, "flux": flux_folder, "pixart": pixart_folder,
+        "sana": sana_folder, "dit": dit_folder,
+    }  # fmt: skip
+    family, given = FAMILIES[request.param], {"path": str(made[request.param]), "name": "tiny", "negative_prompt": "red"}
+    size = {"size": 16} if request.param == "flux" else {}  # its own is 256 px here, on which attention takes a minute
+    return lambda **options: family(**{**given, "guidance_scale": 2.0, **size, **options})

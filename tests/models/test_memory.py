@@ -21,52 +21,17 @@ from guidedgen.basics.tasks import Task
 from guidedgen.cli import command_line
 from guidedgen.gradients.memory import Alive
 from guidedgen.models import quantization
-from guidedgen.models.dit import Dit
-from guidedgen.models.flux import Flux
 from guidedgen.models.latent import LatentModel
 from guidedgen.models.offload import Alternating
-from guidedgen.models.pixart import PixArt
 from guidedgen.models.prompts import Prompts
-from guidedgen.models.sana import Sana
 from guidedgen.models.stable_diffusion import StableDiffusion
 from guidedgen.models.stable_diffusion_3 import StableDiffusion3
-from guidedgen.models.stable_diffusion_xl import StableDiffusionXl
 from guidedgen.process import Tuning
 from guidedgen.process.schedulers import Flow
 from guidedgen.runs import composition, config, experiment, preparation
 from guidedgen.zoo.pretrained import load_pretrained
 
 PROMPTS = ("a cat", "two dogs, red", "", "a", "cat cat")
-FAMILIES = {
-    "sd": StableDiffusion,
-    "xl": StableDiffusionXl,
-    "sd3": StableDiffusion3,
-    "flux": Flux,
-    "pixart": PixArt,
-    "sana": Sana,
-    "dit": Dit,
-}
-
-
-@pytest.fixture(params=FAMILIES)
-def make(
-    request: pytest.FixtureRequest,
-    folders: dict[str, Path],
-    xl_folder: Path,
-    sd3_folder: Path,
-    flux_folder: Path,
-    pixart_folder: Path,
-    sana_folder: Path,
-    dit_folder: Path,
-) -> Callable[..., LatentModel]:
-    """Models of every family, each with negative prompts and guidance."""
-    made = {
-        "sd": folders["epsilon"], "xl": xl_folder, "sd3": sd3_folder, "flux": flux_folder, "pixart": pixart_folder,
-        "sana": sana_folder, "dit": dit_folder,
-    }  # fmt: skip
-    family, given = FAMILIES[request.param], {"path": str(made[request.param]), "name": "tiny", "negative_prompt": "red"}
-    size = {"size": 16} if request.param == "flux" else {}  # its own is 256 px here, on which attention takes a minute
-    return lambda **options: family(**{**given, "guidance_scale": 2.0, **size, **options})
 
 
 def tasks(prompts: Sequence[str] = PROMPTS) -> list[Task]:
