@@ -7,6 +7,7 @@
     python scripts/train_lab.py --parts blip2 vqa --threads 1                after the autoencoder, also on a third core: 2 h 30 min
     python scripts/train_lab.py --parts flow-coarse flow --threads 1         after the generator and clip-guide: 10 hours
     python scripts/train_lab.py --parts turbo --threads 1                    after the generator: 1 h
+    python scripts/train_lab.py --parts generator --scale 0.1 --folder outputs/weak --into outputs/weak/model     a weaker generator
     python scripts/train_lab.py --evaluate              the figures of the model card, from the shipped weights
 
 A run that was stopped goes on where it was. Checkpoints: outputs/lab; shipped weights: guidedgen/lab/weights.
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the number of steps (default: 1)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
+    parser.add_argument("--into", type=Path, help="write the generator to this folder, as diffusers reads it, and ship nothing")
     parser.add_argument("--evaluate", action="store_true", help="measure the shipped weights and train nothing")
     parser.add_argument("--card", action="store_true", help="measure the shipped weights and write their model card")
     parser.add_argument("--styles", action="store_true", help="draw the style references again and train nothing")
@@ -64,6 +66,8 @@ def main() -> None:
     if unknown := set(parts) - set(training.PARTS):
         parser.error(f"no such part: {', '.join(unknown)}; choose from {', '.join(training.PARTS)}")
     check(arguments)
+    if arguments.into is not None and parts != ["generator"]:
+        parser.error("--into is for --parts generator alone")
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     if arguments.evaluate:
@@ -83,7 +87,11 @@ def main() -> None:
         shipping.write_card(settings)
         return
     store.check_writable(arguments.folder, "--folder")
-    shipping.train(parts, settings)
+    if arguments.into is None:
+        shipping.train(parts, settings)
+        return
+    store.check_writable(arguments.into, "--into")
+    shipping.train_generator(settings, arguments.into)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 import dataclasses
 import hashlib
 import json
+import math
 import random
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -22,6 +24,7 @@ from guidedgen.datasets.image_to_image import ImageToImage
 from guidedgen.datasets.jsonl import Jsonl
 from guidedgen.datasets.lab import Lab
 from guidedgen.datasets.prompt import OnePrompt
+from guidedgen.datasets.references import detail
 from guidedgen.datasets.t2i_compbench import T2ICompBench
 from guidedgen.datasets.tasks import make_tasks, of_each
 from guidedgen.datasets.templated import Templated
@@ -372,6 +375,26 @@ def test_names_with_references_do_not_depend_on_order_or_place(picture: Path, mo
     assert not names(str(picture)) & both  # another content is another task
 
 
+def test_ratios_by_how_detailed_images_are(tmp_path: Path) -> None:
+    """Of stripes, whose edges can be counted, in a folder or one by one, and whatever their sizes."""
+    folder = tmp_path / "styles"
+    folder.mkdir()
+    for stripes in (2, 8, 32):
+        columns = (np.arange(256) * stripes // 256) % 2 * 255
+        picture = Image.fromarray(np.broadcast_to(columns[None, :, None], (256, 256, 3)).astype(np.uint8))
+        picture.save(folder / f"{stripes:02}.png")
+        assert detail(folder / f"{stripes:02}.png") == pytest.approx((stripes - 1) / 255 / 2, rel=1e-5)
+    ratios = {"plain": 0.4, "detailed": 0.8}
+    made = ImageToImage(prompts=Animals(limit=1), images=[str(folder)], noise_ratio=ratios).tasks()
+    middle = 0.4 + 0.4 * math.log(7) / math.log(31)
+    assert [task.noise_ratio for task in made] == pytest.approx([0.4, round(middle, 2), 0.8], abs=1e-9)
+    swapped = {"plain": 0.8, "detailed": 0.4}
+    again = ImageToImage(prompts=Animals(limit=1), images=[str(folder / "32.png"), str(folder / "02.png")], noise_ratio=swapped)
+    assert [task.noise_ratio for task in again.tasks()] == [0.4, 0.8]
+    (alone,) = ImageToImage(prompts=Animals(limit=1), images=[str(folder / "08.png")], noise_ratio=ratios).tasks()
+    assert alone.noise_ratio == pytest.approx(0.6)
+
+
 def test_an_image_given_twice_is_two_tasks(picture: Path) -> None:
     tasks = ImageToImage(prompts=Animals(limit=1), images=[str(picture)] * 2, noise_ratio=[0.4, 0.8]).tasks()
     assert [task.id for task in tasks] == [tasks[0].id, f"{tasks[0].id}-2"]
@@ -393,6 +416,8 @@ def test_the_lab_s_style_pictures_have_names() -> None:
         ({"noise_ratio": [0.5]}, "noise_ratio", "as many as there are images \\(2\\)"),
         ({"noise_ratio": [0.5, 0]}, "noise_ratio", "above 0 and at most 1"),
         ({"noise_ratio": 1.01}, "noise_ratio", "above 0 and at most 1"),
+        ({"noise_ratio": {"plain": 0.5}}, "noise_ratio", "two keys, plain and detailed"),
+        ({"noise_ratio": {"plain": 0.5, "detailed": 1.5}}, "noise_ratio", "above 0 and at most 1"),
         ({"noise_ratio": float("nan")}, "noise_ratio", "above 0 and at most 1"),
     ],
 )

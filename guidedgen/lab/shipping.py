@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -22,20 +24,11 @@ if TYPE_CHECKING:
 
 def train(names: Sequence[str], settings: Settings) -> None:
     """Trains parts (of `training.PARTS`) in the order given and ships each as soon as it is done."""
-    settings.folder.mkdir(parents=True, exist_ok=True)
-    columns = (
-        TextColumn("{task.description:10}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
     ship_tokenizer(networks.train_tokenizer())
     ship_styles()
-    with Progress(*columns, TextColumn("{task.fields[note]}")) as progress:
+    with _progress(settings) as progress:
         for name in names:
-            part = training.build(name, settings)
-            network = fit(part, settings, progress)
+            network = fit(training.build(name, settings), settings, progress)
             if name == "vae":
                 training.standardise(network, stream(settings.seed, "standardise"))
                 ship(network, "generator/vae")
@@ -53,6 +46,25 @@ def train(names: Sequence[str], settings: Settings) -> None:
                 save(network[name], name)  # without the heads that only training has
             else:
                 save(network, name)
+
+
+def train_generator(settings: Settings, folder: Path) -> None:
+    """Trains a generator of one's own, such as a weaker one, and writes it as a StableDiffusionPipeline's folder. What is shipped
+    stays as it is.
+    """
+    with _progress(settings) as progress:
+        network = fit(training.build("generator", settings), settings, progress)
+    shutil.copytree(WEIGHTS / "generator", folder, dirs_exist_ok=True)
+    ship(network["unet"], folder / "unet")
+    ship(network["text"], folder / "text_encoder")
+
+
+def _progress(settings: Settings) -> Progress:
+    settings.folder.mkdir(parents=True, exist_ok=True)
+    return Progress(
+        TextColumn("{task.description:10}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )  # fmt: skip
 
 
 def write_card(settings: Settings) -> None:
@@ -74,10 +86,13 @@ def save(network: nn.Module, name: str) -> None:
     file.chmod(0o644)  # it is written for its owner alone
 
 
-def ship(network: Any, folder: str) -> None:
-    """Writes a diffusers or transformers network as the folder its own `from_pretrained` reads, in fp16."""
-    network.half().save_pretrained(WEIGHTS / folder, safe_serialization=True)
-    file = WEIGHTS / folder / "config.json"
+def ship(network: Any, name: str | Path) -> None:
+    """Writes a diffusers or transformers network as the folder its own `from_pretrained` reads, in fp16: a part of what is shipped,
+    or any folder.
+    """
+    folder = name if isinstance(name, Path) else WEIGHTS / name
+    network.half().save_pretrained(folder, safe_serialization=True)
+    file = folder / "config.json"
     config = json.loads(file.read_text())
     config.pop("_name_or_path", None)  # where it was read from, on the machine that made it
     if config.get("dtype") == "float16":

@@ -128,7 +128,7 @@ class LatentModel(abc.ABC):
                 self.opened.configs.__getitem__, lambda encoder: self.opened.load_tokenizer(tokenizers[encoder], encoder)
             )
         if self.weaker is not None:
-            object.__setattr__(self, "weak", weaker.opened(self))
+            object.__setattr__(self, "weak", self._open_weaker())
 
     def _check_memory(self) -> None:
         """Raises BadValue and UsageError where an option for less memory cannot be had here."""
@@ -144,6 +144,38 @@ class LatentModel(abc.ABC):
             raise BadValue("quantization", self.quantization, f"must be null: this folder's {self.LEARNABLE.denoiser} is quantised")
         if self.offload:
             self.check_plain("model.offload=true")
+
+    def _open_weaker(self) -> LatentModel:
+        """The model that `weaker` names, with the other options of this one. Raises BadValue and UsageError where it cannot be had,
+        or is not of the same family with the same latents and noise levels.
+        """
+        assert self.weaker is not None
+        for name, odd, rule in (
+            ("guidance_scale", self.guidance_scale == 1, "must not be 1 (no guidance) with model.weaker"),
+            ("negative_prompt", self.negative_prompt, 'must be "" with model.weaker, which takes its place'),
+            ("offload", self.offload, "must be false with model.weaker"),
+            ("weaker", self.additions.words, "must be null with learned words in model.learned, which it does not know"),
+            ("weaker", not isinstance(self.weaker, str), "must be a folder, a hub name (org/name) or null"),
+        ):
+            if odd:
+                raise BadValue(name, getattr(self, name), rule)
+        source = f"model.weaker={self.weaker}"
+        try:
+            weak = dataclasses.replace(self, path=self.weaker, name=f"{self.name} (weaker)", weaker=None, learned=None)
+            theirs, own = weak.opened, self.opened
+        except BadValue as error:
+            raise UsageError(f"{source}: {error.name}={error.value}: {error.rule}") from error
+        except UsageError as error:
+            raise UsageError(f"{source}: {str(error).removeprefix(f'model.path={self.weaker}: ')}") from error
+        for what, kept in (
+            ("latents", lambda folder: folder.latent_shape),
+            ("scaling of latents", lambda folder: folder.configs["vae"].get("scaling_factor")),
+            ("noise levels", lambda folder: [folder.schedule.at(t) for t in range(len(folder.schedule))]),
+        ):
+            if kept(theirs) != kept(own):
+                rule = f"has other {what} than model.path={self.path}; a weaker version of that model is needed"
+                raise UsageError(f"{source}: {rule}")
+        return weak
 
     def check_plain(self, what: str) -> None:
         """Raises UsageError where weights are quantised, which `what` cannot be had with."""

@@ -12,17 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from guidedgen.basics.errors import BadValue, UsageError
 from guidedgen.process import Denoiser, Prediction
 from guidedgen.process.formulas import guided
 from guidedgen.process.grid import Point
-
-if TYPE_CHECKING:
-    from guidedgen.models.latent import LatentModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,35 +52,3 @@ class Autoguided:
 
     def subset(self, rows: Sequence[int]) -> Autoguided:
         return Autoguided(self.strong.subset(rows), self.weak.subset(rows))
-
-
-def opened(model: LatentModel) -> LatentModel:
-    """The model that `model.weaker` names, with the other options of the strong one. Raises UsageError where it cannot be had or
-    does not fit: it has to be of the same family, with latents and noise levels of the same kind.
-    """
-    source = f"model.weaker={model.weaker}"
-    if not isinstance(model.weaker, str):
-        raise BadValue("weaker", model.weaker, "must be a folder, a hub name (org/name) or null")
-    if model.guidance_scale == 1:
-        raise BadValue("weaker", model.weaker, "does nothing at model.guidance_scale=1; use another scale, or null")
-    if model.negative_prompt:
-        raise BadValue("negative_prompt", model.negative_prompt, 'must be "" with model.weaker, which takes its place')
-    if model.offload:
-        raise BadValue("weaker", model.weaker, "must be null with model.offload=true")
-    if model.additions.words:
-        raise BadValue("weaker", model.weaker, "must be null with learned words in model.learned, which it does not know")
-    try:
-        weak = dataclasses.replace(model, path=model.weaker, name=f"{model.name} (model.weaker)", weaker=None, learned=None)
-        folder, own = weak.opened, model.opened
-    except BadValue as error:
-        raise UsageError(f"{source}: {error.name}={error.value}: {error.rule}") from error
-    except UsageError as error:
-        raise UsageError(f"{source}: {str(error).removeprefix(f'model.path={model.weaker}: ')}") from error
-    for what, theirs, ours in (
-        ("latents", folder.latent_shape, own.latent_shape),
-        ("scaling of latents", *(each.configs["vae"].get("scaling_factor") for each in (folder, own))),
-        ("noise levels", *([each.schedule.at(t) for t in range(len(each.schedule))] for each in (folder, own))),
-    ):
-        if theirs != ours:
-            raise UsageError(f"{source}: has other {what} than model.path={model.path}; a weaker version of that model is needed")
-    return weak

@@ -115,7 +115,7 @@ def test_every_method_runs(folders: dict[str, Path], tmp_path: Path, name: str) 
 
 
 REFUSED: dict[str, tuple[dict[str, object], str]] = {  # and what is said of it
-    "no guidance": ({"guidance_scale": 1.0}, "weaker='.*': does nothing at model.guidance_scale=1"),
+    "no guidance": ({"guidance_scale": 1.0}, r"guidance_scale=1\.0: must not be 1 \(no guidance\) with model\.weaker"),
     "negative prompt": ({"negative_prompt": "red"}, "negative_prompt='red': must be \"\" with model.weaker"),
     "no folder": ({"weaker": "no/such/folder"}, "model.weaker=no/such/folder: "),
     "no text": ({"weaker": 3}, "weaker=3: must be a folder"),
