@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +36,27 @@ class Problem:
     batch_size: int
     reference: Tensor | None = None  # b c h w: clean latents that the chain starts from
     timed: Callable[[str], contextlib.AbstractContextManager[object]] = contextlib.nullcontext  # by kind of work
+
+    @classmethod
+    def from_model(
+        cls, model: Any, prompts: Sequence[str], scheduler: Scheduler, *, seed: int = 0, batch_size: int = 8,
+        reward: Callable[[Tensor, Sequence[str]], Tensor] | None = None,
+    ) -> Problem:  # fmt: skip
+        """The problem of some prompts, for a method that is called by hand: `method(problem)` gives latents, which `problem.decode`
+        makes images of.
+
+        Args:
+            model: what `guidedgen.load_model` gives.
+            scheduler: of `guidedgen.process.schedulers`.
+            reward: of images (b 3 H W in [0, 1]) and their b prompts -> b, higher is better.
+        """
+        tasks, grid = [Task(id=str(i), prompt=prompt) for i, prompt in enumerate(prompts)], scheduler.grid(model.schedule)
+        return cls(
+            tasks=tasks, denoise=model.guided_denoiser(tasks), scheduler=scheduler, grid=grid, schedule=model.schedule,
+            num_steps=len(grid) - 1, noise=Noise([f"{seed}/{task.id}" for task in tasks], device=model.device),
+            latent_shape=model.latent_shape, decode=model.decode, batch_size=batch_size, timed=model.ledger.timed,
+            reward=None if reward is None else lambda images, owners: reward(images, [task.prompt for task in owners]),
+        )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.tasks)

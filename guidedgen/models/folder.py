@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from guidedgen.basics.errors import BadValue, UsageError
-from guidedgen.models import quantization
+from guidedgen.models import lent, quantization
 from guidedgen.process.grid import Schedule
 from guidedgen.zoo.files import locate_lab
 from guidedgen.zoo.needed import Needed
@@ -370,6 +370,10 @@ class Folder(abc.ABC):
             folder = cls(path=own, source=source, size=sides, rest=rest[0] if rest else None)
         else:
             _check_path(path, source)
+            if lent.networks(path) is not None:
+                folder = cls(path=Path(path), source=source, size=sides)
+                folder.check()
+                return folder
             small = cls.needed(path, weights=False)
             if small.local is not None and (small.local / INDEX).is_file():
                 cls(path=small.local, source=source).check_index()  # else it would be missing what another pipeline has not

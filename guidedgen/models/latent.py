@@ -12,7 +12,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from guidedgen.basics.cost import Ledger
 from guidedgen.basics.errors import BadValue, UsageError
 from guidedgen.basics.precision import run_in
 from guidedgen.basics.tasks import Task
-from guidedgen.models import quantization, weaker
+from guidedgen.models import lent, quantization, weaker
 from guidedgen.models.folder import Folder
 from guidedgen.models.learnable import Learnable
 from guidedgen.models.learned import Learned
@@ -312,30 +312,32 @@ class LatentModel(abc.ABC):
         self, kind: type[_Network], part: str, spare: Sequence[str] = (), dtype: torch.dtype | None = None
     ) -> _Network:
         """A network of the folder, in the model's dtype unless another is given, with what was learned of it."""
+        if lent.networks(self.path) is not None:
+            network = cast("_Network", lent.part(self.path, part))
+            return network.to(memory_format=torch.channels_last) if self._innermost(part) else network
         denoises = part == self.LEARNABLE.denoiser
         waits = self.offload and (denoises or part == "vae")
-        network: _Network = load_pretrained(
+        network = load_pretrained(
             kind, self.opened.part_folder(part), source=f"model.path={self.path}", what=f"its {part}", spare=spare,
             safetensors=str(self.opened.weights(part)).endswith(".safetensors"),
             device=torch.device("cpu" if waits else self.device), dtype=dtype or DTYPES[self.dtype],
             quantization=quantization.config_of(self.quantization, DTYPES[self.dtype]) if denoises else None,
-            quantised=part in self.opened.quantised, channels_last=(denoises or part == "vae") and self._channels_last,
+            quantised=part in self.opened.quantised, channels_last=self._innermost(part),
         )  # fmt: skip
         self.additions.into(network, part)
         if part == "vae" and self.vae_tiling:
-            network.enable_tiling()  # type: ignore[operator]
+            network.enable_tiling()
         if part == "vae" and self.vae_slicing:
-            network.enable_slicing()  # type: ignore[operator]
+            network.enable_slicing()
         if waits:
             self.alternating.add(network)
         return network
 
-    @property
-    def _channels_last(self) -> bool:
-        """Whether convolutions have channels innermost, which on a CPU saves up to a third of the time in float32. Results differ
-        by rounding.
+    def _innermost(self, part: str) -> bool:
+        """Whether a part's convolutions have channels innermost, which on a CPU saves up to a third of the time in float32. Results
+        differ by rounding.
         """
-        return torch.device(self.device).type == "cpu" and self.dtype == "float32"
+        return part in (self.LEARNABLE.denoiser, "vae") and torch.device(self.device).type == "cpu" and self.dtype == "float32"
 
     # What is loaded, and when
 

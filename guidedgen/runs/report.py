@@ -6,6 +6,7 @@ import contextlib
 import io
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,27 @@ _SIDE = 160  # px of an image in a grid
 _NETWORKS = ("text", "denoise", "decode", "encode", "reward", "backward", "judge")  # the ledger's kinds
 
 
+_quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Inside, nothing is printed of what runs do."""
+    token = _quiet.set(True)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        _quiet.reset(token)
+
+
 @contextlib.contextmanager
 def progress(label: str, *, total: int) -> Iterator[Callable[[], None]]:
     """A progress bar on a terminal, otherwise a line every half minute; yields a function to call after each step."""
     console = Console(stderr=True)
+    if _quiet.get():
+        yield lambda: None
+        return
     if not console.is_terminal:
         yield _lines(label, total)
         return

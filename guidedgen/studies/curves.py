@@ -40,16 +40,22 @@ def curves(run: Run, style: Style) -> dict[tuple[str, str], Curve]:
 
 
 def _events(folder: Path) -> Iterator[Mapping[str, Any]]:
-    """Whatever a run has traced so far; a line that is being written is not there yet, one that is damaged is left out."""
-    for log in inside.names(folder):
-        if fnmatch.fnmatchcase(log, "trace*.jsonl"):
-            yield from _logged(folder, log)
+    yield from traced(folder)
     try:
         learned = RunFolder(folder).read_json("learned/learning.json")
     except UsageError:
         return
     for point in learned.get("curve", ()):
         yield {"event": "learn", "step": point["update"], **{key: value for key, value in point.items() if key != "update"}}
+
+
+def traced(folder: Path) -> Iterator[Mapping[str, Any]]:
+    """Whatever a run has traced so far, of each sample (task, seed) event by event; a line that is being written is not there yet,
+    one that is damaged is left out.
+    """
+    for log in inside.names(folder):
+        if fnmatch.fnmatchcase(log, "trace*.jsonl"):
+            yield from _logged(folder, log)
 
 
 def _logged(folder: Path, log: str) -> Iterator[Mapping[str, Any]]:
