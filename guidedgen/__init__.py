@@ -36,19 +36,17 @@ if TYPE_CHECKING:
     from guidedgen.api.results import Result
     from guidedgen.basics.errors import UsageError
     from guidedgen.methods.problem import Problem
-    from guidedgen.runs.store import RunFailed
     from guidedgen.studies.study import Study, read_study
 
 _FROM = {
     "compose": "api.guiding", "guide": "api.guiding", "load_model": "api.guiding", "read_run": "api.guiding", "run": "api.guiding",
-    "Result": "api.results", "UsageError": "basics.errors", "Problem": "methods.problem", "RunFailed": "runs.store",
+    "Result": "api.results", "UsageError": "basics.errors", "Problem": "methods.problem",
     "Study": "studies.study", "read_study": "studies.study",
 }  # fmt: skip
 
 __all__ = [
     "Problem",
     "Result",
-    "RunFailed",
     "Study",
     "UsageError",
     "compose",

@@ -130,6 +130,38 @@ def test_a_kept_run_is_named_by_the_weights(pipeline: Any, tmp_path: Path) -> No
     assert len(guidedgen.read_study(first.folder.parent).runs) == 2
 
 
+def test_pictures_to_start_from(tmp_path: Path) -> None:
+    """In memory or in a file: those of the command line, which the chain starts from and not from noise."""
+    Image.new("RGB", (64, 64), (200, 30, 30)).save(tmp_path / "red.png")
+    given: dict[str, Any] = {
+        "method": "sdedit",
+        "reward": None,
+        "base": False,
+        "device": "cpu",
+        "num_steps": 4,
+        "noise_ratio": 0.25,
+    }
+    kept = guidedgen.guide("lab", PROMPTS[:1], images=[tmp_path / "red.png"], **given)
+    held = guidedgen.guide("lab", PROMPTS[:1], images=[Image.open(tmp_path / "red.png")], **given)
+    free = guidedgen.guide("lab", PROMPTS[:1], method="base", reward=None, base=False, device="cpu", num_steps=4)
+    near, far = (
+        (torch.tensor(list(result.images[0].tobytes())).view(-1, 3).float() - torch.tensor([200.0, 30, 30])).abs().mean()
+        for result in (kept, free)
+    )
+    assert near < far / 3
+    assert len(held) == 1 and held.cost["nfe"] == kept.cost["nfe"] == 2 * 1
+
+
+def test_a_run_without_a_picture_is_an_error() -> None:
+    """And does not end the process."""
+
+    def broken(images: Tensor, prompts: Sequence[str]) -> Tensor:
+        raise ValueError("no")
+
+    with pytest.raises(RuntimeError, match="none of 1 samples came out, the last failed as: ValueError: no"):
+        guidedgen.guide("lab", PROMPTS[1], reward=broken, device="cpu", base=False, **SHORT)
+
+
 def test_a_function_guides() -> None:
     result = guidedgen.guide("lab", PROMPTS[1], method="codex", reward=redness, device="cpu", num_steps=8, block_size=2,
                              gradient_block_size=1, num_particles=2, samples_per_prompt=2)  # fmt: skip

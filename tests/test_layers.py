@@ -44,7 +44,7 @@ PACKAGES = {
         "runs.sampling", "studies.sweeps", "cli.fetching", "api.guiding",
     },
     "numpy": {"basics", "metrics", "lab", "runs.evaluate", "runs.report"},
-    "PIL": {"basics", "rewards", "datasets", "lab", "runs.evaluate", "runs.report", "studies.pictures", "api.results"},
+    "PIL": {"basics", "rewards", "datasets", "lab", "runs.evaluate", "runs.report", "studies.pictures", "api"},
     "diffusers": {"models", "lab"},
     "transformers": {"models", "zoo", "lab"},
     "open_clip": {"zoo", "lab"},
@@ -211,5 +211,8 @@ def test_help_names_every_group_and_loads_no_framework(tmp_path: Path) -> None:
     for folder in sorted((ROOT / "conf").iterdir()):
         if folder.is_dir() and folder.name not in ("hydra", "settings") and any(folder.glob("*.yaml")):
             lines = done.stdout.split(f"\n{folder.name}=\n")[1].split("\n\n")[0].splitlines()
-            assert [line.split()[0] for line in lines] == sorted(file.stem for file in folder.glob("*.yaml"))
+            files = folder.rglob("*.yaml") if folder.name == "experiment" else folder.glob("*.yaml")
+            assert [line.split()[0] for line in lines] == sorted(
+                file.relative_to(folder).with_suffix("").as_posix() for file in files
+            )
             assert all(len(line.split()) > 1 for line in lines), lines  # and what each is

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
+from PIL import Image
 
 from guidedgen.api.results import Result, of_job, read
 from guidedgen.basics.errors import UsageError
@@ -21,6 +22,7 @@ from guidedgen.models import families, lent
 from guidedgen.models.latent import LatentModel
 from guidedgen.rewards import function
 from guidedgen.runs import composition, config, experiment, preparation, report
+from guidedgen.runs.store import RunFailed
 
 # The model= option whose settings a pipeline has, by its class.
 _LIKE = {
@@ -29,7 +31,7 @@ _LIKE = {
     "PixArtSigmaPipeline": "pixart_sigma", "PixArtAlphaPipeline": "pixart_sigma", "SanaPipeline": "sana",
     "DiTPipeline": "dit_xl_256", "DDPMPipeline": "ddpm_cifar10", "DDIMPipeline": "ddpm_cifar10",
 }  # fmt: skip
-_PARTS = ("method", "model", "scheduler")  # whose options need no prefix, in this order
+_PARTS = ("method", "model", "scheduler", "dataset")  # whose options need no prefix, in this order
 
 
 def guide(
@@ -40,6 +42,7 @@ def guide(
     reward: str | Mapping[str, Any] | Callable[..., Any] | None = "aesthetic",
     seed: int = 0,
     samples_per_prompt: int = 1,
+    images: Sequence[str | Path | Image.Image] | None = None,
     base: bool = True,
     metrics: str = "none",
     like: str | None = None,
@@ -58,6 +61,8 @@ def guide(
         reward: a name of `reward=`, a config with `_target_`, None for none, or a function of images (torch, b 3 H W in [0, 1])
             and their b prompts that gives b scores, higher is better. Gradient methods need scores with a gradient.
         seed: of the first picture of each prompt; the others have those that follow.
+        images: pictures to start from, files or PIL images: every prompt is drawn from every one. `noise_ratio` says how much noise
+            they get, 1 being pure noise; 0.6 unless given.
         base: whether the unguided pictures of the same seeds are drawn too (`result.base`).
         metrics: a name of `metrics=`, for more scores (`result.metrics`).
         like: the `model=` option whose settings a pipeline takes; that of its family unless given. Networks of rewards follow it:
@@ -70,13 +75,19 @@ def guide(
 
     Raises:
         UsageError: anything wrong with these, in one line, before weights are loaded.
-        RunFailed: no picture came out.
+        RuntimeError: no picture came out.
     """
     with contextlib.ExitStack() as stack:
         kept = Path(outputs) if outputs is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        chosen = [f"method={method}", "tracker=none", f"metrics={metrics}", "dataset=prompts"]
+        chosen = [f"method={method}", "tracker=none", f"metrics={metrics}"]
         given: dict[str, Any] = {"outputs": str(kept), "seed": seed, "samples_per_prompt": samples_per_prompt}
-        given |= {"dataset.prompts": [prompts] if isinstance(prompts, str) else list(prompts)}
+        listed = [prompts] if isinstance(prompts, str) else list(prompts)
+        if images is None:
+            chosen += ["dataset=prompts"]
+            given |= {"dataset.prompts": listed}
+        else:
+            chosen += ["dataset=image_to_image", "dataset@dataset.prompts=prompts"]
+            given |= {"dataset.prompts.prompts": listed, "dataset.images": [_file(image, kept / ".images") for image in images]}
         given |= {} if base else {"reference": "none"}
         if isinstance(model, str | Path):
             named = str(model) in config.groups([config.CONF])["model"]
@@ -143,6 +154,8 @@ def _run(cfg: DictConfig, quiet: bool) -> Result:
     try:
         with report.silent() if quiet else contextlib.nullcontext():
             metrics = experiment.run(job)
+    except RunFailed as failed:  # it would end the process
+        raise RuntimeError(failed.code) from failed
     finally:
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = deterministic, benchmark
     return of_job(job, metrics)
@@ -165,6 +178,16 @@ def _key(cfg: DictConfig, name: str) -> str:
     names = [str(key) for part in _PARTS if isinstance(cfg.get(part), DictConfig) for key in cfg[part]]
     method = config.module_of(cfg.method)
     raise UsageError(f"{name}: no such option of method={method}, its model or scheduler{config.near(name, [*names, *known])}")
+
+
+def _file(image: str | Path | Image.Image, folder: Path) -> str:
+    """The file of a picture; of one in memory, a file named by what it shows."""
+    if not isinstance(image, Image.Image):
+        return str(image)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{hashlib.sha256(f'{image.mode} {image.size}'.encode() + image.tobytes()).hexdigest()[:12]}.png"
+    image.save(file)
+    return str(file)
 
 
 def _like(pipeline: Any) -> str:

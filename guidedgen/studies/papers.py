@@ -59,7 +59,7 @@ class Item:
         printed = any((cfg.get("table") or {}).get("published") for cfg in configs)
         needs = [" and ".join(dict.fromkeys(str(cfg.model.name) for cfg in configs)), *([self.yours] if self.yours else [])]
         parts = [
-            f"measured on the lab (README, {self.measured})" if self.measured else "",
+            f"measured on the lab (docs/results.md, {self.measured})" if self.measured else "",
             "printed figures stand next to ours" if printed else "",
             f"needs {', '.join(needs)}",
         ]
@@ -117,7 +117,7 @@ def page() -> str:
         facts = {"Yours": entry.yours, "Hours": entry.hours, "What differs": entry.differs, "On the lab": entry.found}
         text = [f"{entry.what[0].upper()}{entry.what[1:]}.", *(f"{name}: {fact}." for name, fact in facts.items() if fact)]
         if entry.measured:
-            text.append(f"Measured on the lab: [README](../README.md), {entry.measured}.")
+            text.append(f"Measured on the lab: [results](results.md), {entry.measured}.")
         if not entry.run:
             text.append(f"No command: {entry.why}.")
         parts.append(" ".join(text))
