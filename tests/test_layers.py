@@ -40,7 +40,7 @@ PUBLIC = {"api", "basics", "methods", "runs", "studies"}  # whose names guidedge
 # Packages, and the only packages or modules that may import them; any other package needs a row and a line in pyproject.toml.
 PACKAGES = {
     "torch": {*BELOW} - {"datasets"} | {
-        "runs.blurring", "runs.contents", "runs.evaluate", "runs.experiment", "runs.checks", "runs.identity", "runs.preparation", "runs.judging", "runs.learning", "runs.options",
+        "runs.blurring", "runs.contents", "runs.evaluate", "runs.experiment", "runs.film", "runs.checks", "runs.identity", "runs.preparation", "runs.judging", "runs.learning", "runs.options",
         "runs.sampling", "studies.sweeps", "cli.fetching", "api.guiding",
     },
     "numpy": {"basics", "metrics", "lab", "runs.evaluate", "runs.report"},

@@ -54,7 +54,8 @@ class Method(Protocol):
     def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
         """-> x_0: b c h w, one latent per sample.
 
-        `observe(event, step, values)` is called with progress (the event "step"), with values to trace, and by the event
+        `observe(event, step, values)` is called with progress (the event "step", whose value "x_0", b n c h w, is
+        a clean estimate, where the last that the denoiser gave is not), with values to trace, and by the event
         "extra_images" with other latents, b c h w by name, whose pictures are stored in addition to those of x_0, and judged; by
         "sheets" with pictures, b 3 H W in [0, 1] by name, that show how it went: they are stored as they are.
         """

@@ -113,10 +113,10 @@ class AdjointDpm:
                 value.grad = _finite(gradient)
             optimizer.step()
             self._bring_back(free, initial)
-            walked(problem, observe)
+            walked(problem, observe, x_0)
         with torch.no_grad():
             x_0 = self._drawn(problem, x_t, free)
-        walked(problem, observe)
+        walked(problem, observe, x_0)
         if self.keep == "last" or not self.num_updates:
             return x_0[:, 0]
         best.see(x_0, problem.score(x_0)[:, 0])

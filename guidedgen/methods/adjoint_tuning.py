@@ -103,7 +103,7 @@ class AdjointTuning:
         else:
             chain = DdimChain(denoise=problem.denoise, grid=problem.grid)
             (x_0,) = walk(chain, chain.start(problem.start()))
-        walked(problem, observe)
+        walked(problem, observe, x_0)
         return x_0[:, 0]
 
     def learn(

@@ -121,13 +121,13 @@ class Doodl:
             x_0, rewards, gradients = self._gradient(problem, chain, latents, crops)
             best.see(x_0, (problem.score(x_0) if self.num_crops else rewards)[:, 0])
             observe("update", i, {"rewards": rewards.mean(1), "gradient": gradients[0].flatten(1).norm(dim=1)})
-            walked(problem, observe)
+            walked(problem, observe, x_0)
             if self.patience is not None and best.stalled >= self.patience:
                 return best.x_0[:, 0]
             noise = self.perturbation * perturbation.draw(1, problem.latent_shape)
             latents = [self._moved(z, v, g, size, noise) for z, v, g, size in zip(latents, velocity, gradients, sizes, strict=True)]
         x_0 = self._picture(chain, latents)
-        walked(problem, observe)
+        walked(problem, observe, x_0)
         if self.keep == "last" or not self.num_updates:
             return x_0[:, 0]
         best.see(x_0, problem.score(x_0)[:, 0])

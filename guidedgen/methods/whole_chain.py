@@ -26,7 +26,9 @@ class Best:
         self.rewards = torch.where(better, rewards, self.rewards)
 
 
-def walked(problem: Problem, observe: Observer) -> None:
-    """Tells the observer that the chain has been walked through once."""
-    for i in range(len(problem.grid) - 1):
+def walked(problem: Problem, observe: Observer, x_0: Tensor) -> None:
+    """Reports that the chain has been walked through once, to x_0 (b 1 c h w)."""
+    last = len(problem.grid) - 2
+    for i in range(last):
         observe("step", i, {})
+    observe("step", last, {"x_0": x_0})

@@ -38,6 +38,7 @@ _EVENTS = {"beside": "extra_images"}
 _MISSING = {
     "shard": {"count": 1, "index": 0},
     "run.show_flagged": False,
+    "run.trace_images": 0,
     "run.objective": None,
     "run.objective_limit": None,
     "gpu_dtype": "float16",

@@ -20,6 +20,7 @@ from guidedgen.runs.shards import Shard
 SAMPLES = 1_000_000  # of a run at most
 # Least and largest. A seed is limited too: those of the images after it are larger.
 _COUNTS = {"seed": (0, 2**62), "reference_seed": (0, 2**62), "samples_per_prompt": (1, SAMPLES), "batch_size": (1, SAMPLES)}
+_FRAMES = 100  # of a sample
 _DEVICES = r"cpu|cuda(:\d{1,4})?"
 _NAME = 100  # bytes of a name that becomes a folder's, or a part of one's: there are other parts, and 255 in all
 
@@ -92,6 +93,9 @@ def _check_run(cfg: DictConfig) -> None:
     for key in ("fresh", "profile", "show_flagged"):
         if not isinstance(found := value(cfg, f"run.{key}"), bool) and (key != "show_flagged" or found is not None):
             raise UsageError(f"run.{key}={_shown(found)}: expected true or false")
+    frames = value(cfg, "run.trace_images") or 0
+    if not isinstance(frames, int) or isinstance(frames, bool) or not 0 <= frames <= _FRAMES:
+        raise UsageError(f"run.trace_images={_shown(frames)}: expected a whole number from 0 to {_FRAMES}")
     objective, limits = value(cfg, "run.objective"), value(cfg, "run.objective_limit")
     if not isinstance(objective, str | None):
         raise UsageError(f"run.objective={_shown(objective)}: expected a number of metrics.json, as scores.taste.value, or null")

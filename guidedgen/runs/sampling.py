@@ -24,6 +24,7 @@ from guidedgen.basics.tasks import Sample, Task
 from guidedgen.methods.problem import Problem
 from guidedgen.process.grid import Grid, tail
 from guidedgen.runs import blurring, building, older, report
+from guidedgen.runs.film import Film
 from guidedgen.runs.identity import check_unchanged
 from guidedgen.runs.job import Job
 from guidedgen.runs.store import Record, RunFailed
@@ -228,6 +229,8 @@ def _sample(job: Job, batch: Sequence[Sample], flagged: Collection[str], advance
     def observe(event: str, step: int, values: Mapping[str, Any]) -> None:
         if event == "step":
             advance()
+            if film is not None:
+                film.step(values.get("x_0"))
             return
         if older.event_now(event) == "extra_images":
             extra_images.update(values)
@@ -243,7 +246,8 @@ def _sample(job: Job, batch: Sequence[Sample], flagged: Collection[str], advance
     cost.reset_peak_memory(job.cfg.device)
     with torch.no_grad():  # methods that need gradients switch them on
         guides = _Guides(problem(job, batch, job.base), job.cfg.device)
-        x_0 = job.method(guides.problem, observe)
+        film = _film(job, guides.problem)
+        x_0 = job.method(guides.problem if film is None else film.problem, observe)
         decoded = _decoded(job, x_0)
         pictures = _as_stored(decoded)
         if job.blurs:  # the filter does not check these
@@ -253,6 +257,9 @@ def _sample(job: Job, batch: Sequence[Sample], flagged: Collection[str], advance
     spent = {name: (value - before[name]) // len(batch) for name, value in ledger.counts().items()}
     cost.wait_for(job.cfg.device)
     seconds = (time.perf_counter() - started) / len(batch)
+    if film is not None and not job.blurs and (kept := film.latents()):  # after the cost is counted
+        with torch.no_grad():
+            sheets["film"] = torch.cat([_decoded(job, latents.to(x_0)).clamp(0, 1).nan_to_num(0) for latents in kept], -1)
     scores = _scores(job, pictures, [with_original(sample, job.base) for sample in batch])
     failures = _failures(job, guides, x_0, decoded, scores)
     for i, sample in enumerate(batch):
@@ -273,6 +280,14 @@ def _sample(job: Job, batch: Sequence[Sample], flagged: Collection[str], advance
             extra_images={name: other[i] for name, other in others.items()},
             sheets={name: sheet[i] for name, sheet in sheets.items()},
         )  # fmt: skip
+
+
+def _film(job: Job, given: Problem) -> Film | None:
+    """Where the pictures of how samples come about are kept: of methods that walk through chains."""
+    count = job.cfg.run.get("trace_images") or 0
+    if not count or job.method.needs.steps is not None:
+        return None
+    return Film(given, count, len(given.grid) - 1, job.method.needs.chains)
 
 
 def _decoded(job: Job, latents: Tensor) -> Tensor:

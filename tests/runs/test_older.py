@@ -93,6 +93,7 @@ def test_what_a_config_lacks_is_filled_in_and_names_are_today_s() -> None:
     assert config.shard == {"count": 1, "index": 0} and config.run == {
         "fresh": False,
         "show_flagged": False,
+        "trace_images": 0,
         "objective": None,
         "objective_limit": None,
     }
