@@ -52,9 +52,9 @@ def page(study: Study, budget: int = _BUDGET) -> str:
     numbers = itertools.count()
     styles = {run.name: Style(number=None if run.unguided else next(numbers)) for run in study.runs}
     sections = {
-        "Figures": join(*figures_panel(study, styles)),
-        "Plots": join(*plots_panel(study, styles)),
         "Pictures": join(*pictures_panel(study, styles, budget)),
+        "Figures": join(*figures_panel(study, styles), _cautions(study)),
+        "Plots": join(*plots_panel(study, styles)),
         "Evolution": join(*sheets_panel(study)),
         "Curves": join(*curves_panel(study, styles)),
         "Cost": join(*cost_panel(study, styles)),
@@ -76,7 +76,7 @@ def page(study: Study, budget: int = _BUDGET) -> str:
     body = tag(
         "body",
         tag("header", tag("h1", name), _summary(study), tag("nav", *links)),
-        tag("main", _cautions(study), *parts),
+        tag("main", *parts),
         _viewer(),
         tag("script", Markup(js)),
     )
@@ -104,9 +104,11 @@ def _summary(study: Study) -> Markup:
 
 
 def _cautions(study: Study) -> Markup | None:
-    found = cautions(study)
-    items = [tag("li", caution.text, class_="serious" if caution.serious else "note") for caution in found]
-    return tag("ul", *items, class_="cautions", aria_label="Cautions") if items else None
+    """One line each; the whole sentence after a click."""
+    items = [
+        tag("details", tag("summary", caution.text), class_="serious" if caution.serious else "note") for caution in cautions(study)
+    ]
+    return tag("div", *items, class_="cautions", aria_label="Cautions") if items else None
 
 
 def _viewer() -> Markup:

@@ -233,7 +233,7 @@ def pictures_panel(study: Study, styles: Mapping[str, Style], budget: int) -> It
         tag("span", f"{more} Click a picture to enlarge it."),
         class_="tools",
     )
-    yield from (_pair(pair, styles) for pair in shown)
+    yield tag("div", *(_pair(pair, styles) for pair in shown), class_="pairs", tabindex="0")
     if rest:
         limit = f", the first {_LINKED} by name" if len(rest) > _LINKED else ""
         yield tag("details", tag("summary", f"{len(rest):,} more, as links{limit}"), *_links(rest), _folders(study))
