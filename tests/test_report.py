@@ -143,3 +143,13 @@ def test_where_nothing_was_flagged_nothing_is_written_about_slipping(tmp_path: P
     report.show(audit(None))
     assert "slipped past" not in capsys.readouterr().out
     assert "slipped past" not in tables.study_table(study(tmp_path, audit(None)))
+
+
+def test_there_is_no_interval_over_one_prompt(capsys: pytest.CaptureFixture[str]) -> None:
+    run = metrics("code_4", 5.5, 10)
+    report.show(run)
+    assert " .. " in capsys.readouterr().out
+    for entry in run["scores"].values():
+        entry["prompts"] = 1
+    report.show(run)
+    assert " .. " not in capsys.readouterr().out

@@ -182,7 +182,7 @@ def test_a_run_leaves_what_the_contract_says(plain: Made) -> None:
     assert metrics["scores"]["aesthetic"]["value"] == pytest.approx(mean, abs=1e-6)
     with Image.open(folder / "images" / "grid.png") as grid:
         assert grid.width > 4 * 160
-    for word in ("base", "this run", "aesthetic*", "fid (4 v 4)", "nfe / sample"):
+    for word in ("base", "this run", "aesthetic*", "fid (4 v 4)", "nfe (network rows) / sample"):
         assert word in plain.shown
 
 

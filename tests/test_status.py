@@ -124,6 +124,8 @@ def test_a_sweep_says_what_is_missing_and_makes_it(tmp_path: Path) -> None:
     ]
     printed = go("run.py", "-m", *overrides)
     assert "4 runs: 1 done, 3 missing" in printed and printed.count("already done") == 1
+    again = go("run.py", "-m", *overrides)  # a line a run instead of its table
+    assert again.count(": already done: ") == 4 and "(network rows)" in printed and "(network rows)" not in again
     assert "4 runs: 4 done" in go("scripts/status.py", *overrides)
     assert "4 runs: 4 done" in go("scripts/status.py", str(tmp_path / "default"))
 

@@ -98,6 +98,9 @@ def run(job: Job) -> Mapping[str, Any]:
     metrics = {} if fresh else job.folder.read_json("metrics.json")
     if not fresh and job.folder.done and metrics.get("judged_by") == judging.judged_by(job):
         job.folder.release("judging")
+        if _of_sweep():
+            print(f"{job.folder.path}: already done: {report.line(metrics)}")
+            return metrics
         print(f"{job.folder.path}: already done (run.fresh=true starts anew)")
         report.show(metrics)
         return metrics

@@ -108,7 +108,8 @@ def show(metrics: Mapping[str, Any]) -> None:
             row("its change, in percent", "class_fid_percent", None, found["mean_of_percent"])
     cost, base = metrics.get("cost", {}), metrics.get("base_cost", {})
     for name in ("nfe", "nfe_backward", "decodes", "reward_calls", "seconds"):
-        row(f"{name} / sample", name, base.get(name), cost.get(name))
+        label = "nfe (network rows)" if name == "nfe" else name
+        row(f"{label} / sample", name, base.get(name), cost.get(name))
     notes = [
         f"{metrics.get('samples')} samples, {metrics.get('prompts')} prompts" + "; * shares a network with the guidance" * shared
     ]
@@ -133,7 +134,16 @@ def show(metrics: Mapping[str, Any]) -> None:
 
 
 def _interval(entry: Mapping[str, Any]) -> str:
-    return f"{entry['low']:.4g} .. {entry['high']:.4g}" if entry.get("low") is not None else ""
+    """Empty where there is none, and of a single prompt, over which there is nothing to draw again."""
+    known = entry.get("low") is not None and entry.get("prompts") != 1
+    return f"{entry['low']:.4g} .. {entry['high']:.4g}" if known else ""
+
+
+def line(metrics: Mapping[str, Any]) -> str:
+    """A run's first scores and its cost in one line."""
+    scores = {name: entry["value"] for name, entry in metrics.get("scores", {}).items() if entry.get("value") is not None}
+    parts = [f"{name} {number(value)}" for name, value in list(scores.items())[:3]]
+    return ", ".join([*parts, f"nfe {number(metrics.get('cost', {}).get('nfe'))}"])
 
 
 def _percent(value: float | None) -> str:
