@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 import guidedgen
+from guidedgen.api import guiding
 from guidedgen.methods.code import Code
-from guidedgen.models import lent
+from guidedgen.models import families, lent
 from guidedgen.process.schedulers import Ddpm
 from guidedgen.runs import composition, experiment, preparation
 
@@ -209,6 +211,17 @@ def test_pipelines_that_cannot_be_used_are_refused(pipeline: Any) -> None:
     with pytest.raises(guidedgen.UsageError, match="its unet is moved by accelerate's hooks"):
         guidedgen.guide(pipeline, PROMPTS)
     del pipeline.unet._hf_hook
+
+
+def test_settings_follow_the_kind_of_pipeline() -> None:
+    """Every class that a family takes has an option whose settings it gets; FLUX has two kinds."""
+    for family in families.FAMILIES:
+        for name in family.FOLDER.PIPELINES:
+            network = types.SimpleNamespace(config=types.SimpleNamespace(guidance_embeds=True))
+            made = type(name, (), {"transformer": network})()
+            assert (composition.composed([f"model={guiding._like(made)}"]).model._target_).endswith(family.__name__)
+    network.config.guidance_embeds = False
+    assert guiding._like(type("FluxPipeline", (), {"transformer": network})()) == "flux_schnell"
 
 
 def test_a_method_by_hand(pipeline: Any) -> None:

@@ -24,12 +24,10 @@ from guidedgen.rewards import function
 from guidedgen.runs import composition, config, experiment, preparation, report
 from guidedgen.runs.store import RunFailed
 
-# The model= option whose settings a pipeline has, by its class.
+# The model= option whose settings a pipeline of each family has.
 _LIKE = {
-    "StableDiffusionPipeline": "sd15", "StableDiffusionImg2ImgPipeline": "sd15", "LatentConsistencyModelPipeline": "lcm",
-    "StableDiffusionXLPipeline": "sdxl", "StableDiffusion3Pipeline": "sd35_medium", "FluxPipeline": "flux_dev",
-    "PixArtSigmaPipeline": "pixart_sigma", "PixArtAlphaPipeline": "pixart_sigma", "SanaPipeline": "sana",
-    "DiTPipeline": "dit_xl_256", "DDPMPipeline": "ddpm_cifar10", "DDIMPipeline": "ddpm_cifar10",
+    "StableDiffusion": "sd15", "StableDiffusionXl": "sdxl", "StableDiffusion3": "sd35_medium", "Flux": "flux_dev",
+    "PixArt": "pixart_sigma", "Sana": "sana", "Dit": "dit_xl_256", "Pixel": "ddpm_cifar10",
 }  # fmt: skip
 _PARTS = ("method", "model", "scheduler", "dataset")  # whose options need no prefix, in this order
 
@@ -192,10 +190,13 @@ def _file(image: str | Path | Image.Image, folder: Path) -> str:
 
 def _like(pipeline: Any) -> str:
     name = type(pipeline).__name__
-    if name not in _LIKE:
-        supported = ", ".join(family.FOLDER.PIPELINES[0] for family in families.FAMILIES)
-        raise UsageError(f"model: a {name} is not supported; supported: {supported}, a folder, or a name of model=")
-    return _LIKE[name]
+    for family in families.FAMILIES:
+        if name in family.FOLDER.PIPELINES:
+            if family.__name__ == "Flux" and not pipeline.transformer.config.guidance_embeds:
+                return "flux_schnell"
+            return "lcm" if name.startswith("LatentConsistencyModel") else _LIKE[family.__name__]
+    supported = ", ".join(family.FOLDER.PIPELINES[0] for family in families.FAMILIES)
+    raise UsageError(f"model: a {name} is not supported; supported: {supported}, a folder, or a name of model=")
 
 
 def _dtype(pipeline: Any) -> str:
