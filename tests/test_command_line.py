@@ -571,7 +571,7 @@ def fill(node: DictConfig) -> None:
     """Writes something where a user has to, at any depth."""
     for key in map(str, node):
         if OmegaConf.is_missing(node, key):
-            node[key] = ["style.png"] if key == "images" else "text"
+            node[key] = ["style.png"] if key in ("images", "prompts") else "text"
         elif not OmegaConf.is_interpolation(node, key) and isinstance(node[key], DictConfig):
             fill(node[key])
 
