@@ -172,6 +172,7 @@ def test_a_function_guides() -> None:
         levels = torch.tensor(list(image.tobytes())).view(-1, 3).double() / 255
         assert score == pytest.approx(float(levels[:, 0].mean() - levels[:, 2].mean()), abs=1e-6)
     assert sum(result.scores["redness"]) > sum(result.base.scores["redness"])
+    assert result.metrics["scores"]["function"]["shares_guide"]  # though it runs on no network
 
 
 def test_scores_without_gradient_search_and_do_not_guide_gradients() -> None:

@@ -144,13 +144,14 @@ def _apart(job: Job) -> evaluate.Images | None:
 
 
 def _mark_shared(job: Job, metrics: Mapping[str, Any], guide: DictConfig | None) -> None:
-    """Marks each figure that was measured by a network that also guided, and what else it depends on."""
+    """Marks each figure that was measured by what guided, or by a network of it, and what else it depends on."""
     reward = job.reward
     if guide and guide != job.cfg.reward:
         reward = config.build(config.without_weightless(guide), "reward", tuple(job.cfg.allow_targets))
     networks = set(getattr(reward, "networks", ())) if guide else set()
     for name, entry in metrics["scores"].items():
-        entry["shares_guide"] = bool(networks & set(getattr(job.scorers[name], "networks", ())))
+        itself = guide is not None and bool(guide) and name == config.module_of(guide)  # it need not run on a network
+        entry["shares_guide"] = itself or bool(networks & set(getattr(job.scorers[name], "networks", ())))
         if described := getattr(job.scorers[name], "described", None):
             entry["described"] = described
     for entry in [*metrics.get("distances", {}).values(), *filter(None, [metrics.get("per_class")])]:
