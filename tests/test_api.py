@@ -1,5 +1,6 @@
 """guidedgen from Python: what it gives equals the command line's, pipelines are used as they are, and errors are one line."""
 
+import gc
 import subprocess
 import sys
 import types
@@ -212,6 +213,21 @@ def test_pipelines_that_cannot_be_used_are_refused(pipeline: Any) -> None:
     with pytest.raises(guidedgen.UsageError, match="its unet is moved by accelerate's hooks"):
         guidedgen.guide(pipeline, PROMPTS)
     del pipeline.unet._hf_hook
+
+
+def test_a_loaded_model_outlives_the_name_of_its_pipeline() -> None:
+    """Nothing of it is loaded when the pipeline goes out of sight; what was lent is given back with the model."""
+    from diffusers import StableDiffusionPipeline
+
+    model = guidedgen.load_model(StableDiffusionPipeline.from_pretrained(GENERATOR), like="lab")
+    problem = guidedgen.Problem.from_model(model, PROMPTS[:1], Ddpm(num_steps=2))
+    with torch.no_grad():
+        assert problem.denoise(problem.start(), problem.grid[0]).x_0.isfinite().all()
+    path = model.path
+    assert lent.networks(path) is not None
+    del model, problem
+    gc.collect()
+    assert lent.networks(path) is None
 
 
 def test_settings_follow_the_kind_of_pipeline() -> None:

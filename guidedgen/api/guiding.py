@@ -8,7 +8,7 @@ import hashlib
 import inspect
 import tempfile
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,16 +87,8 @@ def guide(
             chosen += ["dataset=image_to_image", "dataset@dataset.prompts=prompts"]
             given |= {"dataset.prompts.prompts": listed, "dataset.images": [_file(image, kept / ".images") for image in images]}
         given |= {} if base else {"reference": "none"}
-        if isinstance(model, str | Path):
-            named = str(model) in config.groups([config.CONF])["model"]
-            chosen += [f"model={model}" if named else "model=diffusers"]
-            given |= {} if named else {"model.path": str(model)}
-        else:
-            chosen += [f"model={like or _like(model)}"]
-            path = stack.enter_context(lent.lent(model, kept / ".pipelines", hashed=outputs is not None))
-            given |= {"model.path": path, "model.name": like or "pipeline", "device": str(model.device), "dtype": _dtype(model)}
-        if like and isinstance(model, str | Path):
-            raise UsageError(f"like={like}: is for pipelines; model={model} has settings of its own")
+        choice, of_model = stack.enter_context(_chosen(model, like, kept / ".pipelines", hashed=outputs is not None))
+        chosen, given = [*chosen, choice], given | of_model
         node: Mapping[str, Any] | None = None
         if callable(reward):
             node = {"_target_": "guidedgen.rewards.function.Function", "digest": _known(reward)}
@@ -131,19 +123,29 @@ def read_run(folder: str | Path) -> Result:
 def load_model(model: Any, like: str | None = None, **options: Any) -> LatentModel:
     """A model for methods that are called by hand, as in `Problem.from_model`: of a pipeline, a name of `model=` or a folder.
 
-    A pipeline's networks are frozen from now on.
+    A pipeline's networks are frozen for as long as the model is there.
     """
-    if isinstance(model, str | Path):
-        named = str(model) in config.groups([config.CONF])["model"]
-        given, choice = ({} if named else {"model.path": str(model)}), str(model) if named else "diffusers"
-    else:
-        stack = contextlib.ExitStack()
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        path = stack.enter_context(lent.lent(model, Path(folder), hashed=False))
-        given, choice = {"model.path": path, "device": str(model.device), "dtype": _dtype(model)}, like or _like(model)
-        weakref.finalize(model, stack.pop_all().close)
-    cfg = _with_options(compose([f"model={choice}", "method=base", "reward=none"]), given, options)
-    return preparation.prepare(cfg).model
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        choice, given = stack.enter_context(_chosen(model, like, folder, hashed=False))
+        loaded = preparation.prepare(_with_options(compose([choice, "method=base", "reward=none"]), given, options)).model
+        weakref.finalize(loaded, stack.pop_all().close)
+    return loaded
+
+
+@contextlib.contextmanager
+def _chosen(model: Any, like: str | None, folder: Path, *, hashed: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The option of `model=` and the values that name a model; a pipeline is lent through a folder inside `folder`."""
+    if not isinstance(model, str | Path):
+        choice = like or _like(model)
+        with lent.lent(model, folder, hashed=hashed) as path:
+            given = {"model.path": path, "model.name": like or "pipeline", "device": str(model.device), "dtype": _dtype(model)}
+            yield f"model={choice}", given
+        return
+    if like:
+        raise UsageError(f"like={like}: is for pipelines; model={model} has settings of its own")
+    named = str(model) in config.groups([config.CONF])["model"]
+    yield f"model={model}" if named else "model=diffusers", {} if named else {"model.path": str(model)}
 
 
 def _run(cfg: DictConfig, quiet: bool) -> Result:
