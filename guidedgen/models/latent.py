@@ -312,8 +312,8 @@ class LatentModel(abc.ABC):
         self, kind: type[_Network], part: str, spare: Sequence[str] = (), dtype: torch.dtype | None = None
     ) -> _Network:
         """A network of the folder, in the model's dtype unless another is given, with what was learned of it."""
-        if lent.networks(self.path) is not None:
-            network = cast("_Network", lent.part(self.path, part))
+        if (given := lent.networks(self.path)) is not None:
+            network = cast("_Network", given[part])
             return network.to(memory_format=torch.channels_last) if self._innermost(part) else network
         denoises = part == self.LEARNABLE.denoiser
         waits = self.offload and (denoises or part == "vae")

@@ -26,11 +26,6 @@ def networks(path: str) -> Mapping[str, nn.Module] | None:
     return _LENT.get(path)
 
 
-def part(path: str, name: str) -> nn.Module:
-    """One of them."""
-    return _LENT[path][name]
-
-
 @contextlib.contextmanager
 def lent(pipeline: Any, folder: Path, *, hashed: bool) -> Iterator[str]:
     """Lends a pipeline as a folder inside `folder`, and yields its path. Where `hashed`, the digests of all weights are written

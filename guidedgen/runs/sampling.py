@@ -142,7 +142,11 @@ def halved(job: Job) -> Job:
         raise RunFailed(f"device={job.cfg.device}: its memory is too small for one row; try another method/gradients, or a device")
     cfg, model = job.cfg.copy(), copy.copy(job.model)  # a new model would load its networks again
     cfg.batch_size = rows
-    object.__setattr__(model, "batch_size", rows)
+    weak = copy.copy(model.weak)
+    for each in (model, weak):
+        if each is not None:
+            object.__setattr__(each, "batch_size", rows)
+    object.__setattr__(model, "weak", weak)
     return dataclasses.replace(job, cfg=cfg, model=model)
 
 

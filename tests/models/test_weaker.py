@@ -19,7 +19,7 @@ from guidedgen.models import families
 from guidedgen.models.latent import LatentModel
 from guidedgen.models.stable_diffusion import StableDiffusion
 from guidedgen.process.schedulers import Ddim, Ddpm
-from guidedgen.runs import composition, config, experiment, preparation
+from guidedgen.runs import composition, config, experiment, preparation, sampling
 
 PROMPTS = ("a cat", "two dogs, red")
 TASKS = [Task(id=str(i), prompt=prompt) for i, prompt in enumerate(PROMPTS)]
@@ -191,6 +191,9 @@ def test_runs_are_named_by_it_and_others_keep_their_names(tmp_path: Path, capsys
     lacking = preparation.prepare(without)
     other = preparation.prepare(composition.composed([*given, "model.weaker=lab:turbo"]))
     assert plain.folder.path == lacking.folder.path != other.folder.path
+    half = sampling.halved(other).model  # where memory runs out, both models take less at once
+    assert half.weak is not None and half.batch_size == half.weak.batch_size == other.model.batch_size // 2
+    assert other.model.weak is not None and other.model.weak.batch_size == other.model.batch_size
     metrics = experiment.run(other)
     first = sorted(other.folder.path.glob("images/*.png"))[0].read_bytes()
     experiment.run(plain)
