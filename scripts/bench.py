@@ -4,6 +4,7 @@ python scripts/bench.py gradients                                   every engine
 python scripts/bench.py gradients --model PATH --device cuda --dtype bfloat16 --steps 50
 python scripts/bench.py gradients --engines checkpoint --memory-gb 2        and checkpointing that may keep so much
 python scripts/bench.py sampling method=base model=sdxl device=cuda         a run's images per second, next to diffusers' pipeline
+python scripts/bench.py law                                         how near samplers come to a law that is known, on the CPU
 
 gradients: one value and gradient of a whole chain of T steps, guided, by its first latent. Memory is the most that is held at
 once, weights aside: on a CPU the bytes of all tensors, on a GPU what torch has allocated for them. Latents are float64, whatever
@@ -12,6 +13,9 @@ the network is. The cosine is to the gradient of the numbers that were computed:
 sampling: what a run with these options does between prompts and pictures, which are not stored or judged. Seconds are the
 process's own on a CPU, all threads together, and the clock's on a GPU. With method=base the pipeline that diffusers loads from the
 same folder takes turns with it, on the same prompts, size, steps, guidance and dtype; the fastest turn of each counts.
+
+law: moments of what the samplers return, with a denoiser that is exact, and of the law that they aim at, the model's times
+exp(reward / kl_weight), by the number of particles N (see guidedgen.studies.law and docs/law.md).
 """
 
 import argparse
@@ -240,15 +244,31 @@ def sampling(arguments: argparse.Namespace) -> None:
     show(table)
 
 
+def law(arguments: argparse.Namespace) -> None:
+    """Prints both tables in Markdown."""
+    from guidedgen.studies import law as laws
+
+    print(laws.normal_table(arguments.particles, arguments.runs), end="\n\n")
+    print(laws.mixture_table(max(arguments.particles), max(200, arguments.runs // 4)))
+
+
 def check(arguments: argparse.Namespace) -> None:
     """Settles the device. Raises UsageError for numbers that cannot be, before anything is loaded."""
     from guidedgen.runs import options
 
-    bounds = {"samples": (1, options.SAMPLES), "threads": (1, 1024), "memory_gb": (0, 1e6), "repeats": (1, 1000)}
+    bounds = {
+        "samples": (1, options.SAMPLES),
+        "threads": (1, 1024),
+        "memory_gb": (0, 1e6),
+        "repeats": (1, 1000),
+        "runs": (200, 10**6),
+    }
     for name, (least, most) in bounds.items():
         value = getattr(arguments, name, None)
         if value is not None and not least <= value <= most:
             raise UsageError(f"--{name.replace('_', '-')} {value}: must be from {least:g} to {most:g}")
+    if arguments.measure is law and not all(1 <= n <= 4096 for n in arguments.particles):
+        raise UsageError(f"--particles {' '.join(map(str, arguments.particles))}: must be from 1 to 4096")
     if arguments.measure is gradients:
         arguments.device = options.real_device(arguments.device)
         for steps in arguments.steps:
@@ -258,7 +278,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = parser.add_subparsers(required=True, metavar="gradients|sampling")
+    what = parser.add_subparsers(required=True, metavar="gradients|sampling|law")
 
     engine = what.add_parser("gradients", help="every engine: memory, seconds and cosine to the exact gradient by number of steps")
     engine.set_defaults(measure=gradients)
@@ -279,6 +299,12 @@ def main() -> None:
     run.add_argument("--samples", type=int, default=8, help="pictures at once (default: 8)")
     run.add_argument("--repeats", type=int, default=5, help="how often it is measured (default: 5)")
     run.add_argument("--threads", type=int, help="CPU threads (default: all)")
+
+    known = what.add_parser("law", help="how near samplers come to a law that is known")
+    known.set_defaults(measure=law)
+    known.add_argument("--particles", nargs="+", type=int, default=[4, 32, 256], metavar="N")
+    known.add_argument("--runs", type=int, default=20_000, help="of each sampler; fewer where N is above 20 (default: 20000)")
+    known.add_argument("--threads", type=int, help="CPU threads (default: all)")
 
     arguments = parser.parse_args()
     check(arguments)

@@ -17,10 +17,15 @@ from guidedgen.methods.blip_inversion import BlipInversion
 from guidedgen.methods.classifier_guidance import ClassifierGuidance
 from guidedgen.methods.code import Code
 from guidedgen.methods.codex import Codex
+from guidedgen.methods.das import Das
 from guidedgen.methods.doodl import Doodl
+from guidedgen.methods.fk_steering import FkSteering
 from guidedgen.methods.freedom import FreeDom
 from guidedgen.methods.mpgd import Mpgd
 from guidedgen.methods.problem import Problem
+from guidedgen.methods.psi_sampler import PsiSampler
+from guidedgen.methods.svdd import Svdd
+from guidedgen.methods.tds import Tds
 from guidedgen.methods.universal import Universal
 from guidedgen.models.latent import LatentModel
 from guidedgen.process import Scheduler
@@ -31,6 +36,9 @@ _STOCHASTIC = {
     "codex": Codex(num_particles=2, block_size=2, gradient_block_size=1, strength=0.1),
     "codex, decoder": Codex(num_particles=2, block_size=2, gradient_block_size=1, strength=0.1, through="decoder"),
     "classifier_guidance": ClassifierGuidance(strength=0.1),
+    "fk_steering": FkSteering(num_particles=4, interval=1, kl_weight=1e-3, resampler="ssp"),
+    "tds": Tds(num_particles=2, kl_weight=1e-3), "das": Das(num_particles=2, kl_weight=1e-3), "svdd": Svdd(num_candidates=4),
+    "psi_sampler": PsiSampler(num_particles=2, num_chains=2, burn_in=1, num_mcmc_steps=1, kl_weight=1e-3, max_gradient=None),
 }  # fmt: skip
 _DETERMINISTIC = {
     "base": Base(), "mpgd": Mpgd(strength=0.1, window=(1, 0)), "freedom": FreeDom(strength=0.1, window=(1, 0), num_repeats=2),

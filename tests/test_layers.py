@@ -41,7 +41,7 @@ PUBLIC = {"api", "basics", "methods", "runs", "studies"}  # whose names guidedge
 PACKAGES = {
     "torch": {*BELOW} - {"datasets"} | {
         "runs.blurring", "runs.contents", "runs.evaluate", "runs.experiment", "runs.film", "runs.checks", "runs.identity", "runs.preparation", "runs.judging", "runs.learning", "runs.options",
-        "runs.sampling", "studies.sweeps", "cli.fetching", "api.guiding",
+        "runs.sampling", "studies.law", "studies.sweeps", "cli.fetching", "api.guiding",
     },
     "numpy": {"basics", "metrics", "lab", "runs.evaluate", "runs.report"},
     "PIL": {"basics", "rewards", "datasets", "lab", "runs.evaluate", "runs.report", "studies.pictures", "api"},

@@ -1,6 +1,8 @@
-"""What the methods share that optimise by the reward of the finished picture, through the whole chain."""
+"""What the methods share that look at finished pictures: whole chains from a latent, and the best picture so far."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -24,6 +26,16 @@ class Best:
         self.stalled = torch.where(better.any(), 0, self.stalled + 1)
         self.x_0 = torch.where(better[:, None, None, None, None], x_0, self.x_0)
         self.rewards = torch.where(better, rewards, self.rewards)
+
+
+def finished(problem: Problem, x_t: Tensor, observe: Observer, start: int = 0) -> Tensor:
+    """x_0 (b n c h w): the scheduler's chain from x_t at point `start` of the grid to its end. Every step draws fresh noise."""
+    past = None
+    for i, (t, s) in enumerate(pairwise(problem.grid[start:]), start):
+        prediction = problem.denoise(x_t, t).after(past)
+        x_t, past = problem.step(x_t, prediction, t, s), (prediction, t)
+        observe("step", i, {})
+    return x_t
 
 
 def walked(problem: Problem, observe: Observer, x_0: Tensor) -> None:
