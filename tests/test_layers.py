@@ -44,7 +44,7 @@ PACKAGES = {
         "runs.sampling", "studies.law", "studies.sweeps", "cli.fetching", "api.guiding",
     },
     "numpy": {"basics", "metrics", "lab", "runs.evaluate", "runs.report"},
-    "PIL": {"basics", "rewards", "datasets", "lab", "runs.evaluate", "runs.report", "studies.pictures", "api"},
+    "PIL": {"basics", "rewards", "datasets", "lab", "runs.evaluate", "runs.report", "runs.tracker", "studies.pictures", "api"},
     "diffusers": {"models", "lab"},
     "transformers": {"models", "zoo", "lab"},
     "open_clip": {"zoo", "lab"},

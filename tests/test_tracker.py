@@ -52,6 +52,11 @@ def log(folder: Path, mode: str) -> subprocess.CompletedProcess[str]:
     records = [record(0, aesthetic=5.25, clip=None), record(1, aesthetic=4.5)]
     for item in records:
         Image.new("RGB", (4, 4)).save(folder / item["image"])
+    (folder / "sheets" / "film").mkdir(parents=True)  # of the first sample alone
+    strip = Image.new("RGB", (12, 4))
+    for x in range(12):
+        strip.paste((80 * (x // 4), 0, 0), (x, 0, x + 1, 4))
+    strip.save(folder / "sheets" / "film" / "a-cat-0.png")
     (folder / "records.json").write_text(json.dumps(records))
     home = folder.parent / "home"
     home.mkdir()
@@ -77,8 +82,12 @@ def test_an_offline_run_can_be_read_back(tmp_path: Path) -> None:
     assert tmp_path.name.encode() in (run / f"run-{RUN_ID}.wandb").read_bytes()  # the study, which runs are grouped by
     (table,) = (run / "files" / "media" / "table").glob("samples_*.table.json")
     rows = json.loads(table.read_text())
-    assert rows["columns"] == ["image", "prompt", "seed", "aesthetic", "clip"]
-    assert [row[1:] for row in rows["data"]] == [['a "cat", 猫', 0, 5.25, None], ['a "cat", 猫', 1, 4.5, None]]
+    assert rows["columns"] == ["image", "prompt", "seed", "aesthetic", "clip", "film"]
+    assert [row[1:-1] for row in rows["data"]] == [['a "cat", 猫', 0, 5.25, None], ['a "cat", 猫', 1, 4.5, None]]
+    assert [row[-1] is None for row in rows["data"]] == [False, True]
+    (gif,) = (run / "files" / "media").rglob("*.gif")
+    with Image.open(gif) as moving:
+        assert "film" in gif.parent.parts and (moving.n_frames, moving.size) == (3, (4, 4))
 
     inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(run)]
     printed = subprocess.run(
@@ -95,6 +104,7 @@ def test_an_offline_run_can_be_read_back(tmp_path: Path) -> None:
     assert summary["config"] == {"seed": 7, "method": {"num_particles": 4}}
     values = {key: value for key, value in summary["summary"].items() if not key.startswith("_")}
     assert values.pop("samples")["nrows"] == 2
+    assert values.pop("film/a-cat-0")["caption"] == 'a "cat", 猫'
     assert values == {"fid/value": 3.5, "fid/samples": 2, "seed": 7, "method": "code"}
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from guidedgen.basics.animation import animated
 from guidedgen.basics.errors import BadValue, printable
 from guidedgen.runs import inside
 from guidedgen.runs.store import Record
@@ -53,7 +55,8 @@ class Wandb:
         records: Sequence[Record],
         metrics: Mapping[str, Any],
     ) -> None:
-        """Logs config, a table of images with prompt, seed and scores, and the metrics as summary; runs are grouped by study.
+        """Logs config, a table of images with prompt, seed, scores and sheets, films as animations, and the metrics as summary.
+        Runs are grouped by study.
 
         The id is the run's hash, so that a run that is judged again goes on as the same one; of an agent of W&B's sweeps it is the
         agent's.
@@ -81,11 +84,16 @@ class Wandb:
             reinit="finish_previous", config=dict(config), settings=settings,
         ) as run:  # fmt: skip
             scores = sorted({score for record in records for score in record.scores})
-            table = wandb.Table(columns=["image", "prompt", "seed", *scores])
+            kinds = list(inside.names(folder, "sheets"))
+            table = wandb.Table(columns=["image", "prompt", "seed", *scores, *kinds])
             for record in records:
                 values = [record.scores.get(score) for score in scores]
-                table.add_data(wandb.Image(str(folder / record.image)), record.prompt, record.seed, *values)
+                sheets = [folder / "sheets" / kind / f"{record.name}.png" for kind in kinds]
+                shown = [wandb.Image(str(sheet)) if sheet.exists() else None for sheet in sheets]
+                table.add_data(wandb.Image(str(folder / record.image)), record.prompt, record.seed, *values, *shown)
             run.log({"samples": table})
+            if "film" in kinds:
+                _log_films(run, folder, records)
             run.summary.update(dict(_flat(metrics)))
 
     def _mode(self) -> Literal["offline", "online"]:
@@ -94,6 +102,23 @@ class Wandb:
             print("wandb: tracker.mode=online, but no key is set (wandb login, or WANDB_API_KEY); going offline", file=sys.stderr)
             return "offline"
         return "online" if self.mode == "online" else "offline"
+
+
+def _log_films(run: Any, folder: Path, records: Sequence[Record]) -> None:
+    """Logs the film of each sample that has one as an animation."""
+    import wandb
+    from PIL import Image
+
+    with tempfile.TemporaryDirectory() as staged:  # the client copies what it logs
+        films = {}
+        for record in records:
+            strip = folder / "sheets" / "film" / f"{record.name}.png"
+            if strip.exists():
+                moving = Path(staged) / f"{record.name}.gif"
+                with Image.open(strip) as pictures, Image.open(folder / record.image) as picture:
+                    moving.write_bytes(animated(pictures, picture.width))
+                films[f"film/{record.name}"] = wandb.Video(str(moving), caption=record.prompt, format="gif")
+        run.log(films)
 
 
 def _has_key() -> bool:

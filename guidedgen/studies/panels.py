@@ -211,8 +211,12 @@ def sheets_panel(study: Study) -> Iterator[Markup]:
         for kind, shown in pictures.sheets(run, _SHEETS).items():
             yield tag("h3", f"{run.name}: {kind}")
             for record, embedded in shown:
-                image = tag("img", src=embedded, alt=f"{kind} of {record.prompt}, seed {record.seed}")
-                yield tag("figure", image, tag("figcaption", f"{record.prompt}, seed {record.seed}"), class_="sheet")
+                image = [tag("img", src=embedded, alt=f"{kind} of {record.prompt}, seed {record.seed}")]
+                if kind == "film" and (moving := pictures.animation(run, record)):
+                    image.append(
+                        tag("img", src=moving, alt=f"animation of {record.prompt}, seed {record.seed}", class_="animation")
+                    )
+                yield tag("figure", *image, tag("figcaption", f"{record.prompt}, seed {record.seed}"), class_="sheet")
 
 
 # Pictures

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from guidedgen.basics.animation import animated
 from guidedgen.runs import inside
 from guidedgen.runs.store import Record
 from guidedgen.studies.html import address
@@ -21,6 +22,7 @@ _MOST = 2**26  # bytes of a picture's file: no run stores larger ones
 _SIDE = 320  # px that others are scaled to
 _SHEET = 1600  # px that sheets are
 _QUALITY = 85  # of a scaled picture's JPEG
+_UNREADABLE = (OSError, SyntaxError, ValueError, Warning, Image.DecompressionBombError)  # Pillow's errors for broken files
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,18 @@ def _turns(everything: Sequence[Pair]) -> list[tuple[int, int]]:
     return turns
 
 
+def animation(run: Run, record: Record) -> str:
+    """A sample's film as a GIF, as a data: address; empty where it has none that can be read."""
+    opened = [_opened(run.folder, path) for path in (f"sheets/film/{record.name}.png", record.image)]
+    if opened[0] is None or opened[1] is None:
+        return ""
+    try:
+        content = animated(opened[0][0], opened[1][0].width)
+    except _UNREADABLE:
+        return ""
+    return f"data:image/gif;base64,{base64.b64encode(content).decode()}"
+
+
 def sheets(run: Run, most: int) -> dict[str, list[tuple[Record, str]]]:
     """The sheets of a run's first samples, `most` of each kind, as data: addresses that can be read."""
     found: dict[str, list[tuple[Record, str]]] = {}
@@ -111,20 +125,30 @@ def sheets(run: Run, most: int) -> dict[str, list[tuple[Record, str]]]:
 
 def _address(folder: Path, image: str, side: int = _SIDE) -> str:
     """A picture as a data: address: the stored file while it is small, else scaled; empty where it cannot be read."""
+    opened = _opened(folder, image)
+    if opened is None:
+        return ""
+    (picture, content), kind = opened, "png"
     try:
-        content = inside.read(folder, image, _MOST)
-        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
-            picture = Image.open(io.BytesIO(content), formats=["PNG"])
-        kind = "png"
         if len(content) > _SMALL:
             small = picture.convert("RGB")
             small.thumbnail((side, side), Image.Resampling.LANCZOS)
             buffer = io.BytesIO()
             small.save(buffer, format="JPEG", quality=_QUALITY)
             kind, content = "jpeg", buffer.getvalue()
-    except (OSError, SyntaxError, ValueError, Warning, Image.DecompressionBombError):  # Pillow's errors for broken files
+    except _UNREADABLE:
         return ""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _opened(folder: Path, image: str) -> tuple[Image.Image, bytes] | None:
+    """A stored picture, not decoded yet, and its file; None where it cannot be read."""
+    try:
+        content = inside.read(folder, image, _MOST)
+        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
+            return Image.open(io.BytesIO(content), formats=["PNG"]), content
+    except _UNREADABLE:
+        return None
 
 
 def scores_text(scores: Mapping[str, float | None]) -> str:

@@ -1,9 +1,12 @@
 """Strips of how pictures came about: what is on them, and that they change nothing else."""
 
+import base64
+import io
+import re
 from pathlib import Path
 
 import pytest
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageStat
 
 import guidedgen
 from guidedgen.basics.errors import UsageError
@@ -49,6 +52,12 @@ def test_the_last_frame_is_the_picture_and_nothing_else_changes(tmp_path: Path, 
     capsys.readouterr()
     (html, *_) = page.write(kept.folder.path.parent)
     assert ": film</h3>" in html.read_text()
+    (gif, *_) = re.findall(r'src="data:image/gif;base64,([^"]+)"', html.read_text())
+    moving = Image.open(io.BytesIO(base64.b64decode(gif)))
+    assert moving.n_frames == 3 and moving.size == images[0].size
+    moving.seek(2)
+    picture = Image.open(kept.folder.path / kept.samples[0].image).convert("RGB")
+    assert max(ImageStat.Stat(ImageChops.difference(moving.convert("RGB"), picture)).mean) < 8  # of 255: a GIF has 256 colours
 
 
 @pytest.mark.parametrize("method", ["code", "codex", "mpgd", "freedom", "universal", "classifier_guidance", "best_of_n"])
