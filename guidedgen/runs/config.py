@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from guidedgen.basics.errors import BadValue, UsageError
-from guidedgen.runs import figures, older, plain_yaml, targets
+from guidedgen.runs import figures, older, plain_yaml, synonyms, targets
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 # Keys of a node that are no options of its target, and the values that leave an object of its class with its parts built.
@@ -58,10 +58,15 @@ def groups(folders: Sequence[Path]) -> dict[str, list[str]]:
 
 
 def near(word: str, known: Iterable[str]) -> str:
-    """ "; did you mean X?" where a known word is close, or the last part of one, as in row=full; else nothing."""
+    """ "; did you mean X?" where a known word is a slip away, means the same, is close, or is the last part of one that is, as in
+    row=full; else nothing.
+    """
     words = list(known)
     lasts = {name.rpartition("/")[2]: name for name in reversed(words)}
-    close = difflib.get_close_matches(word, words, 1, cutoff=0.6)
+    close = difflib.get_close_matches(word, words, 1, cutoff=0.88)
+    if not close and (other := synonyms.meant(word, words)):
+        close = [other]
+    close = close or difflib.get_close_matches(word, words, 1, cutoff=0.6)
     close = close or [lasts[last] for last in difflib.get_close_matches(word, lasts, 1, cutoff=0.6)]
     return f"; did you mean {close[0]}?" if close else ""
 
