@@ -17,16 +17,27 @@ from guidedgen.methods.blip_inversion import BlipInversion
 from guidedgen.methods.classifier_guidance import ClassifierGuidance
 from guidedgen.methods.code import Code
 from guidedgen.methods.codex import Codex
+from guidedgen.methods.d_flow import DFlow
 from guidedgen.methods.das import Das
+from guidedgen.methods.demon import Demon
+from guidedgen.methods.dno import Dno
 from guidedgen.methods.doodl import Doodl
+from guidedgen.methods.epsilon_greedy import EpsilonGreedy
+from guidedgen.methods.evosearch import EvoSearch
 from guidedgen.methods.fk_steering import FkSteering
 from guidedgen.methods.freedom import FreeDom
 from guidedgen.methods.mpgd import Mpgd
 from guidedgen.methods.problem import Problem
 from guidedgen.methods.psi_sampler import PsiSampler
+from guidedgen.methods.random_search import RandomSearch
+from guidedgen.methods.rbf import Rbf
+from guidedgen.methods.reno import Reno
+from guidedgen.methods.search_over_paths import SearchOverPaths
 from guidedgen.methods.svdd import Svdd
 from guidedgen.methods.tds import Tds
+from guidedgen.methods.tfg import Tfg
 from guidedgen.methods.universal import Universal
+from guidedgen.methods.zero_order import ZeroOrder
 from guidedgen.models.latent import LatentModel
 from guidedgen.process import Scheduler
 
@@ -38,9 +49,15 @@ _STOCHASTIC = {
     "classifier_guidance": ClassifierGuidance(strength=0.1),
     "fk_steering": FkSteering(num_particles=4, interval=1, kl_weight=1e-3, resampler="ssp"),
     "tds": Tds(num_particles=2, kl_weight=1e-3), "das": Das(num_particles=2, kl_weight=1e-3), "svdd": Svdd(num_candidates=4),
+    "random_search": RandomSearch(num_particles=3, num_rounds=2), "demon": Demon(num_candidates=3),
+    "evosearch": EvoSearch(population_sizes=(3, 3), evolution_steps=(0.0,), num_elites=1),
+    "epsilon_greedy": EpsilonGreedy(num_candidates=3, num_rounds=1), "rbf": Rbf(num_particles=1, num_starts=4, budget=16),
+    "dno": Dno(gradients=Checkpoint(), num_updates=2, lr=0.3), "tfg": Tfg(rho=0.1, mu=0.1, num_samples=2, inner_steps=1),
     "psi_sampler": PsiSampler(num_particles=2, num_chains=2, burn_in=1, num_mcmc_steps=1, kl_weight=1e-3, max_gradient=None),
 }  # fmt: skip
 _DETERMINISTIC = {
+    "zero_order": ZeroOrder(num_neighbours=6, similarity=0.5), "search_over_paths": SearchOverPaths(num_rounds=2),
+    "reno": Reno(gradients=Checkpoint(), num_updates=2, norm_weight=0.3, lr=20.0),
     "base": Base(), "mpgd": Mpgd(strength=0.1, window=(1, 0)), "freedom": FreeDom(strength=0.1, window=(1, 0), num_repeats=2),
     "universal": Universal(strength=0.1, num_repeats=2, backward_steps=1, backward_lr=0.1),
     "doodl, ddim": Doodl(gradients=Checkpoint(), process="ddim", **_WHOLE),

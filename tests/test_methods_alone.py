@@ -16,7 +16,8 @@ GENERATOR = WEIGHTS / "generator"
 STABLE_DIFFUSION = ["model=sd15", "zoo=lab", "metrics=lab", f"model.path={GENERATOR}", "device=cpu"]
 # Steps of the methods' papers and released codes (conf/settings); the others take the scheduler's own.
 PUBLISHED_STEPS = {"code": 500, "codex": 500, "mpgd": 100, "freedom": 100, "universal": 100, "doodl": 50, "adjoint_dpm": 30,
-                   "adjoint_tuning": 30, "fk_steering": 100, "tds": 100, "das": 100, "psi_sampler": 25}  # fmt: skip
+                   "adjoint_tuning": 30, "fk_steering": 100, "tds": 100, "das": 100, "psi_sampler": 25, "demon": 64, "rbf": 10, "d_flow": 6,
+                   "tfg": 100, "dps": 100, "lgd_mc": 100}  # fmt: skip
 # Less than their settings say, which is enough to gain by.
 FEWER = {
     "adjoint_dpm": "method.num_updates=4", "adjoint_tuning": "method.num_updates=3", "blip_inversion": "method.num_iterations=33",

@@ -63,7 +63,10 @@ class Problem:
 
     def start(self, particles: int = 1) -> Tensor:
         """x at the first point: b particles c h w, standard normal or the noised reference."""
-        noise = self.noise.draw(particles, self.latent_shape)
+        return self.noised(self.noise.draw(particles, self.latent_shape))
+
+    def noised(self, noise: Tensor) -> Tensor:
+        """x at the first point that this noise gives (b n c h w): the noise itself, or the reference noised with it."""
         return noise if self.reference is None else add_noise(self.reference.unsqueeze(1), noise, self.grid[0])
 
     def step(self, x_t: Tensor, prediction: Prediction, t: Point, s: Point) -> Tensor:

@@ -11,6 +11,16 @@ def best(scores: Tensor) -> Tensor:
     return torch.where(scores.isnan(), -torch.inf, scores).argmax(1)
 
 
+def top(scores: Tensor) -> Tensor:
+    """Each sample's highest score (b); minus infinity where none is a number."""
+    return torch.where(scores.isnan(), -torch.inf, scores).amax(1)
+
+
+def top_k(scores: Tensor, k: int) -> Tensor:
+    """Indices (b k) of each sample's k highest scores (b n, k <= n), the highest first."""
+    return torch.where(scores.isnan(), -torch.inf, scores).topk(k, 1).indices
+
+
 def pick(x: Tensor, index: Tensor) -> Tensor:
     """Particle index[i] of sample i: b n c h w -> b 1 c h w."""
     return take(x, index.unsqueeze(1))
@@ -24,6 +34,11 @@ def take(x: Tensor, index: Tensor) -> Tensor:
 def spread_over(x: Tensor, n: int) -> Tensor:
     """n particles: the first ones, or all of them again and again (b k c h w -> b n c h w)."""
     return x[:, torch.arange(n, device=x.device) % x.shape[1]]
+
+
+def repeated(x: Tensor, k: int) -> Tensor:
+    """Every particle k times, its copies side by side: b n c h w -> b (n k) c h w."""
+    return x.repeat_interleave(k, 1)
 
 
 def multinomial(scores: Tensor, temperature: float, uniform: Tensor) -> Tensor:

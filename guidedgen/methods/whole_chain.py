@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -36,6 +37,21 @@ def finished(problem: Problem, x_t: Tensor, observe: Observer, start: int = 0) -
         x_t, past = problem.step(x_t, prediction, t, s), (prediction, t)
         observe("step", i, {})
     return x_t
+
+
+def step_noises(problem: Problem) -> Sequence[Tensor]:
+    """The noises (b 1 c h w) of all steps that the unguided chain would draw next; none where the sampler draws none."""
+    steps = len(problem.grid) - 1 if problem.scheduler.stochastic else 0
+    return [problem.noise.draw(1, problem.latent_shape) for _ in range(steps)]
+
+
+def shortened(gradients: Sequence[Tensor], most: float | None) -> Sequence[Tensor]:
+    """Gradients (b n c h w each) whose common length is at most so much, sample by sample, as torch's clip_grad_norm_ has it."""
+    if most is None:
+        return gradients
+    length = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
+    factor = (most / (length + 1e-6)).clamp(max=1)[:, None, None, None, None]
+    return [factor * g for g in gradients]
 
 
 def walked(problem: Problem, observe: Observer, x_0: Tensor) -> None:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from guidedgen.process import Denoiser
+from guidedgen.process import Denoiser, Scheduler
 from guidedgen.process.formulas import ddim_step
 from guidedgen.process.grid import Grid, Point
 
@@ -67,6 +67,34 @@ class DdimChain(GridChain):
     def step(self, state: State, i: int) -> State:
         (x,), (t, s) = state, self.moves[i]
         return (ddim_step(self.denoise(x, t), t, s),)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplerChain:
+    """A scheduler's own steps along a grid, of which none is left out, with given noises, so that chains that draw noise are
+    deterministic maps too, of x_T and of these noises. A multistep solver's state holds what was predicted last.
+    """
+
+    denoise: Denoiser
+    scheduler: Scheduler
+    grid: Grid
+    noises: Sequence[Tensor] = ()  # one of every step, where the scheduler draws any
+
+    def __len__(self) -> int:
+        return len(self.grid) - 1
+
+    def start(self, x_t: Tensor) -> State:
+        return (x_t, x_t) if self.scheduler.multistep else (x_t,)
+
+    def step(self, state: State, i: int) -> State:
+        t, s = self.grid[i], self.grid[i + 1]
+        x, *before = state
+        prediction = self.denoise(x, t)
+        if before and i > 0:
+            prediction = dataclasses.replace(prediction, before=(before[0], self.grid[i - 1]))
+        mean, std = self.scheduler.transition(x, prediction, t, s)
+        x_s = mean + std * self.noises[i] if self.scheduler.stochastic else mean
+        return (x_s, prediction.x_0) if before else (x_s,)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
