@@ -249,7 +249,7 @@ def law(arguments: argparse.Namespace) -> None:
     from guidedgen.studies import law as laws
 
     print(laws.normal_table(arguments.particles, arguments.runs), end="\n\n")
-    print(laws.mixture_table(max(arguments.particles), max(200, arguments.runs // 4)))
+    print(laws.mixture_table(32, max(200, arguments.runs // 4)))
 
 
 def check(arguments: argparse.Namespace) -> None:

@@ -17,7 +17,6 @@ from guidedgen.methods.blip_inversion import BlipInversion
 from guidedgen.methods.classifier_guidance import ClassifierGuidance
 from guidedgen.methods.code import Code
 from guidedgen.methods.codex import Codex
-from guidedgen.methods.d_flow import DFlow
 from guidedgen.methods.das import Das
 from guidedgen.methods.demon import Demon
 from guidedgen.methods.dno import Dno
@@ -85,7 +84,7 @@ def check_method(
 
     def made(method: Method) -> Tensor:
         problem = Problem(
-            tasks=tasks, denoise=model.guided_denoiser(tasks), scheduler=scheduler, grid=grid, schedule=model.schedule,
+            tasks=tasks, denoise=model.guided_denoiser(tasks, grid, len(grid) - 1), scheduler=scheduler, grid=grid, schedule=model.schedule,
             num_steps=len(grid) - 1, noise=Noise([str(i) for i in range(len(tasks))]), latent_shape=model.latent_shape,
             decode=model.decode, reward=lambda pictures, _: pictures[:, 0].mean((1, 2)), batch_size=4,
         )  # fmt: skip

@@ -24,7 +24,7 @@ from guidedgen.methods import Needs, Observer, ignore
 from guidedgen.methods.guidance import ascent, check_window, pushed, reward_gradient, within
 from guidedgen.methods.problem import Problem
 from guidedgen.process import Prediction
-from guidedgen.process.formulas import add_noise, guided
+from guidedgen.process.formulas import add_noise
 from guidedgen.process.grid import Point
 
 _SCALES = {"uncond": 0.0, "cond": 1.0, "cfg": None}
@@ -83,7 +83,7 @@ class ClassifierGuidance:
 
     def _look(self, problem: Problem, x_t: Tensor, t: Point) -> tuple[Tensor, Tensor, Prediction]:
         """Rewards and gradients of the look-ahead, and the chain's prediction."""
-        scale, w = _SCALES[self.source], problem.denoise.guidance_scale
+        scale, w = _SCALES[self.source], problem.denoise.scale_at(t)
 
         def look(x: Tensor) -> tuple[Tensor, ...]:
             seen = problem.denoise(x, t, scale)
@@ -94,4 +94,6 @@ class ClassifierGuidance:
         if scale is None or scale == w:
             return rewards, gradient, seen
         other = problem.denoise(x_t, t, 1 - scale)
-        return rewards, gradient, guided(seen, other, w) if scale == 0 else guided(other, seen, w)
+        if scale == 0:
+            return rewards, gradient, other if w == 1 else problem.denoise.mixed(seen, other, t)[0]
+        return rewards, gradient, problem.denoise.mixed(other, seen, t)[0]

@@ -11,7 +11,6 @@ from guidedgen.basics.errors import BadValue
 from guidedgen.basics.noise import Noise
 from guidedgen.methods.problem import Problem
 from guidedgen.process import Prediction
-from guidedgen.process.formulas import guided
 from guidedgen.process.grid import Point
 
 
@@ -51,12 +50,10 @@ def predicted(problem: Problem, x_t: Tensor, t: Point) -> tuple[Prediction, Tens
     and its noise, of about unit elements, stands in for the correction as the measure of a step. No paper says what to do there;
     the released codes would not guide at all.
     """
-    if problem.denoise.guidance_scale == 1:
+    if problem.denoise.scale_at(t) == 1:
         prediction = problem.denoise(x_t, t)
         return prediction, prediction.eps
-    uncond, cond = problem.denoise.pair(x_t, t)
-    prediction = guided(uncond, cond, problem.denoise.guidance_scale)
-    return prediction, prediction.eps - uncond.eps
+    return problem.denoise.mixed(*problem.denoise.pair(x_t, t), t)
 
 
 def pushed(prediction: Prediction, push: Tensor, t: Point) -> Prediction:

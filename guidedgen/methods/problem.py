@@ -52,8 +52,9 @@ class Problem:
         """
         tasks, grid = [Task(id=str(i), prompt=prompt) for i, prompt in enumerate(prompts)], scheduler.grid(model.schedule)
         return cls(
-            tasks=tasks, denoise=model.guided_denoiser(tasks), scheduler=scheduler, grid=grid, schedule=model.schedule,
-            num_steps=len(grid) - 1, noise=Noise([f"{seed}/{task.id}" for task in tasks], device=model.device),
+            tasks=tasks, denoise=model.guided_denoiser(tasks, grid, len(grid) - 1), scheduler=scheduler, grid=grid,
+            schedule=model.schedule, num_steps=len(grid) - 1,
+            noise=Noise([f"{seed}/{task.id}" for task in tasks], device=model.device),
             latent_shape=model.latent_shape, decode=model.decode, batch_size=batch_size, timed=model.ledger.timed,
             reward=None if reward is None else lambda images, owners: reward(images, [task.prompt for task in owners]),
         )  # fmt: skip

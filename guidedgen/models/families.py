@@ -18,6 +18,7 @@ from guidedgen.models.sana import Sana
 from guidedgen.models.stable_diffusion import StableDiffusion
 from guidedgen.models.stable_diffusion_3 import StableDiffusion3
 from guidedgen.models.stable_diffusion_xl import StableDiffusionXl
+from guidedgen.process.classifier_free import Guidance
 from guidedgen.zoo.needed import Needed
 
 FAMILIES: Sequence[type[LatentModel]] = (StableDiffusion, StableDiffusionXl, StableDiffusion3, Flux, PixArt, Sana, Dit, Pixel)
@@ -41,6 +42,7 @@ def any_model(
     vae_slicing: bool = False,
     quantization: str | None = None,
     weaker: str | None = None,
+    guidance: Guidance | None = None,
     clip_sample: bool | None = None,
 ) -> LatentModel:
     """The model in a folder or a repository of the hub, of whichever supported family it is. A `guidance_scale` of None is that of
@@ -60,7 +62,7 @@ def any_model(
     return family(
         path=path, name=name, device=device, dtype=dtype, negative_prompt=negative_prompt, truncate_prompts=truncate_prompts,
         batch_size=batch_size, learned=learned, size=size, offload=offload, vae_tiling=vae_tiling, vae_slicing=vae_slicing,
-        quantization=quantization, weaker=weaker,
+        quantization=quantization, weaker=weaker, guidance=guidance,
         guidance_scale=family.guidance_of(path) if guidance_scale is None else guidance_scale, **options,
     )  # fmt: skip
 

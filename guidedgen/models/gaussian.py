@@ -65,6 +65,15 @@ class GaussianDenoiser:
     def pair(self, x_t: Tensor, t: Point) -> tuple[Prediction, Prediction]:
         return self.uncond(x_t, t), self._shifted(x_t, t)
 
+    def scale_at(self, t: Point) -> float:
+        del t
+        return self.guidance_scale
+
+    def mixed(self, uncond: Prediction, cond: Prediction, t: Point) -> tuple[Prediction, Tensor]:
+        del t
+        prediction = guided(uncond, cond, self.guidance_scale)
+        return prediction, prediction.eps - uncond.eps
+
     @property
     def conditioning(self) -> Tensor:
         if self.shift is None:

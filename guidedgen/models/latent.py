@@ -26,11 +26,13 @@ from guidedgen.models import lent, quantization, weaker
 from guidedgen.models.folder import Folder
 from guidedgen.models.learnable import Learnable
 from guidedgen.models.learned import Learned
+from guidedgen.models.noise_folder import NoiseFolder
 from guidedgen.models.prompts import Prompts
 from guidedgen.models.words import Words, replaced, words_in
 from guidedgen.process import Denoiser, Prediction
-from guidedgen.process.formulas import classifier_free
-from guidedgen.process.grid import Point, Schedule
+from guidedgen.process.classifier_free import Guidance, Guided, Output
+from guidedgen.process.formulas import classifier_free, guided
+from guidedgen.process.grid import FlowSchedule, Grid, Point, Schedule
 from guidedgen.zoo.needed import Needed
 from guidedgen.zoo.pretrained import load_pretrained
 
@@ -90,7 +92,8 @@ class LatentModel(abc.ABC):
     weights are quantised when they are loaded (see guidedgen.models.quantization).
 
     `weaker` is a folder or repository with a weaker model, whose prediction takes the place of that for the negative prompt (see
-    guidedgen.models.weaker).
+    guidedgen.models.weaker). `guidance` is a variant of classifier-free guidance (see guidedgen.process.classifier_free), None the
+    plain one.
     """
 
     path: str
@@ -108,6 +111,7 @@ class LatentModel(abc.ABC):
     vae_slicing: bool = False
     quantization: str | None = None
     weaker: str | None = None
+    guidance: Guidance | None = None
     ledger: Ledger = dataclasses.field(default_factory=Ledger)
     weak: LatentModel | None = dataclasses.field(init=False, repr=False, default=None)
 
@@ -129,6 +133,16 @@ class LatentModel(abc.ABC):
             )
         if self.weaker is not None:
             object.__setattr__(self, "weak", self._open_weaker())
+        if self.guidance is not None:
+            self._check_guidance(self.guidance)
+
+    def _check_guidance(self, guidance: Guidance) -> None:
+        """Raises BadValue where a variant of guidance would do nothing."""
+        if self.guidance_scale == 1 and not guidance.decouples:
+            raise BadValue("guidance_scale", self.guidance_scale, "must not be 1 with model.guidance: nothing is guided then")
+        if getattr(guidance, "zero_share", 0) and not isinstance(self.schedule, FlowSchedule):
+            rule = "must be 0: this model is no rectified flow, whose velocity could be 0"
+            raise BadValue("guidance.zero_share", guidance.zero_share, rule)  # type: ignore[attr-defined]
 
     def _check_memory(self) -> None:
         """Raises BadValue and UsageError where an option for less memory cannot be had here."""
@@ -480,10 +494,21 @@ class LatentModel(abc.ABC):
         cond, uncond = (each.map(lambda part: part.to(self.device, copy=True)) for each in (read, self.prompts.negative))
         return PromptedDenoiser(model=self, cond=cond, uncond=uncond)
 
-    def guided_denoiser(self, tasks: Sequence[Task]) -> Denoiser:
-        """The same, guided by the weaker model where there is one."""
-        own = self.denoiser(tasks)
-        return own if self.weak is None else weaker.Autoguided(own, self.weak.denoiser(tasks))
+    def guided_denoiser(self, tasks: Sequence[Task], grid: Grid, num_steps: int) -> Denoiser:
+        """The same, guided by the weaker model where there is one, and as `guidance` says along a grid, which is the end of a chain
+        of `num_steps`.
+        """
+        own: Denoiser = self.denoiser(tasks)
+        if self.weak is not None:
+            own = weaker.Autoguided(own, self.weak.denoiser(tasks))
+        return own if self.guidance is None else Guided(own, self.guidance, self.output_kind, grid, num_steps)
+
+    @property
+    def output_kind(self) -> Output:
+        """What its network predicts."""
+        if isinstance(self.schedule, FlowSchedule):
+            return "velocity"
+        return "v_prediction" if isinstance(self.opened, NoiseFolder) and self.opened.prediction == "v_prediction" else "epsilon"
 
     def decode(self, x_0: Tensor) -> Tensor:
         """Latents (b c h w) to images (b 3 H W) in [0, 1]; differentiable."""
@@ -538,6 +563,15 @@ class PromptedDenoiser:
         """Of b n c h w, in calls of at most `batch_size` latents."""
         both = self._rows(lambda rows, cond: torch.stack(self._pair(rows, cond, t), 1), x_t)  # b n 2 c h w
         return self.model.prediction(x_t, both[:, :, 0], t), self.model.prediction(x_t, both[:, :, 1], t)
+
+    def scale_at(self, t: Point) -> float:
+        del t
+        return self.guidance_scale
+
+    def mixed(self, uncond: Prediction, cond: Prediction, t: Point) -> tuple[Prediction, Tensor]:
+        del t
+        prediction = guided(uncond, cond, self.guidance_scale)
+        return prediction, prediction.eps - uncond.eps
 
     @property
     def conditioning(self) -> Tensor:

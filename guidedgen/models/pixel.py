@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
 # What does nothing here, and so may not be set.
-_PLAIN = {"guidance_scale": 1, "negative_prompt": "", "truncate_prompts": False, "weaker": None}
+_PLAIN = {"guidance_scale": 1, "negative_prompt": "", "truncate_prompts": False, "weaker": None, "guidance": None}
 _MEMORY = {"offload": False, "vae_tiling": False, "vae_slicing": False, "quantization": None}
 
 

@@ -42,6 +42,15 @@ class Autoguided:
     def pair(self, x_t: Tensor, t: Point) -> tuple[Prediction, Prediction]:
         return self.weak(x_t, t, 1), self.strong(x_t, t, 1)
 
+    def scale_at(self, t: Point) -> float:
+        del t
+        return self.guidance_scale
+
+    def mixed(self, uncond: Prediction, cond: Prediction, t: Point) -> tuple[Prediction, Tensor]:
+        del t
+        prediction = guided(uncond, cond, self.guidance_scale)
+        return prediction, prediction.eps - uncond.eps
+
     @property
     def conditioning(self) -> Tensor:
         return self.strong.conditioning

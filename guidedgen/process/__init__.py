@@ -65,6 +65,12 @@ class Denoiser(Protocol):
     def pair(self, x_t: Tensor, t: Point) -> tuple[Prediction, Prediction]:
         """Unconditional and conditional: always two rows per latent."""
 
+    def scale_at(self, t: Point) -> float:
+        """w at a point: 1 where the conditional row alone is evaluated."""
+
+    def mixed(self, uncond: Prediction, cond: Prediction, t: Point) -> tuple[Prediction, Tensor]:
+        """What `pair` gives as one prediction, as a call without a scale makes it, and the correction w (c - u) of its noise."""
+
     @property
     def conditioning(self) -> Tensor:
         """What the tasks' rows are conditioned on, b ...: text embeddings b l d."""

@@ -34,6 +34,11 @@ def v_from_eps(x_t: Tensor, eps: Tensor, t: Point) -> Tensor:
     return (eps - t.sigma * x_t) / t.alpha
 
 
+def v_from(prediction: Prediction, t: Point) -> Tensor:
+    """v of what is predicted, at any point."""
+    return t.alpha * prediction.eps - t.sigma * prediction.x_0
+
+
 def eps_from_v(x_t: Tensor, v: Tensor, t: Point) -> Tensor:
     """eps from the velocity."""
     return t.alpha * v + t.sigma * x_t

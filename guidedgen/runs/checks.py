@@ -14,6 +14,7 @@ from guidedgen.methods import Method, StepGuide
 from guidedgen.models.latent import LatentModel
 from guidedgen.process import Scheduler
 from guidedgen.process.grid import Grid
+from guidedgen.process.schedulers import Ddim, Euler, Flow
 from guidedgen.runs import config
 
 _FLOW_STEPS = 5
@@ -58,6 +59,22 @@ def kind(cfg: DictConfig, method: Method, model: LatentModel) -> None:
         raise UsageError(f"{name}: with these options it needs a model with prompts, which model={cfg.model.name} is not{hint}")
     if method.needs.flow and getattr(model, "clips", False):
         raise UsageError(f"{name} follows the flow of a model that does not clip what it predicts: model.clip_sample=false")
+
+
+def mixing(cfg: DictConfig, method: Method, scheduler: Scheduler, model: LatentModel) -> None:
+    """Raises UsageError where a variant of classifier-free guidance moves x_0 and eps apart, and the method or the sampler needs
+    them to be of one x_t.
+    """
+    variant = getattr(model, "guidance", None)
+    if variant is None or not variant.decouples:
+        return
+    if method.needs.flow:
+        raise UsageError(f"guidance=cfg_pp: not with method={config.module_of(cfg.method)}, which follows the flow: guidance=cfg")
+    if not isinstance(scheduler, Ddim | Euler) and not (isinstance(scheduler, Flow) and scheduler.sde is None):
+        name = type(scheduler).__name__
+        raise UsageError(
+            f"guidance=cfg_pp: needs a sampler that noises with what is predicted, not {name}: scheduler=ddim or euler"
+        )
 
 
 def guidance(cfg: DictConfig, method: Method, grid: Grid) -> None:

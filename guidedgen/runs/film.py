@@ -10,7 +10,6 @@ from torch import Tensor
 
 from guidedgen.methods.problem import Problem
 from guidedgen.process import Denoiser, Prediction
-from guidedgen.process.formulas import guided
 from guidedgen.process.grid import Point
 
 
@@ -66,8 +65,14 @@ class _Watched:
     def pair(self, x_t: Tensor, t: Point) -> tuple[Prediction, Prediction]:
         uncond, cond = self.inner.pair(x_t, t)
         with torch.no_grad():
-            self.film.see(guided(uncond, cond, self.guidance_scale).x_0)
+            self.film.see(self.mixed(uncond, cond, t)[0].x_0)
         return uncond, cond
+
+    def scale_at(self, t: Point) -> float:
+        return self.inner.scale_at(t)
+
+    def mixed(self, uncond: Prediction, cond: Prediction, t: Point) -> tuple[Prediction, Tensor]:
+        return self.inner.mixed(uncond, cond, t)
 
     @property
     def conditioning(self) -> Tensor:

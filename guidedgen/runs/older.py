@@ -48,7 +48,7 @@ _MISSING = {
 # Keys that configs did not have at first, with what that meant: a run with this value is named as one without the key.
 _LATER: dict[str, Any] = {
     "model.size": None, "model.embedded_guidance": None, "model.offload": False, "model.vae_tiling": False,
-    "model.vae_slicing": False, "model.quantization": None, "model.weaker": None, "model.clip_sample": None,
+    "model.vae_slicing": False, "model.quantization": None, "model.weaker": None, "model.guidance": None, "model.clip_sample": None,
     "scheduler.variance": "small",
     "method.referee_steps": 1, "method.distill_seed": 0, "method.noise_twice": False, "method.distill_prompt": "{prompt}",
     "method.show": [],

@@ -72,6 +72,7 @@ def _prepare(cfg: DictConfig, shard: Shard, model: LatentModel | None = None, ta
     checks.guidance(cfg, method, grid)
     checks.flow(cfg, method, grid)
     checks.kind(cfg, method, model)
+    checks.mixing(cfg, method, scheduler, model)
     checks.memory(method, model)
     lessons, originals = _lessons(cfg, shard, method, model)
     everything = [*tasks, *(lesson.task for lesson in lessons)]

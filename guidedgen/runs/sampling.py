@@ -322,10 +322,11 @@ def problem(job: Job, batch: Sequence[Sample], unguided: Job | None = None) -> P
         with model.ledger.timed("reward"):
             return job.reward(pictures, owners)
 
-    denoise = model.guided_denoiser(building.read_by_model(job.method, tasks))
+    grid, num_steps = _grid(job, share), len(job.grid) - 1
+    denoise = model.guided_denoiser(building.read_by_model(job.method, tasks), grid, num_steps)
     return Problem(
         tasks=tasks, denoise=denoise, scheduler=job.scheduler, latent_shape=model.latent_shape,
-        grid=_grid(job, share), num_steps=len(job.grid) - 1, schedule=model.schedule,
+        grid=grid, num_steps=num_steps, schedule=model.schedule,
         noise=Noise(keys, device=job.cfg.device), decode=model.decode, reward=reward, batch_size=job.cfg.batch_size,
         reference=_encoded(job, tasks) if share or job.method.needs.reference == "inverted" else None,
         timed=model.ledger.timed,

@@ -39,6 +39,12 @@ class Counting:
         u_0, u, c_0, c = self._watched(2, uncond.x_0, uncond.eps, cond.x_0, cond.eps)
         return Prediction(u_0, u), Prediction(c_0, c)
 
+    def scale_at(self, t: Point) -> float:
+        return self.denoiser.scale_at(t)
+
+    def mixed(self, uncond: Prediction, cond: Prediction, t: Point) -> tuple[Prediction, Tensor]:
+        return self.denoiser.mixed(uncond, cond, t)
+
     def subset(self, rows) -> "Counting":
         return self
 

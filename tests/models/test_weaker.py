@@ -55,7 +55,7 @@ def test_predictions_are_those_of_two_models(make: Callable[..., LatentModel], t
     x_t, t = rows(model), model.schedule.at(600)
     strong, weak = (each.denoiser(TASKS)(x_t, t, 1.0) for each in (plain, alone))
     assert (strong.eps - weak.eps).abs().max() > 1e-3
-    denoise = model.guided_denoiser(TASKS)
+    denoise = model.guided_denoiser(TASKS, (), 1)
     before = model.ledger.nfe
     found = denoise(x_t, t)
     assert model.ledger.nfe - before == 2 * 6
@@ -70,7 +70,7 @@ def test_predictions_are_those_of_two_models(make: Callable[..., LatentModel], t
 def test_rows_of_both_models_are_counted_in_one_place(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = weakened(folders["epsilon"], tmp_path / "weak")
     model = StableDiffusion(path=str(folders["epsilon"]), name="tiny", guidance_scale=2.0, weaker=str(folder))
-    denoise, x_t, t = model.guided_denoiser(TASKS), rows(model).float(), model.schedule.at(600)
+    denoise, x_t, t = model.guided_denoiser(TASKS, (), 1), rows(model).float(), model.schedule.at(600)
     for call, count in ((lambda: denoise(x_t, t), 12), (lambda: denoise(x_t, t, 1.0), 6), (lambda: denoise(x_t, t, 0.0), 6)):
         before = model.ledger.nfe
         call()
@@ -84,7 +84,7 @@ def test_a_model_is_not_changed_by_itself(folders: dict[str, Path]) -> None:
     plain = StableDiffusion(path=path, name="tiny", guidance_scale=1.0, dtype="float64")
     x_t, t = rows(model), model.schedule.at(300)
     torch.testing.assert_close(
-        model.guided_denoiser(TASKS)(x_t, t).x_0, plain.guided_denoiser(TASKS)(x_t, t).x_0, rtol=0, atol=1e-10
+        model.guided_denoiser(TASKS, (), 1)(x_t, t).x_0, plain.guided_denoiser(TASKS, (), 1)(x_t, t).x_0, rtol=0, atol=1e-10
     )
 
 
@@ -92,7 +92,7 @@ def test_gradients_are_those_of_both_models(folders: dict[str, Path], tmp_path: 
     """By x_t, against differences; by the conditioning, of the strong model alone."""
     folder = weakened(folders["epsilon"], tmp_path / "weak")
     model = StableDiffusion(path=str(folders["epsilon"]), name="tiny", guidance_scale=2.0, weaker=str(folder), dtype="float64")
-    denoise, x_t, t = model.guided_denoiser(TASKS), rows(model, 1), model.schedule.at(600)
+    denoise, x_t, t = model.guided_denoiser(TASKS, (), 1), rows(model, 1), model.schedule.at(600)
     direction = torch.randn(x_t.shape, generator=torch.Generator().manual_seed(1)).double()
     (gradient,) = torch.autograd.grad(denoise(leaf := x_t.clone().requires_grad_(), t).x_0.square().sum(), leaf)
     ahead, behind = (denoise(x_t + h * direction, t).x_0.square().sum() for h in (1e-5, -1e-5))
