@@ -16,10 +16,12 @@ from guidedgen.methods.tfg import Schedule, Tfg
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dps(Tfg):
-    """The paper divides the gradient of a squared residual by the residual, which is the root of -r where r = -residual^2
-    (normalise = root). TFG's released code (YWolfeee/Training-Free-Guidance, methods/dps.py) divides by |log p| (normalise =
-    reward), and calls the network three times a step. Other rewards have their zero elsewhere, and the step's length changes
-    with it.
+    """The paper guides by a squared residual and divides its gradient by the residual. With r = -residual^2 the divisor is
+    |r|^(1/2): normalise = root. TFG's released code (YWolfeee/Training-Free-Guidance, methods/dps.py) divides by |log p|
+    (normalise = reward), and calls the network three times a step.
+
+    Other rewards enter the divisor by their size alone, so that the step goes upwards whatever their sign. A constant added to the
+    reward changes the step's length. Where r is minus the residual itself, normalise = none with twice the rho is the paper's step.
     """
 
     mu: float = 0.0

@@ -25,8 +25,10 @@ from guidedgen.methods.whole_chain import Best, finished
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ZeroOrder:
-    """`similarity` is tau, the cosine of a pivot and its neighbours. Where no neighbour is better the pivot stays, as in the paper;
-    with `restart` it is a new random noise, as in sayakpaul/tt-scale-flux (main.py), which is judged by its neighbours alone.
+    """`similarity` is tau, the cosine of a pivot and its neighbours. The paper goes on from the best candidate; here the pivot is
+    one of them, so it stays where no neighbour is better. With `restart` the next pivot is then a new random noise, as in
+    sayakpaul/tt-scale-flux (main.py). That code runs the pivot again in every round, K + 1 chains; here a new pivot is not run,
+    and the best of its neighbours is the next one whatever it scores.
 
     A chain that draws noise draws it anew for every neighbour, so that the best one may be lucky in that noise instead of its own:
     the method brings a sampler that draws none.
