@@ -1,6 +1,6 @@
 """Draws the pictures of the methods' pages on the lab: python docs/pictures.py [NAME ...]. An hour on one core.
 
-`law` is that of docs/law.md: how many of 20,000 outputs of each sampler fall where, on a mixture of eight normal distributions.
+`law` is that of docs/law.md: how many of 4,000 outputs of each sampler fall where, on a mixture of eight normal distributions.
 """
 
 import shutil
@@ -32,7 +32,7 @@ COMMANDS = {
 HERE = Path(__file__).resolve().parent
 
 
-def draw_law(path: Path, particles: int = 32, runs: int = 20_000) -> None:
+def draw_law(path: Path, particles: int = 32, runs: int = 4_000) -> None:
     """The samplers' outputs as histograms, the darker the more."""
     (left, right, height), bin_width, scale = (-3.2, 7.6, 3.2), 0.12, 28  # where pictures lie, and pixels of one unit
     outputs = {name: x for name, x in law.mixture_outputs(particles, runs).items() if name != "fk_steering, sum"}

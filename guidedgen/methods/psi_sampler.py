@@ -66,9 +66,6 @@ class PsiSampler:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise BadValue(name, value, "must be above 0")
-        room = self.num_chains * max(self.num_mcmc_steps, 1)
-        if self.num_particles > room:
-            raise BadValue("num_particles", self.num_particles, f"must be at most num_chains x num_mcmc_steps, {room}")
 
     def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
         smc = TwistedSmc(
@@ -92,7 +89,7 @@ class PsiSampler:
             observe("mcmc", k, {"rewards": look.rewards, "accepted": accepted})
             kept += [_rows(x, look, [chain]) for chain, step in wanted if step == k - self.burn_in]
         if not self.num_mcmc_steps:
-            kept = [_rows(x, look, list(range(self.num_particles)))]
+            kept = [_rows(x, look, [k % self.num_chains for k in range(self.num_particles)])]
         return _joined(kept)
 
     def _moved(self, problem: Problem, smc: TwistedSmc, x: Tensor, look: Look, noise: Noise) -> tuple[Tensor, Look, Tensor]:
@@ -122,11 +119,13 @@ class PsiSampler:
 
 
 def _thinned(n: int, chains: int, steps: int) -> list[tuple[int, int]]:
-    """Which states become particles, as (chain, step after the burn-in): n / chains of each chain, evenly spaced from its first."""
+    """Which states become particles, as (chain, step after the burn-in): n / chains of each chain, evenly spaced from its first,
+    some of them twice where there are fewer.
+    """
     found = []
     for chain in range(chains):
         count = n // chains + (chain < n % chains)
-        found += [(chain, k * max(1, steps // max(count, 1))) for k in range(count)]
+        found += [(chain, k * max(1, steps // max(count, 1)) % max(steps, 1)) for k in range(count)]
     return found
 
 

@@ -210,7 +210,7 @@ def test_a_reward_that_is_not_a_number_never_wins(make_problem: Make, name: str)
         (lambda: Tds(kl_weight=0.0), "kl_weight=0.0"), (lambda: Das(ess_threshold=1.5), "ess_threshold=1.5"),
         (lambda: Das(gamma=0.0), "gamma=0.0"), (lambda: Das(tempering="adaptive", ess_threshold=None), "ess_threshold=None"),
         (lambda: Svdd(num_candidates=0), "num_candidates=0"), (lambda: Svdd(kl_weight=-1.0), "kl_weight=-1.0"),
-        (lambda: PsiSampler(num_particles=200), "num_particles=200"), (lambda: PsiSampler(step_size=0.0), "step_size=0.0"),
+        (lambda: PsiSampler(step_size=0.0), "step_size=0.0"),
         (lambda: PsiSampler(burn_in=-1), "burn_in=-1"), (lambda: Tds(kl_weight=math.nan), "kl_weight=nan"),
     ],
 )  # fmt: skip
@@ -406,6 +406,7 @@ def test_particles_come_from_all_chains() -> None:
     assert _thinned(10, 5, 25) == [(chain, step) for chain in range(5) for step in (0, 12)]
     assert _thinned(4, 3, 6) == [(0, 0), (0, 3), (1, 0), (2, 0)]
     assert _thinned(2, 3, 1) == [(0, 0), (1, 0)]
+    assert _thinned(5, 2, 2) == [(0, 0), (0, 1), (0, 0), (1, 0), (1, 1)]  # fewer states than particles
 
 
 def test_the_mixtures_parts_get_their_shares() -> None:

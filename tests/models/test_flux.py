@@ -526,7 +526,10 @@ def test_every_method_alone_is_a_command(
     command_line.preflight(overrides, preparation.prepare)
     job = preparation.prepare(composition.composed(overrides))
     assert isinstance(job.model, Flux) and job.model.guidance_scale == 1
-    assert len(job.grid) == {"dev": 29, "schnell": 5}[kind] and job.grid[0].t == 1000 and not job.grid[-1].sigma
+    # Published for this model: EvoSearch's 50 steps, RBF's 10, the Psi-Sampler's 25, ReNO's single one.
+    own = {("dev", "evosearch"): 50, ("schnell", "rbf"): 10, ("schnell", "psi_sampler"): 25, ("schnell", "reno"): 1}
+    steps = own.get((kind, method), {"dev": 28, "schnell": 4}[kind])
+    assert len(job.grid) == steps + 1 and job.grid[0].t == 1000 and not job.grid[-1].sigma
 
 
 @pytest.mark.parametrize(

@@ -282,7 +282,8 @@ def test_every_method_is_the_same_with_networks_that_take_turns(sd3_folder: Path
     model, _, turns = offloaded(make())
     samplers = Flow(num_steps=4), Flow(num_steps=4, eta=1.0)
     assert torch.equal(check_method(name, model, *samplers), check_method(name, make(), *samplers))
-    both, joint = ("AutoencoderKL", "SD3Transformer2DModel"), name in ("codex", "classifier_guidance", "freedom", "universal")
+    through_both = ("codex", "classifier_guidance", "freedom", "universal", "tfg", "tds", "das", "psi_sampler")
+    both, joint = ("AutoencoderKL", "SD3Transformer2DModel"), name in through_both
     assert both[1:] in turns.log and (both[:1] in turns.log or joint or name == "base")
     assert (both in turns.log) == joint  # both are there only where one graph goes through both
 
