@@ -543,7 +543,7 @@ def test_a_run_that_has_recorded_no_contents_is_read_and_says_so(tmp_path: Path,
             "zoo_dtype",
         ):
             plain.pop(key, None)
-        for key in ("size", "offload", "vae_tiling", "vae_slicing", "quantization", "weaker"):  # which came later
+        for key in ("size", "offload", "vae_tiling", "vae_slicing", "quantization", "weaker", "guidance"):  # which came later
             del plain["model"][key]
         plain["scheduler"].pop("variance", None)
         del plain["reward"]["clip"]["dtype"]

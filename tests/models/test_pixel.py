@@ -538,7 +538,7 @@ def test_every_method_alone_is_a_command(
     command_line.preflight(overrides, preparation.prepare)
     job = preparation.prepare(composition.composed(overrides))
     assert type(job.model) is (Dit if kind == "dit" else Pixel)
-    assert job.model.clips == (kind == "ddpm" and method not in ("doodl", "adjoint_dpm"))
+    assert job.model.clips == (kind == "ddpm" and method not in ("doodl", "adjoint_dpm", "d_flow"))
     if method in ("base", "best_of_n", "doodl", "classifier_guidance", "universal"):
         steps = len(job.grid) - 1
         assert [point.t for point in job.grid[:-1]] == [i * (1000 // steps) for i in reversed(range(steps))]
