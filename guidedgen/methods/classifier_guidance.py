@@ -21,11 +21,12 @@ from typing import Literal
 from torch import Tensor
 
 from guidedgen.methods import Needs, Observer, ignore
-from guidedgen.methods.guidance import ascent, check_window, pushed, reward_gradient, within
+from guidedgen.methods.guidance import ascent, pushed, reward_gradient
 from guidedgen.methods.problem import Problem
 from guidedgen.process import Prediction
 from guidedgen.process.formulas import add_noise
 from guidedgen.process.grid import Point
+from guidedgen.process.windows import check_window, within
 
 _SCALES = {"uncond": 0.0, "cond": 1.0, "cfg": None}
 

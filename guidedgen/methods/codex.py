@@ -27,10 +27,11 @@ from guidedgen.basics.errors import BadValue
 from guidedgen.basics.noise import Noise
 from guidedgen.methods import Needs, Observer, ignore
 from guidedgen.methods.clustering import kmeans
-from guidedgen.methods.guidance import ascent, check_counts, check_window, predicted, reward_gradient, rms, within, zero_order
+from guidedgen.methods.guidance import ascent, check_counts, check_positive, predicted, reward_gradient, rms, zero_order
 from guidedgen.methods.problem import Problem
 from guidedgen.methods.selection import best, multinomial, spread_over, take
 from guidedgen.process.grid import Point
+from guidedgen.process.windows import check_window, within
 
 _EPSILON = 1e-8  # of Eq. A.1, added to a gradient's length: the released code's (guidance_scaling/scaling_guidance.py:11)
 
@@ -86,9 +87,7 @@ class Codex:
         check_counts(self, "block_size", "gradient_block_size")
         check_counts(self, "zero_order_samples", least=0)
         check_window("window", self.window)
-        for name in ("zero_order_sigma", "temperature", "final_temperature", "max_scale"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise BadValue(name, getattr(self, name), "must be above 0")
+        check_positive(self, "zero_order_sigma", "temperature", "final_temperature", "max_scale")
         if self.guide == "selected" and self.selection != "greedy":
             raise BadValue("guide", self.guide, "needs selection=greedy, which keeps one stream")
         if self.guide == "selected" and self.gradient_block_size % self.block_size:

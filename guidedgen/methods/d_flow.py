@@ -17,10 +17,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from guidedgen.basics.errors import BadValue
 from guidedgen.gradients import GradientEngine
 from guidedgen.methods import Needs, Observer, ignore
-from guidedgen.methods.guidance import check_counts
+from guidedgen.methods.guidance import check_counts, check_positive
 from guidedgen.methods.problem import Problem
 from guidedgen.methods.reno import by_norm
 from guidedgen.methods.whole_chain import Best, walked
@@ -46,13 +45,9 @@ class DFlow:
     norm_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        check_counts(self, "num_updates", least=0)
+        check_counts(self, "num_updates", "norm_weight", least=0)
         check_counts(self, "history", "max_evaluations")
-        for name in ("lr", "reward_weight"):
-            if not getattr(self, name) > 0:
-                raise BadValue(name, getattr(self, name), "must be above 0")
-        if not self.norm_weight >= 0:
-            raise BadValue("norm_weight", self.norm_weight, "must be at least 0")
+        check_positive(self, "lr", "reward_weight")
 
     @property
     def needs(self) -> Needs:

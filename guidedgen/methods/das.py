@@ -19,6 +19,7 @@ from torch import Tensor
 
 from guidedgen.basics.errors import BadValue
 from guidedgen.methods import Needs, Observer, ignore
+from guidedgen.methods.guidance import check_positive
 from guidedgen.methods.particles import Output, Particles, Resampler, check_particles, effective_size
 from guidedgen.methods.problem import Problem
 from guidedgen.methods.twisted import Tempering, TwistedSmc
@@ -50,9 +51,7 @@ class Das:
 
     def __post_init__(self) -> None:
         check_particles(self)
-        for name in ("gamma", "power"):
-            if not getattr(self, name) > 0:
-                raise BadValue(name, getattr(self, name), "must be above 0")
+        check_positive(self, "gamma", "power")
         if self.tempering == "adaptive" and not self.ess_threshold:
             raise BadValue("ess_threshold", self.ess_threshold, "must be above 0 with tempering=adaptive, which aims at it")
 

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from guidedgen.basics.errors import BadValue
 from guidedgen.methods import Needs, Observer, ignore
-from guidedgen.methods.guidance import check_counts, check_window, within
+from guidedgen.methods.guidance import check_counts
 from guidedgen.methods.problem import Problem
+from guidedgen.process.windows import check_window, within
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

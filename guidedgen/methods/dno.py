@@ -22,11 +22,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from guidedgen.basics.errors import BadValue
 from guidedgen.basics.noise import Noise
 from guidedgen.gradients import GradientEngine
 from guidedgen.methods import Needs, Observer, ignore
-from guidedgen.methods.guidance import check_counts
+from guidedgen.methods.guidance import check_counts, check_positive
 from guidedgen.methods.problem import Problem
 from guidedgen.methods.whole_chain import Best, shortened, step_noises, walked
 from guidedgen.process.chains import SamplerChain, walk
@@ -53,13 +52,8 @@ class Dno:
     num_permutations: int = 100
 
     def __post_init__(self) -> None:
-        check_counts(self, "num_updates", "subsample", "num_permutations", least=0)
-        for name in ("lr", "clip"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise BadValue(name, getattr(self, name), "must be above 0")
-        for name in ("gamma", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise BadValue(name, getattr(self, name), "must be at least 0")
+        check_counts(self, "num_updates", "subsample", "num_permutations", "gamma", "weight_decay", least=0)
+        check_positive(self, "lr", "clip")
 
     @property
     def needs(self) -> Needs:

@@ -31,7 +31,7 @@ from guidedgen.gradients import GradientEngine
 from guidedgen.gradients.adjoint import Adjoint
 from guidedgen.gradients.reversible import Reversible
 from guidedgen.methods import Needs, Observer, ignore
-from guidedgen.methods.guidance import check_counts
+from guidedgen.methods.guidance import check_counts, check_positive
 from guidedgen.methods.problem import Problem
 from guidedgen.methods.views import draw_crops
 from guidedgen.methods.whole_chain import Best, walked
@@ -84,9 +84,7 @@ class Doodl:
         for name in ("momentum", "smallest_crop"):
             if not 0 <= getattr(self, name) <= 1:
                 raise BadValue(name, getattr(self, name), "must be from 0 to 1")
-        for name, value in (("mixing", self.mixing), ("clip", self.clip), ("patience", self.patience)):
-            if value is not None and not value > 0:
-                raise BadValue(name, value, "must be above 0")
+        check_positive(self, "mixing", "clip", "patience")
         wanted = {Reversible: "edict", Adjoint: "ddim"}.get(type(self.gradients))
         if self.process is None:
             object.__setattr__(self, "process", wanted or ("edict" if self._inverts else "ddim"))

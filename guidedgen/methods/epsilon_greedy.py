@@ -20,7 +20,7 @@ from torch import Tensor
 from guidedgen.basics.errors import BadValue
 from guidedgen.basics.noise import Noise
 from guidedgen.methods import Needs, Observer, ignore
-from guidedgen.methods.guidance import check_counts
+from guidedgen.methods.guidance import check_counts, check_positive
 from guidedgen.methods.problem import Problem
 from guidedgen.methods.selection import best, pick, top
 from guidedgen.process import Prediction
@@ -43,8 +43,7 @@ class EpsilonGreedy:
         check_counts(self, "num_rounds", least=0)
         if not 0 <= self.epsilon <= 1:
             raise BadValue("epsilon", self.epsilon, "must be from 0 to 1")
-        if not self.radius > 0:
-            raise BadValue("radius", self.radius, "must be above 0")
+        check_positive(self, "radius")
 
     @property
     def needs(self) -> Needs:

@@ -114,9 +114,8 @@ class EvoSearch:
         """The best of a random part of the parents, `count` times (b count)."""
         p = rewards.shape[1]
         part = max(1, int(p * self.tournament))
-        rewards = torch.where(rewards.isnan(), -torch.inf, rewards)
         chosen = []
         for _ in range(count):
             order = noise.uniform(p).argsort(1)[:, :part]
-            chosen.append(order.gather(1, rewards.gather(1, order).argmax(1, keepdim=True)))
+            chosen.append(order.gather(1, best(rewards.gather(1, order)).unsqueeze(1)))
         return torch.cat(chosen, 1)

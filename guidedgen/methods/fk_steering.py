@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from guidedgen.methods import Needs, Observer, ignore
-from guidedgen.methods.guidance import check_counts, check_window, inside
+from guidedgen.methods.guidance import check_counts, inside
 from guidedgen.methods.particles import Output, Particles, Resampler, check_particles, output, propose, resample
 from guidedgen.methods.problem import Problem
+from guidedgen.process.windows import check_window
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

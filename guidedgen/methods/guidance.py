@@ -12,20 +12,22 @@ from guidedgen.basics.noise import Noise
 from guidedgen.methods.problem import Problem
 from guidedgen.process import Prediction
 from guidedgen.process.grid import Point
-
-
-def check_window(name: str, window: Sequence[float]) -> None:
-    """Raises BadValue unless the window is [start, end] with 1 >= start >= end >= 0."""
-    numbers = all(isinstance(edge, (int, float)) for edge in window)
-    if len(window) != 2 or not numbers or not 1 >= window[0] >= window[1] >= 0:
-        raise BadValue(name, list(window), "must be [start, end], noise ratios with 1 >= start >= end >= 0")
+from guidedgen.process.windows import within
 
 
 def check_counts(method: object, *names: str, least: int = 1) -> None:
-    """Raises BadValue where an option of these names is below `least`."""
+    """Raises BadValue where an option of these names is not at least `least`."""
     for name in names:
-        if getattr(method, name) < least:
+        if not getattr(method, name) >= least:
             raise BadValue(name, getattr(method, name), f"must be at least {least}")
+
+
+def check_positive(method: object, *names: str) -> None:
+    """Raises BadValue where an option of these names is neither None nor above 0."""
+    for name in names:
+        value = getattr(method, name)
+        if value is not None and not value > 0:
+            raise BadValue(name, value, "must be above 0")
 
 
 def inside(problem: Problem, i: int, window: Sequence[float]) -> bool:
@@ -35,12 +37,6 @@ def inside(problem: Problem, i: int, window: Sequence[float]) -> bool:
     (SD_style/ldm/models/diffusion/ddim.py), and in one of 500 [0.6, 0] the steps at t <= 600 of CoDeX's.
     """
     return within(problem.noise_ratio(i), window)
-
-
-def within(noise_ratio: float, window: Sequence[float]) -> bool:
-    """Whether a noise ratio lies in a window."""
-    (start, end), rounding = window, 1e-9
-    return end + rounding < noise_ratio <= start + rounding
 
 
 def predicted(problem: Problem, x_t: Tensor, t: Point) -> tuple[Prediction, Tensor]:

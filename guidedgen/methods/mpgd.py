@@ -15,11 +15,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from guidedgen.methods import Needs, Observer, ignore
-from guidedgen.methods.guidance import ascent, check_counts, check_window, inside, predicted, within
+from guidedgen.methods.guidance import ascent, check_counts, inside, predicted
 from guidedgen.methods.problem import Problem
 from guidedgen.process import Prediction
 from guidedgen.process.formulas import from_x0, renoise
 from guidedgen.process.grid import Point
+from guidedgen.process.windows import check_window, within
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

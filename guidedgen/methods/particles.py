@@ -27,8 +27,9 @@ from torch import Tensor
 from guidedgen.basics.errors import BadValue
 from guidedgen.basics.noise import Noise
 from guidedgen.methods import Observer
+from guidedgen.methods.guidance import check_counts, check_positive
 from guidedgen.methods.problem import Problem
-from guidedgen.methods.selection import best, multinomial, take
+from guidedgen.methods.selection import best, known, multinomial, take
 from guidedgen.process import Prediction
 from guidedgen.process.grid import Point
 
@@ -62,7 +63,7 @@ class Particles:
         """The same with this potential (b n) in place of the one that the weights hold. A potential that is not a number gives a
         weight of 0, which resampling then drops.
         """
-        potential = torch.where(potential.isnan(), -torch.inf, potential.double())
+        potential = known(potential.double())
         held = torch.where(self.potential.isfinite(), self.potential, 0.0)
         return dataclasses.replace(self, log_weights=self.log_weights + potential - held, potential=potential)
 
@@ -90,7 +91,7 @@ def propose(problem: Problem, particles: _Particles, t: Point, s: Point) -> _Par
 
 def normalised(log_weights: Tensor) -> Tensor:
     """Weights (b n, summing to 1 over n); equal ones where all are 0."""
-    log_weights = torch.where(log_weights.isnan(), -torch.inf, log_weights)
+    log_weights = known(log_weights)
     dead = (log_weights == -torch.inf).all(1, keepdim=True)
     return torch.where(dead, 0.0, log_weights).softmax(1)
 
@@ -208,9 +209,7 @@ class _Weighted(Protocol):
 
 def check_particles(method: _Weighted) -> None:
     """Raises BadValue where an option that these methods share is out of range."""
-    if method.num_particles < 1:
-        raise BadValue("num_particles", method.num_particles, "must be at least 1")
-    if not method.kl_weight > 0:
-        raise BadValue("kl_weight", method.kl_weight, "must be above 0")
+    check_counts(method, "num_particles")
+    check_positive(method, "kl_weight")
     if method.ess_threshold is not None and not 0 <= method.ess_threshold <= 1:
         raise BadValue("ess_threshold", method.ess_threshold, "must be from 0 to 1, or null for resampling every time")

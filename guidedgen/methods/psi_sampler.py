@@ -23,14 +23,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from guidedgen.basics.errors import BadValue
 from guidedgen.basics.noise import Noise
 from guidedgen.methods import Needs, Observer, ignore
-from guidedgen.methods.guidance import check_counts
+from guidedgen.methods.guidance import check_counts, check_positive
 from guidedgen.methods.particles import Output, Particles, Resampler, check_particles
 from guidedgen.methods.problem import Problem
 from guidedgen.methods.twisted import Look, TwistedSmc, untempered
 from guidedgen.process import Prediction
+from guidedgen.process.formulas import joined
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,10 +62,7 @@ class PsiSampler:
         check_particles(self)
         check_counts(self, "num_chains")
         check_counts(self, "burn_in", "num_mcmc_steps", least=0)
-        for name in ("step_size", "max_gradient"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise BadValue(name, value, "must be above 0")
+        check_positive(self, "step_size", "max_gradient")
 
     def __call__(self, problem: Problem, observe: Observer = ignore) -> Tensor:
         smc = TwistedSmc(
@@ -137,7 +134,5 @@ def _rows(x: Tensor, look: Look, chains: list[int]) -> tuple[Tensor, Look]:
 
 def _joined(parts: list[tuple[Tensor, Look]]) -> tuple[Tensor, Look]:
     x, looks = torch.cat([x for x, _ in parts], 1), [look for _, look in parts]
-    prediction = Prediction(
-        torch.cat([look.prediction.x_0 for look in looks], 1), torch.cat([look.prediction.eps for look in looks], 1)
-    )
+    prediction = joined([look.prediction for look in looks], 1)
     return x, Look(torch.cat([look.rewards for look in looks], 1), torch.cat([look.gradient for look in looks], 1), prediction)

@@ -25,6 +25,7 @@ from guidedgen.methods.guidance import check_counts
 from guidedgen.methods.problem import Problem
 from guidedgen.methods.selection import best, pick, top
 from guidedgen.process import Prediction
+from guidedgen.process.formulas import joined
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,7 @@ class Rbf:
     def _draw(self, problem: Problem, point: int, work: list[_Work]) -> None:
         """One draw of each of some samples, all at one point of the grid."""
         t, s = problem.grid[point], problem.grid[point + 1]
-        before = _joined([each.prediction for each in work])
+        before = joined([each.prediction for each in work], 0)  # stochastic samplers use none before
         x_s = problem.step(torch.cat([each.x_t for each in work]), before, t, s)
         ahead = problem.denoise(x_s, s)
         rewards = top(problem.score(ahead.x_0)).tolist()
@@ -135,8 +136,3 @@ class _Work:
 def _row(prediction: Prediction, i: int) -> Prediction:
     """What is predicted of one sample."""
     return prediction.map(lambda value: value[i : i + 1])
-
-
-def _joined(predictions: list[Prediction]) -> Prediction:
-    """Predictions of several samples as one; stochastic samplers use none before."""
-    return Prediction(torch.cat([each.x_0 for each in predictions]), torch.cat([each.eps for each in predictions]))

@@ -21,7 +21,7 @@ from torch import Tensor
 from guidedgen.basics.errors import BadValue
 from guidedgen.gradients import GradientEngine
 from guidedgen.methods import Needs, Observer, ignore
-from guidedgen.methods.guidance import check_counts
+from guidedgen.methods.guidance import check_counts, check_positive
 from guidedgen.methods.problem import Problem
 from guidedgen.methods.whole_chain import Best, shortened, step_noises, walked
 from guidedgen.process.chains import SamplerChain, walk
@@ -48,9 +48,7 @@ class Reno:
 
     def __post_init__(self) -> None:
         check_counts(self, "num_updates", least=0)
-        for name in ("lr", "clip"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise BadValue(name, getattr(self, name), "must be above 0")
+        check_positive(self, "lr", "clip")
         if not 0 <= self.momentum < 1:
             raise BadValue("momentum", self.momentum, "must be from 0 to below 1")
 

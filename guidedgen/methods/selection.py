@@ -6,19 +6,24 @@ import torch
 from torch import Tensor
 
 
+def known(scores: Tensor) -> Tensor:
+    """Scores with minus infinity for one that is not a number, which so never wins over one that is."""
+    return torch.where(scores.isnan(), -torch.inf, scores)
+
+
 def best(scores: Tensor) -> Tensor:
-    """Index (b) of each sample's highest score (b n); a score that is not a number never wins over one that is."""
-    return torch.where(scores.isnan(), -torch.inf, scores).argmax(1)
+    """Index (b) of each sample's highest score (b n)."""
+    return known(scores).argmax(1)
 
 
 def top(scores: Tensor) -> Tensor:
     """Each sample's highest score (b); minus infinity where none is a number."""
-    return torch.where(scores.isnan(), -torch.inf, scores).amax(1)
+    return known(scores).amax(1)
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:
     """Indices (b k) of each sample's k highest scores (b n, k <= n), the highest first."""
-    return torch.where(scores.isnan(), -torch.inf, scores).topk(k, 1).indices
+    return known(scores).topk(k, 1).indices
 
 
 def pick(x: Tensor, index: Tensor) -> Tensor:
@@ -47,7 +52,7 @@ def multinomial(scores: Tensor, temperature: float, uniform: Tensor) -> Tensor:
     `scores` b n, `uniform` b k in [0, 1). Scores are compared with the largest one first, so that no temperature overflows; a score
     that is not a number is never drawn, unless none is one.
     """
-    values = torch.where(scores.isnan(), -torch.inf, scores.double())
+    values = known(scores.double())
     top = values.amax(1, keepdim=True)
     upto = (torch.where(values == top, 0.0, values - top) / temperature).softmax(1).cumsum(1)
     upto = upto / upto[:, -1:]  # its last value is 1 but for rounding

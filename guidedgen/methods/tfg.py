@@ -26,13 +26,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from guidedgen.basics.errors import BadValue
 from guidedgen.methods import Needs, Observer, ignore
-from guidedgen.methods.guidance import ascent, check_counts, check_window, within
+from guidedgen.methods.guidance import ascent, check_counts, check_positive
 from guidedgen.methods.problem import Problem
+from guidedgen.methods.selection import known
 from guidedgen.process import Prediction
 from guidedgen.process.formulas import renoise
 from guidedgen.process.grid import Point
+from guidedgen.process.windows import check_window, within
 
 Schedule = Literal["increase", "decrease", "constant"]
 
@@ -66,12 +67,8 @@ class Tfg:
     def __post_init__(self) -> None:
         check_window("window", self.window)
         check_counts(self, "num_samples", "num_repeats")
-        check_counts(self, "inner_steps", least=0)
-        for name in ("rho", "mu", "sigma"):
-            if not getattr(self, name) >= 0:
-                raise BadValue(name, getattr(self, name), "must be at least 0")
-        if not self.kl_weight > 0:
-            raise BadValue("kl_weight", self.kl_weight, "must be above 0")
+        check_counts(self, "inner_steps", "rho", "mu", "sigma", least=0)
+        check_positive(self, "kl_weight")
 
     def guides(self, i: int, steps: int, noise_ratio: float) -> bool:
         del i, steps
@@ -132,7 +129,7 @@ class Tfg:
         reward that is not a number has no weight.
         """
         rewards, gradients = problem.score_and_gradient(x_0 + offsets)
-        scaled = torch.where(rewards.isnan(), -torch.inf, rewards / self.kl_weight)
+        scaled = known(rewards / self.kl_weight)
         weights = scaled.softmax(1)[..., None, None, None]
         gradient = torch.where(weights > 0, weights * gradients, 0).sum(1, keepdim=True) / self.kl_weight
         value = scaled.logsumexp(1, keepdim=True) - math.log(offsets.shape[1])

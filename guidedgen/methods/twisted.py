@@ -13,11 +13,10 @@ import dataclasses
 from collections.abc import Callable
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 
 from guidedgen.methods import Observer
-from guidedgen.methods.guidance import reward_gradient, rms
+from guidedgen.methods.guidance import ascent, reward_gradient, rms
 from guidedgen.methods.particles import Output, Particles, Resampler, output, propose, resample
 from guidedgen.methods.problem import Problem
 from guidedgen.process import Prediction
@@ -60,7 +59,7 @@ class TwistedSmc:
             return prediction.x_0, prediction.eps
 
         rewards, gradient, (x_0, eps) = reward_gradient(problem, x_t, seen)
-        gradient = torch.where(gradient.isfinite().all(-1).all(-1).all(-1)[..., None, None, None], gradient, 0)
+        gradient = ascent(gradient, 1.0)
         if self.max_gradient is not None:
             gradient = gradient * (self.max_gradient / rms(gradient).clamp(min=1e-30)).clamp(max=1)
         return Look(rewards, gradient, Prediction(x_0, eps))

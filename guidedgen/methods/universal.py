@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 
 from guidedgen.methods import Needs, Observer, ignore
-from guidedgen.methods.guidance import ascent, check_counts, check_window, pushed, reward_gradient, rms, within
+from guidedgen.methods.guidance import ascent, check_counts, pushed, reward_gradient, rms
 from guidedgen.methods.problem import Problem
 from guidedgen.process import Prediction
 from guidedgen.process.formulas import renoise
 from guidedgen.process.grid import Point
+from guidedgen.process.windows import check_window, within
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from guidedgen.methods import Observer
 from guidedgen.methods.problem import Problem
+from guidedgen.methods.selection import known
 
 
 class Best:
@@ -21,7 +22,7 @@ class Best:
     def see(self, x_0: Tensor, rewards: Tensor) -> None:
         """x_0 b 1 c h w and its rewards b; one that is not a number is never better, one that is as good neither."""
         if not hasattr(self, "x_0"):
-            self.x_0, self.rewards = x_0, torch.where(rewards.isnan(), -torch.inf, rewards)
+            self.x_0, self.rewards = x_0, known(rewards)
             return
         better = rewards > self.rewards
         self.stalled = torch.where(better.any(), 0, self.stalled + 1)

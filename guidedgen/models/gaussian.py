@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from guidedgen.process import Prediction
+from guidedgen.process.classifier_free import PlainlyGuided
 from guidedgen.process.formulas import guided
 from guidedgen.process.grid import Point
 
@@ -46,7 +47,7 @@ class GaussianMixture:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GaussianDenoiser:
+class GaussianDenoiser(PlainlyGuided):
     """A denoiser of a mixture `cond`, guided away from `uncond`; at scale 1 it is exact. Each task's conditioning (b c h w)
     is a shift of all means of `cond`; without one the denoiser is the same for every task.
     """
@@ -64,15 +65,6 @@ class GaussianDenoiser:
 
     def pair(self, x_t: Tensor, t: Point) -> tuple[Prediction, Prediction]:
         return self.uncond(x_t, t), self._shifted(x_t, t)
-
-    def scale_at(self, t: Point) -> float:
-        del t
-        return self.guidance_scale
-
-    def mixed(self, uncond: Prediction, cond: Prediction, t: Point) -> tuple[Prediction, Tensor]:
-        del t
-        prediction = guided(uncond, cond, self.guidance_scale)
-        return prediction, prediction.eps - uncond.eps
 
     @property
     def conditioning(self) -> Tensor:

@@ -30,8 +30,8 @@ from guidedgen.models.noise_folder import NoiseFolder
 from guidedgen.models.prompts import Prompts
 from guidedgen.models.words import Words, replaced, words_in
 from guidedgen.process import Denoiser, Prediction
-from guidedgen.process.classifier_free import Guidance, Guided, Output
-from guidedgen.process.formulas import classifier_free, guided
+from guidedgen.process.classifier_free import Guidance, Guided, Output, PlainlyGuided
+from guidedgen.process.formulas import classifier_free
 from guidedgen.process.grid import FlowSchedule, Grid, Point, Schedule
 from guidedgen.zoo.needed import Needed
 from guidedgen.zoo.pretrained import load_pretrained
@@ -134,15 +134,7 @@ class LatentModel(abc.ABC):
         if self.weaker is not None:
             object.__setattr__(self, "weak", self._open_weaker())
         if self.guidance is not None:
-            self._check_guidance(self.guidance)
-
-    def _check_guidance(self, guidance: Guidance) -> None:
-        """Raises BadValue where a variant of guidance would do nothing."""
-        if self.guidance_scale == 1 and not guidance.decouples:
-            raise BadValue("guidance_scale", self.guidance_scale, "must not be 1 with model.guidance: nothing is guided then")
-        if getattr(guidance, "zero_share", 0) and not isinstance(self.schedule, FlowSchedule):
-            rule = "must be 0: this model is no rectified flow, whose velocity could be 0"
-            raise BadValue("guidance.zero_share", guidance.zero_share, rule)  # type: ignore[attr-defined]
+            self.guidance.check(self.guidance_scale, self.output_kind)
 
     def _check_memory(self) -> None:
         """Raises BadValue and UsageError where an option for less memory cannot be had here."""
@@ -537,7 +529,7 @@ class LatentModel(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PromptedDenoiser:
+class PromptedDenoiser(PlainlyGuided):
     """What a model predicts for b prompts; any number of particles each."""
 
     model: LatentModel
@@ -563,15 +555,6 @@ class PromptedDenoiser:
         """Of b n c h w, in calls of at most `batch_size` latents."""
         both = self._rows(lambda rows, cond: torch.stack(self._pair(rows, cond, t), 1), x_t)  # b n 2 c h w
         return self.model.prediction(x_t, both[:, :, 0], t), self.model.prediction(x_t, both[:, :, 1], t)
-
-    def scale_at(self, t: Point) -> float:
-        del t
-        return self.guidance_scale
-
-    def mixed(self, uncond: Prediction, cond: Prediction, t: Point) -> tuple[Prediction, Tensor]:
-        del t
-        prediction = guided(uncond, cond, self.guidance_scale)
-        return prediction, prediction.eps - uncond.eps
 
     @property
     def conditioning(self) -> Tensor:

@@ -16,12 +16,13 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from guidedgen.process import Denoiser, Prediction
+from guidedgen.process.classifier_free import PlainlyGuided
 from guidedgen.process.formulas import guided
 from guidedgen.process.grid import Point
 
 
 @dataclasses.dataclass(frozen=True)
-class Autoguided:
+class Autoguided(PlainlyGuided):
     """What a model predicts for b prompts, guided by a weaker one that reads the same prompts. Its "unconditional" prediction, that
     of `pair` and of a guidance scale of 0, is the weaker model's.
     """
@@ -41,15 +42,6 @@ class Autoguided:
 
     def pair(self, x_t: Tensor, t: Point) -> tuple[Prediction, Prediction]:
         return self.weak(x_t, t, 1), self.strong(x_t, t, 1)
-
-    def scale_at(self, t: Point) -> float:
-        del t
-        return self.guidance_scale
-
-    def mixed(self, uncond: Prediction, cond: Prediction, t: Point) -> tuple[Prediction, Tensor]:
-        del t
-        prediction = guided(uncond, cond, self.guidance_scale)
-        return prediction, prediction.eps - uncond.eps
 
     @property
     def conditioning(self) -> Tensor:

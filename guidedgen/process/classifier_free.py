@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
@@ -23,6 +24,7 @@ from guidedgen.basics.errors import BadValue
 from guidedgen.process import Denoiser, Prediction
 from guidedgen.process.formulas import from_eps, from_v, from_velocity, guided, v_from
 from guidedgen.process.grid import Grid, Point
+from guidedgen.process.windows import check_window, within
 
 Output = Literal["epsilon", "v_prediction", "velocity"]  # what a network predicts: eps, v, or eps - x_0 of a flow
 
@@ -37,16 +39,15 @@ class Guidance(abc.ABC):
     rescale: float = 0.0
 
     def __post_init__(self) -> None:
-        ends = list(self.interval)
-        if len(ends) != 2 or not all(isinstance(end, (int, float)) for end in ends) or not 1 >= ends[0] >= ends[1] >= 0:
-            raise BadValue("interval", ends, "must be [start, end], noise ratios with 1 >= start >= end >= 0")
+        check_window("interval", self.interval)
         if not 0 <= self.rescale <= 1:
             raise BadValue("rescale", self.rescale, "must be from 0 to 1")
 
-    def guides(self, noise_ratio: float) -> bool:
-        """Whether a step with this share of the chain left, the step included, is guided."""
-        start, end = self.interval
-        return end + 1e-9 < noise_ratio <= start + 1e-9
+    def check(self, scale: float, kind: Output) -> None:
+        """Raises BadValue where it would do nothing with a model of this guidance scale and output."""
+        del kind
+        if scale == 1 and not self.decouples:
+            raise BadValue("guidance_scale", scale, "must not be 1 with model.guidance: nothing is guided then")
 
     @abc.abstractmethod
     def mix(self, uncond: Prediction, cond: Prediction, scale: float, t: Point, kind: Output, noise_ratio: float) -> Prediction:
@@ -121,6 +122,12 @@ class ZeroStar(Guidance):
         if not 0 <= self.zero_share <= 1:
             raise BadValue("zero_share", self.zero_share, "must be from 0 to 1")
 
+    def check(self, scale: float, kind: Output) -> None:
+        super().check(scale, kind)
+        if self.zero_share and kind != "velocity":
+            rule = "must be 0: this model is no rectified flow, whose velocity could be 0"
+            raise BadValue("guidance.zero_share", self.zero_share, rule)
+
     def mix(self, uncond: Prediction, cond: Prediction, scale: float, t: Point, kind: Output, noise_ratio: float) -> Prediction:
         u, c = output_of(uncond, t, kind), output_of(cond, t, kind)
         if noise_ratio > 1 - self.zero_share + 1e-9:
@@ -165,6 +172,24 @@ def prediction_of(same: Prediction, output: Tensor, t: Point, kind: Output) -> P
     return {"epsilon": from_eps, "v_prediction": from_v, "velocity": from_velocity}[kind](x_t, output, t)
 
 
+class PlainlyGuided(abc.ABC):
+    """What denoisers have that mix by u + w (c - u), with one w along the whole chain."""
+
+    @property
+    @abc.abstractmethod
+    def guidance_scale(self) -> float:
+        """w."""
+
+    def scale_at(self, t: Point) -> float:
+        del t
+        return self.guidance_scale
+
+    def mixed(self, uncond: Prediction, cond: Prediction, t: Point) -> tuple[Prediction, Tensor]:
+        del t
+        prediction = guided(uncond, cond, self.guidance_scale)
+        return prediction, prediction.eps - uncond.eps
+
+
 @dataclasses.dataclass(frozen=True)
 class Guided:
     """Another denoiser with a variant of guidance along a grid, `num_steps` being those of the whole chain, of which the grid is
@@ -182,7 +207,7 @@ class Guided:
         return self.inner.guidance_scale
 
     def scale_at(self, t: Point) -> float:
-        return self.guidance_scale if self.guidance.guides(self._noise_ratio(t)) else 1.0
+        return self.guidance_scale if within(self._noise_ratio(t), self.guidance.interval) else 1.0
 
     def __call__(self, x_t: Tensor, t: Point, guidance_scale: float | None = None) -> Prediction:
         if guidance_scale is not None:
@@ -209,10 +234,14 @@ class Guided:
     def subset(self, rows: Sequence[int]) -> Guided:
         return dataclasses.replace(self, inner=self.inner.subset(rows))
 
+    @functools.cached_property
+    def _steps(self) -> dict[Point, int]:
+        """The first step from each of the grid's points."""
+        return {point: i for i, point in reversed(list(enumerate(self.grid)))}
+
     def _noise_ratio(self, t: Point) -> float:
         """The share of the chain that is left at the step that a point lies in; the last point belongs to the last step."""
-        last = len(self.grid) - 2
-        step = next((i for i, point in enumerate(self.grid) if point == t), None)
+        last, step = len(self.grid) - 2, self._steps.get(t)
         if step is None:  # between points, as solvers of higher order ask
             step = max((i for i, point in enumerate(self.grid) if point.t >= t.t), default=0)
         return (last + 1 - min(step, last)) / self.num_steps

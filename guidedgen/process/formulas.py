@@ -7,7 +7,9 @@ All take tensors of any one shape and Points, and are differentiable.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from guidedgen.process import Prediction
@@ -79,6 +81,11 @@ def classifier_free(uncond: Tensor, cond: Tensor, guidance_scale: float) -> Tens
 def guided(uncond: Prediction, cond: Prediction, guidance_scale: float) -> Prediction:
     """The same of predictions of one x_t, of which x_0 and eps are linear functions."""
     return Prediction(classifier_free(uncond.x_0, cond.x_0, guidance_scale), classifier_free(uncond.eps, cond.eps, guidance_scale))
+
+
+def joined(predictions: Sequence[Prediction], dim: int) -> Prediction:
+    """Predictions at one point as one, along an axis; what was predicted before them is left out."""
+    return Prediction(torch.cat([each.x_0 for each in predictions], dim), torch.cat([each.eps for each in predictions], dim))
 
 
 def posterior_variance(t: Point, s: Point) -> float:

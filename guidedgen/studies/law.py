@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guidedgen.basics.noise import Noise
+from guidedgen.basics.noise import Noise, generator
 from guidedgen.basics.tasks import Task
 from guidedgen.methods import Method
 from guidedgen.methods.base import Base
@@ -49,7 +49,7 @@ class PooledNoise(Noise):
     def __init__(self, samples: int, key: str) -> None:
         super().__init__([], dtype=torch.float64)
         self._samples, self._key = samples, key
-        self._generator = torch.Generator().manual_seed(int.from_bytes(key.encode()[-8:].ljust(8, b"\0")) % 2**63)
+        self._generator = generator(key)
 
     def draw(self, particles: int, shape: Sequence[int]) -> Tensor:
         return torch.randn(self._samples, particles, *shape, generator=self._generator, dtype=torch.float64)
@@ -84,7 +84,7 @@ def _problem(prior: GaussianMixture, samples: int, seed: int, num_steps: int, re
     grid = scheduler.grid(_SCHEDULE)
     return Problem(
         tasks=[Task(id=str(i), prompt="") for i in range(samples)], denoise=GaussianDenoiser(cond=prior, uncond=prior),
-        scheduler=scheduler, grid=grid, schedule=_SCHEDULE, num_steps=num_steps, noise=PooledNoise(samples, f"{seed:08}"),
+        scheduler=scheduler, grid=grid, schedule=_SCHEDULE, num_steps=num_steps, noise=PooledNoise(samples, str(seed)),
         latent_shape=tuple(prior.means.shape[1:]), decode=lambda x: x, reward=lambda x, _: reward(x), batch_size=2**62,  # type: ignore[arg-type]
     )  # fmt: skip
 

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from guidedgen.basics.errors import BadValue
 from guidedgen.basics.noise import Noise
-from guidedgen.methods.guidance import ascent, check_counts, check_window, inside, predicted, reward_gradient, rms, zero_order
+from guidedgen.methods.guidance import ascent, check_counts, inside, predicted, reward_gradient, rms, zero_order
 from guidedgen.methods.problem import Problem
 from guidedgen.process.grid import tail
 from guidedgen.process.schedulers import Ddpm
+from guidedgen.process.windows import check_window
 
 Make = Callable[..., Problem]
 SHAPE = (3, 2, 2)

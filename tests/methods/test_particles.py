@@ -365,6 +365,15 @@ def test_four_particles_are_as_far_off_as_they_have_to_be(name: str, reference: 
     assert abs(row.mean - reference) < 3 * math.hypot(row.error, 0.003) + 0.005
 
 
+def test_the_law_s_noise_and_all_of_its_forks_differ_by_seed() -> None:
+    """Parts of a table are of different seeds; the forks once were the same in all of them."""
+    parts = [law.PooledNoise(50, seed) for seed in ("0", "1")]
+    for a, b in (parts, [part.fork("resample") for part in parts]):
+        assert not torch.equal(a.draw(2, (1,)), b.draw(2, (1,))) and not torch.equal(a.uniform(3), b.uniform(3))
+    again = law.PooledNoise(50, "0").fork("resample")
+    assert torch.equal(again.uniform(3), law.PooledNoise(50, "0").fork("resample").uniform(3))
+
+
 @pytest.mark.parametrize("resampler", RESAMPLERS)
 def test_the_evidence_has_no_bias_at_any_number_of_particles(resampler: str) -> None:
     """Theory: the estimate's mean is E[exp(r)] exactly, and weighted by it the output has the law exactly, also for N = 2."""
